@@ -1,0 +1,25 @@
+# The backbone and its pyramid, for every detector. mean and std are birder's defaults; those that
+# count stand in the checkpoint (rgb_stats): a run that contradicts them stops and says which.
+model = dict(
+    data_preprocessor=dict(
+        type="DetDataPreprocessor",
+        mean=[132.3705, 135.303, 124.3635],
+        std=[59.058, 58.752, 65.994],
+        bgr_to_rgb=True,
+        pad_mask=True,
+        pad_size_divisor=56,  # patch 14, coarsest scale factor 0.5 and its half: nothing is cut
+    ),
+    backbone=dict(
+        type="RoPEViT",
+        arch="rope_vit_reg4_b14",
+        pretrain_img_size=224,
+    ),
+    neck=dict(
+        type="SimpleFeaturePyramid",
+        in_channels=768,
+        out_channels=256,
+        in_stride=14,
+        scale_factors=(4, 2, 1, 0.5),
+        num_outs=5,
+    ),
+)

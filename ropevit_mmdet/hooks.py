@@ -1,0 +1,90 @@
+"""Checks at the start of a run: strides and colours that contradict each other stop it there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from mmdet.registry import HOOKS
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from torch import nn
+
+from .backbone import RoPEViT
+from .checkpoint import read_checkpoint
+
+
+@HOOKS.register_module()
+class RoPEViTChecks(Hook):
+    """Stops a run whose heads were given other strides than the pyramid has, or whose
+    preprocessor normalises colours otherwise than the checkpoint was trained with.
+
+    Raises (as the run starts):
+        ValueError: both values, and the lines to paste.
+    """
+
+    def before_run(self, runner) -> None:
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        check_strides(model)
+        check_colours(model)
+
+
+def check_strides(model: nn.Module) -> None:
+    """Compares the strides of anchors, points and RoI extractors with those of the neck.
+
+    Raises:
+        ValueError: they differ; names the part and both lists, in pixels.
+    """
+    strides = getattr(getattr(model, "neck", None), "strides", None)
+    if strides is None:
+        return
+    for part, given in _given_strides(model):
+        expected = tuple(strides)[: len(given)] if "featmap_strides" in part else tuple(strides)
+        if given != expected:
+            raise ValueError(
+                f"{part} is {list(given)}, but the neck gives {list(strides)} pixels; "
+                f"set {part}={list(expected)}"
+            )
+
+
+def check_colours(model: nn.Module) -> None:
+    """Compares the preprocessor's mean, std and channel order with the backbone's checkpoint.
+
+    Raises:
+        ValueError: they differ; gives the lines to paste.
+    """
+    backbone = getattr(model, "backbone", None)
+    init_cfg = getattr(backbone, "init_cfg", None)
+    if not isinstance(backbone, RoPEViT) or not init_cfg:
+        return
+    stats = read_checkpoint(init_cfg["checkpoint"]).rgb_stats
+    preprocessor = model.data_preprocessor
+    if stats is None or not hasattr(preprocessor, "mean"):
+        return
+    wanted = {key: [255 * value for value in stats[key]] for key in ("mean", "std")}
+    given = {key: getattr(preprocessor, key).flatten().tolist() for key in wanted}
+    same = all(
+        abs(a - b) < 0.01 for key in wanted for a, b in zip(given[key], wanted[key], strict=True)
+    )
+    if same and preprocessor._channel_conversion:
+        return
+    lines = "".join(f"    {key}={[round(v, 4) for v in wanted[key]]},\n" for key in wanted)
+    raise ValueError(
+        "the data_preprocessor contradicts the rgb_stats of the checkpoint: it has "
+        f"mean={[round(v, 4) for v in given['mean']]}, std={[round(v, 4) for v in given['std']]}, "
+        f"bgr_to_rgb={bool(preprocessor._channel_conversion)}; give data_preprocessor\n{lines}"
+        "    bgr_to_rgb=True,"
+    )
+
+
+def _given_strides(model: nn.Module) -> Iterator[tuple[str, tuple[float, ...]]]:
+    for name, module in model.named_modules():
+        generator = getattr(module, "prior_generator", None)
+        if generator is not None and hasattr(generator, "strides"):
+            key = "anchor_generator" if hasattr(module, "anchor_generator") else "prior_generator"
+            yield f"{name}.{key}.strides", _along_x(generator.strides)
+        if hasattr(module, "featmap_strides"):
+            yield f"{name}.featmap_strides", tuple(module.featmap_strides)
+
+
+def _along_x(strides: Sequence) -> tuple[float, ...]:
+    return tuple(s[0] if isinstance(s, (tuple, list)) else s for s in strides)

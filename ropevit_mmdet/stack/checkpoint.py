@@ -1,0 +1,101 @@
+"""Checkpoint loading for mmengine 0.10 under `weights_only=True`: weights load, code does not.
+
+torch >= 2.6 refuses the log buffers and numpy values of mmengine's training checkpoints: they are
+allow-listed here. Those schemes of its CheckpointLoader that asked for no check are replaced.
+"""
+
+import os
+import pickle
+from collections.abc import Callable
+from urllib.parse import urlparse
+
+import mmengine.runner.checkpoint as mmengine_checkpoint
+import numpy as np
+import torch
+from mmengine.config import ConfigDict
+from mmengine.dist import barrier, get_dist_info
+from mmengine.logging import HistoryBuffer
+from mmengine.optim import OneCycleParamScheduler
+
+from .reading import one_line_errors, read_torch_file
+
+# Methods that mmengine's own objects carry in their state, pickled as getattr(class, name).
+PICKLED_METHODS = {
+    HistoryBuffer: ("min", "max", "current", "mean"),
+    OneCycleParamScheduler: ("_annealing_cos", "_annealing_linear"),
+}
+NUMPY_DTYPES = "?bhilqBHILQefd"  # type characters: bool, integers, half, single, double
+
+
+def install() -> None:
+    """Allow-list what training checkpoints hold, take over local paths and http(s). Idempotent."""
+    torch.serialization.add_safe_globals(training_globals())
+    register_scheme("", load_from_local)
+    register_scheme(("http://", "https://"), load_from_http)
+    # torchvision://, open-mmlab:// and mmcls:// end in this function, looked up in its module.
+    mmengine_checkpoint.load_from_http = load_from_http
+
+
+def register_scheme(prefixes: str | tuple[str, ...], loader: Callable[..., dict]) -> None:
+    """Have mmengine load every path that starts with a prefix by `loader(path, map_location)`.
+
+    mmengine logs `loader.__name__` without its first ten characters: call it `load_from_NAME`.
+    """
+    mmengine_checkpoint.CheckpointLoader.register_scheme(prefixes, loader, force=True)
+
+
+def load_from_local(filename: str, map_location=None) -> dict:
+    """mmengine's scheme for plain paths; errors as in read_torch_file."""
+    return read_torch_file(filename, map_location)
+
+
+def load_from_http(
+    filename: str, map_location=None, model_dir: str | None = None, progress: bool = os.isatty(0)
+) -> dict:
+    """mmengine's scheme for URLs: download once into torch's hub cache, rank 0 first, and load.
+
+    Raises urllib.error.URLError, or ValueError as read_torch_file does.
+    """
+
+    folder = model_dir or os.path.join(torch.hub.get_dir(), "checkpoints")
+    cached = os.path.join(folder, os.path.basename(urlparse(filename).path))
+
+    def download() -> dict:
+        with one_line_errors(f"{filename} (kept as {cached})"):
+            return torch.hub.load_state_dict_from_url(
+                filename, folder, map_location, progress, weights_only=True
+            )
+
+    rank, _ = get_dist_info()
+    try:
+        checkpoint = download() if rank == 0 else None
+    finally:
+        barrier()  # also when rank 0 failed: the others would wait for it
+    return download() if checkpoint is None else checkpoint
+
+
+def training_globals() -> list:
+    """What a training checkpoint of mmengine 0.10 names beyond tensors, for `add_safe_globals`.
+
+    Log buffers, nested settings of a data set, and numpy arrays and scalars under the module names
+    of numpy 1 and 2. Methods are pickled through `getattr`: here that name stands for
+    `_pickled_method`, because the builtin would open every attribute of everything.
+    """
+    rebuild_array = np.zeros(0).__reduce__()[0]
+    rebuild_scalar = np.float64(0).__reduce__()[0]
+    functions = [
+        (function, f"numpy.{core}.multiarray.{name}")
+        for core in ("core", "_core")
+        for function, name in ((rebuild_array, "_reconstruct"), (rebuild_scalar, "scalar"))
+    ]
+    dtypes = sorted(
+        {type(np.dtype(char)) for char in NUMPY_DTYPES}, key=lambda dtype: dtype.__name__
+    )
+    classes = [*PICKLED_METHODS, ConfigDict, np.ndarray, np.dtype, *dtypes]
+    return [*classes, *functions, (_pickled_method, "builtins.getattr")]
+
+
+def _pickled_method(owner: type, name: str) -> Callable:
+    if not isinstance(owner, type) or name not in PICKLED_METHODS.get(owner, ()):
+        raise pickle.UnpicklingError(f"GLOBAL builtins.getattr of {name!r} on {owner!r}")
+    return getattr(owner, name)

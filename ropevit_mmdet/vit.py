@@ -1,0 +1,224 @@
+"""The parts of a RoPE ViT: patch embedding, attention over segments of tokens, MLPs, block.
+
+Reference implementation: birder 0.8.4, ``birder/net/rope_vit.py`` and ``birder/layers``. Shapes:
+B images, C channels, h heads, D channels of a head, tokens as in ``windows``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .arch import Arch
+from .rope import rotate
+from .tables import Segment
+
+
+class PatchEmbed(nn.Module):
+    """Images [B, 3, H, W] to a map of patch embeddings [B, rows, columns, C].
+
+    Sides that the patch does not divide are padded with zeros at the right and bottom.
+    """
+
+    def __init__(self, arch: Arch, patch_size: int) -> None:
+        super().__init__()
+        self.patch_size = patch_size
+        if arch.stem_type == "hmlp":
+            self.proj = _hmlp_stem(arch)
+        else:
+            self.proj = nn.Conv2d(
+                3, arch.hidden_dim, patch_size, stride=patch_size, bias=not arch.pre_norm
+            )
+
+    def forward(self, images: Tensor) -> Tensor:
+        height, width = images.shape[-2:]
+        bottom, right = -height % self.patch_size, -width % self.patch_size
+        if bottom or right:
+            images = F.pad(images, (0, right, 0, bottom))
+        return self.proj(images).permute(0, 2, 3, 1)  # [B, rows, columns, C]
+
+
+class Block(nn.Module):
+    """A transformer block: attention and MLP, each behind a norm and beside a residual path."""
+
+    def __init__(self, arch: Arch, drop_path: float) -> None:
+        super().__init__()
+        norm = norm_layer(arch)
+        self.norm1 = norm(arch.hidden_dim)
+        self.attn = Attention(arch)
+        self.norm2 = norm(arch.hidden_dim)
+        self.mlp = Mlp(arch) if arch.mlp_layer_type == "FFN" else SwiGLU(arch)
+        init = arch.layer_scale_init_value
+        self.ls1 = nn.Identity() if init is None else LayerScale(arch.hidden_dim, init)
+        self.ls2 = nn.Identity() if init is None else LayerScale(arch.hidden_dim, init)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor, segments: Sequence[Segment]) -> Tensor:
+        x = x + self.drop_path(self.ls1(self.attn(self.norm1(x), segments)))
+        return x + self.drop_path(self.ls2(self.mlp(self.norm2(x))))
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with rotary queries and keys, window by window."""
+
+    def __init__(self, arch: Arch) -> None:
+        super().__init__()
+        norm, dim = norm_layer(arch), arch.hidden_dim
+        self.num_heads = arch.num_heads
+        self.rotation = arch.rope_rot_type
+        self.dropout = arch.attention_dropout
+        self.qkv = nn.Linear(dim, 3 * dim, bias=arch.qkv_bias)
+        self.q_norm = norm(arch.head_dim) if arch.qk_norm else nn.Identity()
+        self.k_norm = norm(arch.head_dim) if arch.qk_norm else nn.Identity()
+        self.norm = norm(dim) if arch.attn_norm else nn.Identity()
+        self.proj = nn.Linear(dim, dim)
+        self.proj_drop = nn.Dropout(arch.projection_dropout)
+
+    def forward(self, x: Tensor, segments: Sequence[Segment]) -> Tensor:
+        """[B, tokens, C] to the same; the segments' tokens add up to ``tokens``."""
+        qkv = self.qkv(x)
+        sizes = [segment.windows * segment.tokens for segment in segments]
+        parts = [
+            self._attend(part, segment)
+            for part, segment in zip(qkv.split(sizes, dim=1), segments, strict=True)
+        ]
+        x = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+        return self.proj_drop(self.proj(self.norm(x)))
+
+    def _attend(self, qkv: Tensor, segment: Segment) -> Tensor:
+        batch, size, _ = qkv.shape
+        qkv = qkv.reshape(batch * segment.windows, segment.tokens, 3, self.num_heads, -1)
+        q, k, v = qkv.unbind(2)  # [B * windows, tokens, h, D]
+        q = rotate(self.q_norm(q), segment.cos, segment.sin, self.rotation).to(v.dtype)
+        k = rotate(self.k_norm(k), segment.cos, segment.sin, self.rotation).to(v.dtype)
+        x = F.scaled_dot_product_attention(
+            q.transpose(1, 2),
+            k.transpose(1, 2),
+            v.transpose(1, 2),
+            dropout_p=self.dropout if self.training else 0.0,
+        )
+        return x.transpose(1, 2).reshape(batch, size, -1)
+
+
+class Mlp(nn.Module):
+    """Linear, activation, linear."""
+
+    def __init__(self, arch: Arch) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(arch.hidden_dim, arch.mlp_dim)
+        self.act = ACTIVATIONS[arch.act_layer_type or "gelu"]()
+        self.drop = nn.Dropout(arch.dropout)
+        self.fc2 = nn.Linear(arch.mlp_dim, arch.hidden_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.drop(self.fc2(self.drop(self.act(self.fc1(x)))))
+
+
+class SwiGLU(nn.Module):
+    """Gated MLP (arXiv 2002.05202), with a norm on the gated channels in the NormFormer form."""
+
+    def __init__(self, arch: Arch) -> None:
+        super().__init__()
+        self.fc1_g = nn.Linear(arch.hidden_dim, arch.mlp_dim)
+        self.fc1_x = nn.Linear(arch.hidden_dim, arch.mlp_dim)
+        self.act = ACTIVATIONS[arch.act_layer_type or "silu"]()
+        self.drop = nn.Dropout(arch.dropout)
+        normed = arch.mlp_layer_type == "Norm_SwiGLU_FFN"
+        self.norm = norm_layer(arch)(arch.mlp_dim) if normed else nn.Identity()
+        self.fc2 = nn.Linear(arch.mlp_dim, arch.hidden_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.drop(self.act(self.fc1_g(x)) * self.fc1_x(x))
+        return self.drop(self.fc2(self.norm(x)))
+
+
+class LayerScale(nn.Module):
+    """A learned factor per channel (arXiv 2103.17239)."""
+
+    def __init__(self, dim: int, init_value: float) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((dim,), float(init_value)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gamma
+
+
+class DropPath(nn.Module):
+    """Drops a residual path in training, drawn once per picture (arXiv 1603.09382)."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.rate == 0.0:
+            return x
+        keep = x.new_empty(x.shape[0], 1, 1).bernoulli_(1.0 - self.rate)
+        if self.rate < 1.0:
+            keep = keep / (1.0 - self.rate)
+        return x * keep
+
+
+class LayerNorm2d(nn.LayerNorm):
+    """Layer norm over the channels of a map [B, C, H, W], as ViTDet's necks and heads have it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.layer_norm(
+            x.permute(0, 2, 3, 1), self.normalized_shape, self.weight, self.bias, self.eps
+        )
+        return x.permute(0, 3, 1, 2)
+
+
+class QuickGELU(nn.Module):
+    """The sigmoid approximation of GELU that CLIP models use."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(1.702 * x)
+
+
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "identity": nn.Identity,
+    "relu": nn.ReLU,
+    "relu6": nn.ReLU6,
+    "leaky_relu": nn.LeakyReLU,
+    "elu": nn.ELU,
+    "prelu": nn.PReLU,
+    "celu": nn.CELU,
+    "selu": nn.SELU,
+    "gelu": nn.GELU,
+    "gelu_tanh": partial(nn.GELU, approximate="tanh"),
+    "quick_gelu": QuickGELU,
+    "silu": nn.SiLU,
+    "mish": nn.Mish,
+    "sigmoid": nn.Sigmoid,
+    "tanh": nn.Tanh,
+    "hard_sigmoid": nn.Hardsigmoid,
+    "hard_swish": nn.Hardswish,
+    "hard_tanh": nn.Hardtanh,
+}
+
+
+def norm_layer(arch: Arch) -> Callable[[int], nn.Module]:
+    """The architecture's norm, a function of the number of channels."""
+    norm = nn.RMSNorm if arch.norm_layer_type == "RMSNorm" else nn.LayerNorm
+    return partial(norm, eps=arch.norm_layer_eps)
+
+
+def _hmlp_stem(arch: Arch) -> nn.Sequential:
+    """Patches of 16 pixels by 4 x 2 x 2 (hMLP, arXiv 2203.09795)."""
+    norm = nn.BatchNorm2d if arch.stem_norm_layer_type == "BatchNorm2d" else LayerNorm2d
+    dim, inner = arch.hidden_dim, arch.hidden_dim // 4
+    return nn.Sequential(
+        nn.Conv2d(3, inner, 4, stride=4),
+        norm(inner),
+        nn.GELU(),
+        nn.Conv2d(inner, inner, 2, stride=2),
+        norm(inner),
+        nn.GELU(),
+        nn.Conv2d(inner, dim, 2, stride=2),
+        norm(dim),
+    )

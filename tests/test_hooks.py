@@ -1,0 +1,92 @@
+"""The checks at the start of a run: strides and colours."""
+
+import pytest
+import torch
+from mmdet.registry import MODELS
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+
+from ropevit_mmdet.hooks import check_colours, check_strides
+from tests.oracle import RGB_STATS, SMALL, birder_net, write_checkpoint
+from tests.test_configs import CONFIGS
+
+
+def detector(name: str, **options):
+    config = Config.fromfile(CONFIGS / f"{name}.py")
+    config.merge_from_dict(options)
+    init_default_scope("mmdet")
+    return MODELS.build(config.model)
+
+
+def test_anchors_of_other_strides_stop_the_run():
+    strides = [4, 8, 16, 32, 64]
+    model = detector("shapes_maskrcnn", **{"model.rpn_head.anchor_generator.strides": strides})
+    with pytest.raises(
+        ValueError, match=r"rpn_head\..*\[4, 8, 16, 32, 64\].*\[3.5, 7, 14, 28, 56\]"
+    ):
+        check_strides(model)
+
+
+@pytest.mark.parametrize("extractor", ["bbox_roi_extractor", "mask_roi_extractor"])
+def test_roi_extractors_of_other_strides_stop_the_run(extractor):
+    key = f"model.roi_head.{extractor}.featmap_strides"
+    model = detector("shapes_maskrcnn", **{key: [4, 8, 16, 32]})
+    with pytest.raises(ValueError, match=rf"{extractor}\.featmap_strides.*\[4, 8, 16, 32\].*3.5"):
+        check_strides(model)
+
+
+def test_resampled_strides_are_what_counts():
+    model = detector("shapes_maskrcnn", **{"model.neck.out_strides": (4, 8, 16, 32, 64)})
+    with pytest.raises(ValueError, match=r"\[4, 8, 16, 32, 64\]"):
+        check_strides(model)
+
+
+@pytest.fixture
+def coloured(tmp_path):
+    """A shapes detector whose backbone names a birder checkpoint with RGB_STATS."""
+    pytest.importorskip("birder")
+    path = write_checkpoint(birder_net(config=SMALL), tmp_path)
+
+    def build(**preprocessor):
+        init_default_scope("mmdet")
+        model = Config.fromfile(CONFIGS / "shapes_maskrcnn.py").model
+        model.backbone.arch = SMALL
+        model.backbone.init_cfg = dict(type="Pretrained", checkpoint=str(path))
+        model.data_preprocessor.update(preprocessor)
+        return MODELS.build(model)
+
+    return build
+
+
+RIGHT = {key: [255 * v for v in values] for key, values in RGB_STATS.items()}
+
+
+def test_colours_of_the_checkpoint_pass(coloured):
+    check_colours(coloured(**RIGHT, bgr_to_rgb=True))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        dict(mean=[123.675, 116.28, 103.53]),
+        dict(std=[58.395, 57.12, 57.375]),
+        dict(bgr_to_rgb=False),
+    ],
+)
+def test_other_colours_stop_the_run_with_the_lines_to_paste(coloured, wrong):
+    with pytest.raises(ValueError) as error:
+        check_colours(coloured(**(dict(RIGHT, bgr_to_rgb=True) | wrong)))
+    assert "mean=[132.3705, 135.303, 124.3635]" in str(error.value)
+    assert "std=[59.058, 58.752, 65.994]" in str(error.value)
+    assert "bgr_to_rgb=True" in str(error.value)
+
+
+def test_the_hook_runs_before_a_run(coloured):
+    from mmdet.registry import HOOKS
+
+    class Runner:
+        model = coloured(mean=[0.0, 0.0, 0.0], std=[1.0, 1.0, 1.0])
+
+    with pytest.raises(ValueError, match="rgb_stats"):
+        HOOKS.build(dict(type="RoPEViTChecks")).before_run(Runner)
+    assert isinstance(Runner.model, torch.nn.Module)

@@ -1,0 +1,196 @@
+"""Prediction: what is read, what comes out in picture coordinates, and what is written."""
+
+import contextlib
+import io
+import json
+
+import numpy as np
+import pytest
+import torch
+from mmdet.apis import inference_detector, init_detector
+from PIL import Image
+from pycocotools.coco import COCO
+
+from ropevit_mmdet.drawing import Detection, class_color, contact_sheet, draw_detections
+from ropevit_mmdet.predict import Predictor, find_pictures, predict_files, read_picture
+from ropevit_mmdet.run_config import build_detector, load_config
+from tests.tiny_coco import write_tiny
+
+
+@pytest.fixture(scope="module")
+def detector(tmp_path_factory):
+    """The config and checkpoint of a detector with random weights."""
+    folder = tmp_path_factory.mktemp("detector")
+    path = write_tiny(folder)
+    torch.manual_seed(0)
+    model = build_detector(load_config(path))
+    model.init_weights()
+    torch.nn.init.normal_(model.bbox_head.retina_cls.weight)  # scores that differ
+    meta = {"dataset_meta": {"classes": ("dark", "light")}}
+    torch.save({"state_dict": model.state_dict(), "meta": meta}, folder / "tiny.pth")
+    return path, folder / "tiny.pth"
+
+
+class TwoSquares:
+    """Stands for a detector: two masked objects in every picture, one of them of the last class."""
+
+    names = ("dark", "light")
+
+    def predict(self, pictures, *, score_thr):
+        mask = np.zeros(pictures[0].shape[:2], bool)
+        mask[2:6, 3:9] = True
+        found = [Detection((3.0, 2.0, 9.0, 6.0), 1, 0.9, mask), Detection((0, 0, 5, 5), 0, 0.4)]
+        return [[one for one in found if one.score >= score_thr] for _ in pictures]
+
+
+def test_same_detections_as_mmdet_on_files_of_unequal_size(detector):
+    config_path, checkpoint = detector
+    files = find_pictures([config_path.parent / "data" / "pictures"])
+    config = load_config(config_path)
+    ours = Predictor(config, str(checkpoint), "cpu")
+    batch = ours.predict([read_picture(file) for file in files], score_thr=0.0)
+    one_by_one = [ours.predict([read_picture(file)], score_thr=0.0)[0] for file in files]
+    model = init_detector(str(config_path), str(checkpoint), device="cpu", palette="random")
+    for file, alone, together in zip(files, one_by_one, batch):
+        theirs = inference_detector(model, str(file)).pred_instances
+        assert [found.label for found in alone] == theirs.labels.tolist()
+        for key, tensor in (("box", theirs.bboxes), ("score", theirs.scores)):
+            values = torch.tensor([getattr(found, key) for found in alone])
+            torch.testing.assert_close(values, tensor.cpu())
+            values = torch.tensor([getattr(found, key) for found in together])
+            torch.testing.assert_close(values, tensor.cpu(), rtol=1e-4, atol=1e-3)
+        threshold = alone[4].score
+        above = ours.predict([read_picture(file)], score_thr=threshold)[0]
+        assert above == [found for found in alone if found.score >= threshold]
+
+
+def test_predictor_refuses_pictures_without_pixels(detector):
+    predictor = Predictor(load_config(detector[0]), str(detector[1]), "cpu")
+    with pytest.raises(ValueError, match=r"\(0, 5, 3\)"):
+        predictor.predict([np.zeros((0, 5, 3), np.uint8)], score_thr=0.5)
+    assert predictor.predict([np.zeros((1, 1, 3), np.uint8)], score_thr=1.1) == [[]]
+
+
+def test_class_names_fall_back_to_the_config(detector, tmp_path):
+    config, checkpoint = detector
+    weights = torch.load(checkpoint)["state_dict"]
+    torch.save(weights, tmp_path / "bare.pth")
+    assert Predictor(load_config(config), str(tmp_path / "bare.pth")).names == ("dark", "light")
+
+
+@pytest.mark.parametrize(
+    ("mode", "name", "expected"),
+    [
+        ("RGB", "a.png", (10, 20, 30)),
+        ("RGBA", "a.png", (10, 20, 30)),
+        ("L", "a.jpg", (22, 22, 22)),
+        ("P", "a.png", None),
+        ("1", "a.png", (255, 255, 255)),
+        ("CMYK", "a.tif", None),
+        ("I;16", "a.png", (100, 100, 100)),
+        ("F", "a.tif", (77, 77, 77)),
+    ],
+)
+def test_every_mode_becomes_rgb(tmp_path, mode, name, expected):
+    path = tmp_path / name
+    if mode == "I;16":
+        Image.fromarray(np.full((4, 6), 100 * 257, np.uint16)).save(path)
+    elif mode == "F":
+        Image.fromarray(np.full((4, 6), 77.2, np.float32)).save(path)
+    else:
+        color = {"L": 22, "1": 1, "P": 3, "RGBA": (10, 20, 30, 5), "CMYK": (1, 2, 3, 4)}
+        Image.new(mode, (6, 4), color.get(mode, (10, 20, 30))).save(path)
+    picture = read_picture(path)
+    assert picture.shape == (4, 6, 3) and picture.dtype == np.uint8
+    if expected:
+        assert tuple(picture[2, 3]) == expected
+
+
+def test_exif_orientation_is_applied(tmp_path):
+    image = Image.new("RGB", (6, 4))
+    exif = image.getexif()
+    exif[0x0112] = 6  # stored turned by 90 degrees
+    image.save(tmp_path / "turned.jpg", exif=exif)
+    assert read_picture(tmp_path / "turned.jpg").shape == (6, 4, 3)
+
+
+def test_find_pictures(tmp_path):
+    for name in ("b.PNG", "a.jpg", "notes.txt"):
+        (tmp_path / name).touch()
+    a, b = tmp_path / "a.jpg", tmp_path / "b.PNG"
+    assert find_pictures([tmp_path, a]) == [a, b]
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "a.jpg").touch()
+    with pytest.raises(ValueError, match="overlays of one name"):
+        find_pictures([tmp_path, tmp_path / "other"])
+
+
+def test_results_load_in_pycocotools(tmp_path):
+    Image.new("RGB", (20, 10)).save(tmp_path / "a.png")
+    Image.new("RGB", (20, 10)).save(tmp_path / "b.jpg")
+    out = tmp_path / "out"
+    files = find_pictures([tmp_path])
+    (out / "overlays").mkdir(parents=True)
+    (out / "overlays" / "kept.png").touch()
+    assert predict_files(TwoSquares(), files, out, score_thr=0.3, batch_size=3) == 4
+    assert sorted(path.name for path in (out / "overlays").iterdir()) == [
+        "a.png", "b.jpg", "kept.png"
+    ]  # fmt: skip
+    with contextlib.redirect_stdout(io.StringIO()):
+        results = COCO(out / "predictions.json")
+    assert results.loadCats([2]) == [{"id": 2, "name": "light"}]
+    assert results.imgs[2]["file_name"].endswith("b.jpg")
+    masked = results.loadAnns(results.getAnnIds(imgIds=[2], catIds=[2]))[0]
+    assert masked["bbox"] == [3, 2, 6, 4] and masked["score"] == 0.9 and masked["area"] == 24
+    mask = results.annToMask(masked)
+    assert mask.shape == (10, 20) and mask[2:6, 3:9].all() and mask.sum() == 24
+
+
+def test_a_bad_picture_leaves_what_was_there(tmp_path):
+    Image.new("RGB", (20, 10)).save(tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes(b"no picture")
+    out = tmp_path / "out"
+    with pytest.raises(ValueError, match=r"b\.png"):
+        predict_files(TwoSquares(), find_pictures([tmp_path]), out)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "b.png"]
+    (tmp_path / "b.png").unlink()
+    predict_files(TwoSquares(), [tmp_path / "a.png"], out)
+    before = json.loads((out / "predictions.json").read_text())
+    (tmp_path / "c.png").write_bytes(b"no picture")
+    with pytest.raises(ValueError, match=r"c\.png"):
+        predict_files(TwoSquares(), find_pictures([tmp_path]), out, score_thr=0.9)
+    assert json.loads((out / "predictions.json").read_text()) == before
+
+
+def test_overlays_enlarge_small_pictures_and_paint_where_the_object_is():
+    picture = np.full((60, 80, 3), 128, np.uint8)
+    mask = np.zeros((60, 80), bool)
+    mask[20:40, 30:50] = True
+    overlay = draw_detections(picture, [Detection((30, 20, 50, 40), 0, 0.5, mask)], ["thing"])
+    assert overlay.shape == (480, 640, 3)
+    color = np.array(class_color(0))
+    inside, outside, edge = overlay[30 * 8, 40 * 8], overlay[50 * 8, 70 * 8], overlay[160, 320]
+    assert (outside == 128).all()
+    torch.testing.assert_close(inside.astype(int), np.round(0.6 * 128 + 0.4 * color).astype(int),
+                               atol=2, rtol=0)  # fmt: skip
+    assert (edge == color).all()
+    large = draw_detections(np.zeros((900, 700, 3), np.uint8), [], [])
+    assert large.shape == (900, 700, 3)
+
+
+def test_boxes_beyond_the_picture_and_empty_masks_are_drawn():
+    picture = np.zeros((50, 700, 3), np.uint8)
+    found = [
+        Detection((-20, -10, 900, 80), 3, 0.9, np.zeros((50, 700), bool)),
+        Detection((699.5, 49.5, 699.5, 49.5), 100, 0.1, None),
+        Detection((800, 60, 700, 55), 1, 0.2, np.ones((50, 700), bool)),
+    ]
+    assert draw_detections(picture, found, ["a", "b"]).any()
+
+
+def test_contact_sheet_fits_every_picture():
+    pictures = [np.full((50, 100, 3), 10, np.uint8), np.full((300, 100, 3), 20, np.uint8)]
+    sheet = contact_sheet(pictures * 3, columns=4, cell=120)
+    assert sheet.shape == (2 * 124 + 4, 4 * 124 + 4, 3)
+    assert (sheet[64, 64] == 10).all() and (sheet[64, 188] == 20).all() and (sheet[0] == 255).all()
+    assert contact_sheet(pictures[:1], columns=4, cell=120).shape == (128, 128, 3)
