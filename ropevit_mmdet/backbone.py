@@ -23,6 +23,7 @@ from .checkpoint import Checkpoint, check_arch, load_into, read_checkpoint, resa
 from .rope import Rope
 from .tables import RopeTables
 from .vit import Block, PatchEmbed, norm_layer
+from .weights import resolve_weights
 from .windows import (
     WindowGroup,
     merge_windows,
@@ -172,10 +173,15 @@ class RoPEViT(BaseModule):
     def load_pretrained(self, path: str) -> None:
         """Copies a birder checkpoint, or one of ours, into the model.
 
+        Args:
+            path: a file, an http(s) URL or ``birder://NAME``: see ``weights.resolve_weights``.
+
         Raises:
-            FileNotFoundError, ValueError: see ``checkpoint.read_checkpoint``; also weights of
-                another architecture or picture size, with the line to paste.
+            FileNotFoundError, ValueError, DownloadError: see ``weights.resolve_weights`` and
+                ``checkpoint.read_checkpoint``; also weights of another architecture or picture
+                size, with the line to paste.
         """
+        path = resolve_weights(path)
         checkpoint = read_checkpoint(path)
         state = dict(checkpoint.state)
         if checkpoint.origin == "birder":

@@ -11,6 +11,7 @@ from torch import nn
 
 from .backbone import RoPEViT
 from .checkpoint import read_checkpoint
+from .weights import resolve_weights
 
 
 @HOOKS.register_module()
@@ -56,7 +57,7 @@ def check_colours(model: nn.Module) -> None:
     init_cfg = getattr(backbone, "init_cfg", None)
     if not isinstance(backbone, RoPEViT) or not init_cfg:
         return
-    stats = read_checkpoint(init_cfg["checkpoint"]).rgb_stats
+    stats = read_checkpoint(resolve_weights(init_cfg["checkpoint"])).rgb_stats
     preprocessor = model.data_preprocessor
     if stats is None or not hasattr(preprocessor, "mean"):
         return

@@ -20,7 +20,7 @@ spec.loader.exec_module(bootstrap)
 
 
 class Recorded(bootstrap.Environment):
-    """An environment that notes its steps instead of taking them; a step named in `broken` fails."""
+    """An environment that notes its steps and takes none; one that has `broken` in it fails."""
 
     def __init__(self, root):
         super().__init__(str(root))

@@ -8,19 +8,18 @@ from mmengine.registry import init_default_scope
 
 from ropevit_mmdet.hooks import check_colours, check_strides
 from tests.oracle import RGB_STATS, SMALL, birder_net, write_checkpoint
-from tests.test_configs import CONFIGS
+from tests.test_configs import CONFIGS, load
 
 
-def detector(name: str, **options):
-    config = Config.fromfile(CONFIGS / f"{name}.py")
+def detector(**options):
+    config = load(CONFIGS / "ropevit_maskrcnn.py")
     config.merge_from_dict(options)
-    init_default_scope("mmdet")
     return MODELS.build(config.model)
 
 
 def test_anchors_of_other_strides_stop_the_run():
     strides = [4, 8, 16, 32, 64]
-    model = detector("shapes_maskrcnn", **{"model.rpn_head.anchor_generator.strides": strides})
+    model = detector(**{"model.rpn_head.anchor_generator.strides": strides})
     with pytest.raises(
         ValueError, match=r"rpn_head\..*\[4, 8, 16, 32, 64\].*\[3.5, 7, 14, 28, 56\]"
     ):
@@ -30,13 +29,13 @@ def test_anchors_of_other_strides_stop_the_run():
 @pytest.mark.parametrize("extractor", ["bbox_roi_extractor", "mask_roi_extractor"])
 def test_roi_extractors_of_other_strides_stop_the_run(extractor):
     key = f"model.roi_head.{extractor}.featmap_strides"
-    model = detector("shapes_maskrcnn", **{key: [4, 8, 16, 32]})
+    model = detector(**{key: [4, 8, 16, 32]})
     with pytest.raises(ValueError, match=rf"{extractor}\.featmap_strides.*\[4, 8, 16, 32\].*3.5"):
         check_strides(model)
 
 
 def test_resampled_strides_are_what_counts():
-    model = detector("shapes_maskrcnn", **{"model.neck.out_strides": (4, 8, 16, 32, 64)})
+    model = detector(**{"model.neck.out_strides": (4, 8, 16, 32, 64)})
     with pytest.raises(ValueError, match=r"\[4, 8, 16, 32, 64\]"):
         check_strides(model)
 

@@ -9,16 +9,17 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "ropevit_mmdet"
 # Lowest floor first: a module imports from floors below its own. The same floor: not each other.
 FLOORS = [
-    {"stack", "arch", "rope", "windows", "datasets"},
-    {"tables"},
+    {"stack", "arch", "rope", "windows", "datasets", "download", "weights_table"},
+    {"tables", "weights"},
     {"vit", "checkpoint"},
     {"backbone", "neck"},
-    {"hooks"},
-    {"run_config"},
+    {"hooks", "flops"},
+    {"run_config", "benchmark", "benchmark_report"},
     {"predict"},
 ]
 # What the arithmetic may need beside the standard library and the package.
-TORCH_ONLY = {"arch", "rope", "windows", "tables", "vit", "checkpoint"}
+TORCH_ONLY = {"arch", "rope", "windows", "tables", "vit", "checkpoint", "download"}
+TORCH_ONLY |= {"weights", "weights_table"}
 SOURCES = [
     path
     for folder in ("ropevit_mmdet", "configs", "tools", "tests")

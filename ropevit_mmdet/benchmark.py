@@ -1,0 +1,188 @@
+"""Times backbones side by side: interleaved in one process, memory in a fresh one each.
+
+Which backbones, and where they come from, is the caller's business (``tools/benchmark.py``). Every
+one gets the picture that makes the same number of tokens as ours at patch 14.
+"""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .arch import resolve_arch
+from .backbone import RoPEViT
+from .flops import count_flops
+
+PATCH = 14
+MODES = ("forward", "training")  # training: forward and backward
+
+
+class Timing(NamedTuple):
+    """One variant at one size in one mode. Times in seconds, spread between the quartiles."""
+
+    variant: str
+    pixels: int
+    mode: str
+    median: float
+    spread: float
+    runs: int
+    flops: int | None
+
+
+class Variant(NamedTuple):
+    """A backbone to compare; ``build`` takes the side of the grid in patches."""
+
+    build: Callable[[int], nn.Module]
+    patch: int
+    resizable: bool = True  # one model serves every size
+    note: str = ""
+
+
+class Bench:
+    """Models and pictures of several variants on one device, timed in turns.
+
+    Args:
+        variants: what to compare, by name.
+        device, dtype: where and in what; half types run under autocast.
+        batch: pictures at a time.
+        compiled: run through ``torch.compile``.
+    """
+
+    def __init__(
+        self,
+        variants: Mapping[str, Variant],
+        *,
+        device: str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        batch: int = 1,
+        compiled: bool = False,
+    ) -> None:
+        self.variants, self.device, self.dtype = variants, torch.device(device), dtype
+        self.batch, self.compiled = batch, compiled
+        self._models: dict[str, nn.Module] = {}
+
+    def time(
+        self, pixels: int, mode: str, *, runs: int, progress: Callable[[str], None]
+    ) -> list[Timing]:
+        """Times every variant ``runs`` times, taking turns, after one warm-up round."""
+        seconds: dict[str, list[float]] = {name: [] for name in self.variants}
+        for turn in range(runs + 1):
+            for name in self.variants:
+                progress(f"{pixels} px, {mode}, round {turn} of {runs}: {name}")
+                taken = self.step(name, pixels, mode)
+                if turn:
+                    seconds[name].append(taken)
+        for name in self.variants:
+            if not self.variants[name].resizable:
+                del self._models[name]
+        return [
+            Timing(
+                name,
+                pixels,
+                mode,
+                statistics.median(taken),
+                _spread(taken),
+                runs,
+                self.flops(name, pixels, mode),
+            )
+            for name, taken in seconds.items()
+        ]
+
+    def step(self, name: str, pixels: int, mode: str) -> float:
+        """One forward, or forward and backward, of one variant; the seconds it took."""
+        model, images = self.model(name, pixels), self.images(name, pixels)
+        model.train(mode == "training")
+        gc.collect()
+        half = self.dtype != torch.float32
+        self._wait()
+        start = time.perf_counter()
+        with torch.autocast(self.device.type, self.dtype, enabled=half):
+            if mode == "forward":
+                with torch.inference_mode():
+                    model(images)
+            else:
+                _scalar(model(images)).backward()
+        self._wait()
+        taken = time.perf_counter() - start
+        model.zero_grad(set_to_none=True)
+        return taken
+
+    def model(self, name: str, pixels: int) -> nn.Module:
+        if name not in self._models:
+            model = self.variants[name].build(pixels // PATCH).to(self.device)
+            self._models[name] = torch.compile(model, dynamic=True) if self.compiled else model
+        return self._models[name]
+
+    def images(self, name: str, pixels: int) -> Tensor:
+        side = pixels // PATCH * self.variants[name].patch
+        generator = torch.Generator().manual_seed(0)
+        return torch.randn(self.batch, 3, side, side, generator=generator).to(self.device)
+
+    def flops(self, name: str, pixels: int, mode: str) -> int | None:
+        """Operations of a step, known for our own models; the backward pass costs two forwards."""
+        model = getattr(self._models.get(name), "_orig_mod", self._models.get(name))
+        if not isinstance(model, RoPEViT):
+            return None
+        return self.batch * count_flops(model, pixels, pixels) * (1 if mode == "forward" else 3)
+
+    def matmul_rate(self, *, seconds: float = 3.0) -> float:
+        """Operations per second of the matrix product that a ViT-B spends most of its time in."""
+        arch = resolve_arch("rope_vit_reg4_b14")
+        x = torch.randn(4096 * self.batch, arch.hidden_dim, device=self.device, dtype=self.dtype)
+        weight = torch.randn(arch.hidden_dim, arch.mlp_dim, device=self.device, dtype=self.dtype)
+        out = torch.empty(len(x), arch.mlp_dim, device=self.device, dtype=self.dtype)
+        taken, end = [], time.perf_counter() + seconds
+        while time.perf_counter() < end or len(taken) < 5:
+            self._wait()
+            start = time.perf_counter()
+            torch.mm(x, weight, out=out)
+            self._wait()
+            taken.append(time.perf_counter() - start)
+        return 2 * len(x) * arch.hidden_dim * arch.mlp_dim / statistics.median(taken[1:])
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+def peak_memory(bench: Bench, name: str, pixels: int, mode: str) -> int:
+    """Bytes above the weights at the highest point of a step; for a fresh process.
+
+    On a CPU this is the process's resident memory (Linux), on a GPU what the allocator gave out.
+    """
+    bench.model(name, pixels)
+    gc.collect()
+    if bench.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        bench.step(name, pixels, mode)
+        return torch.cuda.max_memory_allocated() - before
+    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
+    before = _status("VmRSS")
+    bench.step(name, pixels, mode)
+    return _status("VmHWM") - before
+
+
+def _status(field: str) -> int:
+    with open("/proc/self/status") as file:
+        return next(1024 * int(line.split()[1]) for line in file if line.startswith(field + ":"))
+
+
+def _scalar(output) -> Tensor:
+    while not isinstance(output, Tensor):
+        output = next(iter(output.values())) if isinstance(output, dict) else output[0]
+    return output.float().mean()
+
+
+def _spread(values: list[float]) -> float:
+    if len(values) < 2:
+        return 0.0
+    quartiles = statistics.quantiles(values, n=4)
+    return quartiles[2] - quartiles[0]

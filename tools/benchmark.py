@@ -1,0 +1,187 @@
+"""Benchmark the backbone against its peers: time, memory and operations over picture sizes.
+
+The peers come with `pip install -e .[bench]`: segment-anything's ImageEncoderViT (ViTDet's ViT-B
+with relative positions, windows of 14, patch 16), birder's own network with the same weights,
+timm's EVA-02 and DINOv3. Variants take turns in one process; memory is measured in a fresh one.
+"""
+
+import argparse
+import json
+import platform
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import ropevit_mmdet  # isort: skip
+
+import torch
+from torch import nn
+
+from ropevit_mmdet.benchmark import Bench, Variant, peak_memory
+from ropevit_mmdet.benchmark_report import plot, table
+
+SIZES = [448, 672, 896, 1120, 1344, 1792]
+MODES = ["forward", "training"]
+RECIPE = dict(window_size=16, pos_embed_mode="tile", rope_interpolation=896)
+
+
+def ours(side: int, **arguments) -> nn.Module:
+    return ropevit_mmdet.RoPEViT("rope_vit_reg4_b14", **arguments)
+
+
+def birder(side: int) -> nn.Module:
+    import birder.net  # noqa: F401  (registers the networks)
+    from birder.model_registry import registry
+
+    net = registry.net_factory("rope_vit_reg4_b14", 0, size=(224, 224))
+    net.set_dynamic_size()
+    net.forward = net.detection_features
+    return net
+
+
+def segment_anything(side: int) -> nn.Module:
+    from segment_anything.modeling import ImageEncoderViT
+
+    encoder = ImageEncoderViT(
+        img_size=16 * side,
+        patch_size=16,
+        embed_dim=768,
+        depth=12,
+        num_heads=12,
+        norm_layer=partial(nn.LayerNorm, eps=1e-6),
+        use_rel_pos=True,
+        window_size=14,
+        global_attn_indexes=(2, 5, 8, 11),
+    )
+    encoder.neck = nn.Identity()  # a neck is not a backbone's work
+    return encoder
+
+
+def from_timm(side: int, *, name: str) -> nn.Module:
+    import timm
+
+    net = timm.create_model(name, num_classes=0, dynamic_img_size=True)
+    net.forward = net.forward_features
+    return net
+
+
+VARIANTS = {
+    "windows": Variant(partial(ours, **RECIPE), 14),
+    "windows-cp": Variant(partial(ours, with_cp=True, **RECIPE), 14),
+    "global": Variant(ours, 14),
+    "birder": Variant(birder, 14),
+    "sam": Variant(segment_anything, 16, resizable=False),
+    "eva02": Variant(partial(from_timm, name="eva02_base_patch14_224"), 14),
+    "dinov3": Variant(partial(from_timm, name="vit_base_patch16_dinov3"), 16),
+}
+
+
+def main() -> None:
+    args = parse_args()
+    torch.set_num_threads(args.threads)
+    if args.peak_of:
+        name, pixels, mode = args.peak_of.split(":")
+        print(peak_memory(make_bench(args, [name]), name, int(pixels), mode))
+        return
+    bench = make_bench(args, args.variants)
+    rows = []
+    for pixels in args.sizes:
+        for mode in args.modes:
+            rows += measure(bench, args, pixels, mode)
+    rates = [row["matmul_rate"] for row in rows]
+    report = {
+        "command": " ".join(["tools/benchmark.py", *sys.argv[1:]]),
+        "date": time.strftime("%Y-%m-%d"),
+        "device": device_name(bench.device),
+        "threads": torch.get_num_threads(),
+        "dtype": args.dtype,
+        "batch": args.batch,
+        "compiled": args.compile,
+        "torch": torch.__version__,
+        "matmul_rate": sorted(rates)[len(rates) // 2],
+        "rows": rows,
+    }
+    print(table(report))
+    if args.json:
+        Path(args.json).write_text(json.dumps(report, indent=1) + "\n")
+    if args.plot:
+        plot(report, args.plot)
+
+
+def measure(bench: Bench, args: argparse.Namespace, pixels: int, mode: str) -> list[dict]:
+    """Rows of one size and mode: time, peak memory, and the machine's rate around them."""
+    before = bench.matmul_rate()
+    timings = bench.time(pixels, mode, runs=args.runs, progress=say)
+    rate = (before + bench.matmul_rate()) / 2
+    rows = []
+    for timing in timings:
+        row = timing._asdict() | {"matmul_rate": rate}
+        if not args.no_memory:
+            say(f"{pixels} px, {mode}, memory: {timing.variant}")
+            row["peak_bytes"] = peak_in_fresh_process(args, timing.variant, pixels, mode)
+        rows.append(row)
+    say("")
+    return rows
+
+
+def peak_in_fresh_process(args: argparse.Namespace, name: str, pixels: int, mode: str) -> int:
+    """Peak bytes, or SystemExit with the process's last words, mostly a want of memory."""
+    command = [sys.executable, __file__, "--peak-of", f"{name}:{pixels}:{mode}"]
+    command += ["--device", args.device, "--dtype", args.dtype, "--batch", str(args.batch)]
+    command += ["--threads", str(args.threads)] + ["--compile"] * args.compile
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        words = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+        raise SystemExit(f"error: {name} at {pixels} px, {mode}: {words[-1]}")
+    return int(done.stdout.split()[-1])
+
+
+def make_bench(args: argparse.Namespace, names: list[str]) -> Bench:
+    return Bench(
+        {name: VARIANTS[name] for name in names},
+        device=args.device,
+        dtype=getattr(torch, args.dtype),
+        batch=args.batch,
+        compiled=args.compile,
+    )
+
+
+def device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if sys.platform == "linux" else []
+    models = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.processor()
+
+
+def say(message: str) -> None:
+    sys.stderr.write(f"\r{message:78}")
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument("--sizes", nargs="+", type=int, default=SIZES, help="pixels, at patch 14")
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES)
+    parser.add_argument("--runs", type=int, default=5, help="timed rounds after a warm-up")
+    parser.add_argument("--batch", type=int, default=1)
+    default = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("--device", default=default)
+    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
+    parser.add_argument("--compile", action="store_true", help="run through torch.compile")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--no-memory", action="store_true", help="leave peak memory out")
+    parser.add_argument("--json", metavar="FILE", help="also write the figures")
+    parser.add_argument("--plot", metavar="FILE.png", help="also draw time and memory over size")
+    parser.add_argument("--peak-of", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    wrong = [size for size in args.sizes if size % 56]
+    if wrong:
+        parser.error(f"--sizes must be multiples of 56 pixels, got {wrong[0]}")
+    return args
+
+
+if __name__ == "__main__":
+    main()
