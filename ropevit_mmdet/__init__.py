@@ -8,8 +8,15 @@ from ropevit_mmdet import stack
 stack.prepare()  # ahead of everything that imports mmcv.ops
 
 from ropevit_mmdet.backbone import RoPEViT  # noqa: E402
+from ropevit_mmdet.dataset_checks import CheckedCocoDataset  # noqa: E402
 from ropevit_mmdet.hooks import RoPEViTChecks  # noqa: E402
 from ropevit_mmdet.neck import LayerNorm2d, SimpleFeaturePyramid  # noqa: E402
 
 __version__ = "0.1.0"
-__all__ = ["LayerNorm2d", "RoPEViT", "RoPEViTChecks", "SimpleFeaturePyramid"]
+__all__ = [
+    "CheckedCocoDataset",
+    "LayerNorm2d",
+    "RoPEViT",
+    "RoPEViTChecks",
+    "SimpleFeaturePyramid",
+]

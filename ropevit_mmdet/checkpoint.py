@@ -85,9 +85,21 @@ def load_into(module: torch.nn.Module, state: Mapping[str, Tensor], source: str)
     """Copies ``state`` into the parameters and buffers of ``module``, in place.
 
     Raises:
-        ValueError: a key too many, a key too few, or a shape that differs; nothing is copied then.
+        ValueError: see ``check_fit``; nothing is copied then.
     """
     targets = module.state_dict(keep_vars=True)
+    check_fit(targets, state, source)
+    with torch.no_grad():
+        for key, target in targets.items():
+            target.copy_(state[key])
+
+
+def check_fit(targets: Mapping[str, Tensor], state: Mapping[str, Tensor], source: str) -> None:
+    """Refuses a state dict that has not exactly the names and shapes of ``targets``.
+
+    Raises:
+        ValueError: keys too many, keys too few, shapes that differ; names up to three of each.
+    """
     missing = [key for key in targets if key not in state]
     unexpected = [key for key in state if key not in targets]
     shapes = [
@@ -98,17 +110,14 @@ def load_into(module: torch.nn.Module, state: Mapping[str, Tensor], source: str)
     problems = [
         f"{len(keys)} {what}: {', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''}"
         for keys, what in (
-            (missing, "parameters of the model are not in it"),
-            (unexpected, "keys of it are unknown to the model"),
-            (shapes, "shapes differ"),
+            (missing, "of the model's weights are not in it"),
+            (unexpected, "of its weights are not in the model"),
+            (shapes, "differ in shape"),
         )
         if keys
     ]
     if problems:
-        raise ValueError(f"{source} does not fit the model: {'; '.join(problems)}")
-    with torch.no_grad():
-        for key, target in targets.items():
-            target.copy_(state[key])
+        raise ValueError(f"checkpoint {source} does not fit the model: {'; '.join(problems)}")
 
 
 def check_arch(checkpoint: Checkpoint, arch: Arch) -> None:

@@ -30,6 +30,21 @@ _CURES = (  # what a path looks like, how to get what it should hold
 _CATEGORIES = b'"categories"'
 
 
+@DATASETS.register_module()
+class CheckedCocoDataset(CocoDataset):
+    """CocoDataset that says what is missing and where to get it, whichever tool builds it.
+
+    Raises ValueError as `check_datasets` does, when it loads its annotations.
+    """
+
+    def load_data_list(self) -> list[dict]:
+        settings = {"metainfo": {"classes": list(self.metainfo["classes"])}, "type": type(self)}
+        for key in ("ann_file", "data_prefix", "backend_args"):
+            settings[key] = getattr(self, key)
+        _check_dataset("test" if self.test_mode else "train", settings)
+        return super().load_data_list()
+
+
 def check_datasets(config: Config, splits: Sequence[str] = SPLITS) -> None:
     """Check the annotation files and picture folders of some of a config's splits.
 
@@ -135,7 +150,7 @@ def _is_local(settings: dict[str, Any], *paths: str) -> bool:
 
 
 def _names_at(text: mmap.mmap, position: int) -> list[str] | None:
-    """The names of the JSON list of categories after `"categories"`; None if it is another thing."""
+    """The names of the JSON list after `"categories"`; None if something else stands there."""
     end = position + 4096
     while True:
         chunk = text[position:end].decode("utf-8", errors="replace").lstrip()

@@ -141,7 +141,7 @@ def use_tta(config: Config) -> bool:
 
 
 def _mirror_pipeline(pipeline: list[ConfigDict]) -> list[ConfigDict]:
-    """A test pipeline whose last step, the packing, is done for the picture and its mirror image."""
+    """A test pipeline that ends in the picture and its mirror image, each packed."""
     pack = deepcopy(pipeline[-1])
     keys = ("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")
     pack.meta_keys = (*pack.get("meta_keys", keys), "flip", "flip_direction")

@@ -61,7 +61,7 @@ def test_every_tensor_arrives(birder_file):
 
 
 def test_a_key_too_many_or_too_few_is_named(birder_file, tmp_path):
-    with pytest.raises(ValueError, match=r"unknown to the model: blocks\.1\.attn\.extra"):
+    with pytest.raises(ValueError, match=r"not in the model: blocks\.1\.attn\.extra"):
         load(edited(birder_file, tmp_path, **{"encoder.block.1.attn.extra": torch.zeros(1)}))
     with pytest.raises(ValueError, match=r"not in it: blocks\.2\.norm2\.weight"):
         load(edited(birder_file, tmp_path, **{"encoder.block.2.norm2.weight": None}))

@@ -1,0 +1,214 @@
+"""The whole job on the embedded data set: make it, train Mask R-CNN on it, evaluate, look at it."""
+
+import argparse
+import io
+import json
+import logging
+import os
+import sys
+import time
+import warnings
+from collections.abc import Sequence
+from contextlib import redirect_stdout
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+try:
+    import ropevit_mmdet
+except ModuleNotFoundError as error:
+    sys.exit(f"error: {error}; install the project first: pip install -e .")
+except ImportError as error:  # of the checks of the installed packages, with the cure
+    sys.exit(f"error: {error}")
+
+import mmcv
+import mmdet
+import mmengine
+import torch
+import torchvision
+from mmdet.utils import setup_cache_size_limit_of_dynamo
+from mmengine.config import Config, DictAction
+from mmengine.logging import MMLogger
+from mmengine.runner import Runner, find_latest_checkpoint
+from PIL import Image
+from tqdm import tqdm
+
+from ropevit_mmdet.dataset_checks import check_datasets
+from ropevit_mmdet.datasets import shapes
+from ropevit_mmdet.detector_checkpoint import check_start
+from ropevit_mmdet.drawing import contact_sheet, draw_detections
+from ropevit_mmdet.errors import one_line_errors
+from ropevit_mmdet.predict import SUFFIXES, Predictor, predict_files, read_picture
+from ropevit_mmdet.run_config import build_detector, load_config
+
+CONFIG = "configs/shapes_maskrcnn.py"
+SHOWN = 12  # test pictures to draw predictions over
+SCORE_THR = 0.4
+PARTS = ("bbox", "segm")
+
+
+class QuietRunner(Runner):
+    """mmengine's runner, with only progress and warnings on the screen; the log file has it all."""
+
+    def build_logger(self, *args: Any, **kwargs: Any) -> MMLogger:
+        logger = super().build_logger(*args, **kwargs)
+        logger.handlers[0].addFilter(
+            lambda record: record.module == "logger_hook" or record.levelno >= logging.WARNING
+        )
+        return logger
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_args(argv)
+    setup_cache_size_limit_of_dynamo()
+    warnings.filterwarnings("ignore", message=".*anchor_generator is deprecated")  # mmdet of itself
+    started = time.time()
+    with one_line_errors():
+        config = load_config(args.config, args.cfg_options, work_dir=args.work_dir)
+        print("[1/4] the data set")
+        make_data(Path(config.test_dataloader.dataset.data_root))
+        prepare(config, args.seed)
+        work_dir = Path(config.work_dir)
+
+        print(f"[2/4] training; everything goes into {work_dir}")
+        runner = QuietRunner.from_cfg(config)
+        train_started = time.time()
+        with redirect_stdout(io.StringIO()):  # pycocotools prints; the log is not affected
+            runner.train()
+        train_seconds = time.time() - train_started
+
+        print("[3/4] evaluating on the test split, which training never saw")
+        with redirect_stdout(io.StringIO()):
+            metrics = runner.test()
+
+        print("[4/4] drawing predictions")
+        checkpoint = os.path.relpath(find_latest_checkpoint(str(work_dir)))
+        draw_predictions(config, checkpoint, work_dir)
+    names = runner.test_dataloader.dataset.metainfo["classes"]
+    summary = {
+        **summarize(metrics, names),
+        "train_seconds": round(train_seconds, 1),
+        "iterations": runner.iter,
+        "seed": args.seed,
+        "config": args.config,
+        "checkpoint": checkpoint,
+        "test_pictures": len(runner.test_dataloader.dataset),
+        "device": str(next(runner.model.parameters()).device),
+        "threads": torch.get_num_threads(),
+        "versions": versions(),
+    }
+    (work_dir / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+    print(f"\n{table(summary)}\n")
+    print(f"training took {train_seconds:.0f} s, all together {time.time() - started:.0f} s\n")
+    print(what_next(args.config, checkpoint, work_dir))
+
+
+def make_data(root: Path) -> None:
+    with tqdm(desc="drawing", unit="picture", disable=None, leave=False) as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        made = shapes.generate(root, progress=progress)
+    print(f"      {root}: {'there already' if made['reused'] else 'made'}")
+
+
+def prepare(config: Config, seed: int) -> None:
+    """Set the seed, have AP per class reported, and check all before anything is written."""
+    config.randomness = {"seed": seed}
+    # With several parts in one metric, mmdet reports per class only the last part's AP.
+    config.test_evaluator = [
+        {**deepcopy(config.test_evaluator), "metric": part, "prefix": part, "classwise": True}
+        for part in PARTS
+        if part in config.test_evaluator.metric
+    ]
+    check_datasets(config)
+    check_start(build_detector(config), config)
+
+
+def draw_predictions(config: Config, checkpoint: str, work_dir: Path) -> None:
+    """Write `predictions/`, of some test pictures, and one sheet of them, `predictions.png`."""
+    dataset = config.test_dataloader.dataset
+    folder = Path(dataset.data_root) / dataset.data_prefix.img
+    files = sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES)
+    files = files[:: max(1, len(files) // SHOWN)][:SHOWN]
+    predictor = Predictor(config, checkpoint)
+    predict_files(predictor, files, work_dir / "predictions", score_thr=SCORE_THR)
+    sheet = []
+    for file in files:
+        picture = read_picture(file)
+        found = predictor.predict([picture], score_thr=SCORE_THR)[0]
+        sheet.append(draw_detections(picture, found, predictor.names))
+    Image.fromarray(contact_sheet(sheet)).save(work_dir / "predictions.png")
+
+
+def summarize(metrics: dict[str, float], names: Sequence[str]) -> dict[str, Any]:
+    """The figures of the summary: AP in all, at IoU 0.50 and 0.75, and per class."""
+    summary: dict[str, Any] = {}
+    parts = [part for part in PARTS if f"{part}/{part}_mAP" in metrics]
+    for part in parts:
+        for figure in ("mAP", "mAP_50", "mAP_75"):
+            summary[f"{part}_{figure}"] = float(metrics[f"{part}/{part}_{figure}"])
+    summary["per_class"] = {
+        name: {f"{part}_mAP": float(metrics[f"{part}/{name}_precision"]) for part in parts}
+        for name in names
+    }
+    return summary
+
+
+def table(summary: dict[str, Any]) -> str:
+    """The summary's figures as text."""
+    parts = [part for part in PARTS if f"{part}_mAP" in summary]
+    titles = {"bbox": "box", "segm": "mask"}
+    figures = ("mAP", "mAP_50", "mAP_75")
+    head = f"{summary['test_pictures']} test pictures"
+    lines = [
+        f"{head:22}" + "".join(f"{titles[part]:>7} AP   AP50   AP75" for part in parts),
+        f"{'all classes':22}"
+        + "".join(
+            f"{summary[f'{part}_mAP']:10.3f}"
+            + "".join(f"{summary[f'{part}_{figure}']:7.3f}" for figure in figures[1:])
+            for part in parts
+        ),
+    ]
+    for name, figures_of_class in summary["per_class"].items():
+        cells = "".join(f"{figures_of_class[f'{part}_mAP']:10.3f}{'':14}" for part in parts)
+        lines.append(f"  {name:20}{cells}".rstrip())
+    return "\n".join(lines)
+
+
+def versions() -> dict[str, str]:
+    modules = (torch, torchvision, mmdet, mmengine, mmcv, ropevit_mmdet)
+    python = ".".join(map(str, sys.version_info[:3]))
+    return {"python": python, **{module.__name__: module.__version__ for module in modules}}
+
+
+def what_next(config: str, checkpoint: str, work_dir: Path) -> str:
+    return f"""look at   {work_dir / "predictions.png"}
+figures   {work_dir / "summary.json"}
+
+next: your own pictures
+    .venv/bin/python tools/predict.py {config} {checkpoint} PICTURES --out-dir outputs
+training on COCO, or from your own mmdet config: see README.md"""
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--config", default=CONFIG, help=f"default: {CONFIG}")
+    parser.add_argument(
+        "--work-dir", help="folder for all results (default: work_dirs/<name of the config>)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of weights and order (default: 0)")
+    parser.add_argument(
+        "--cfg-options",
+        nargs="+",
+        action=DictAction,
+        metavar="KEY=VALUE",
+        help="override settings of the config, e.g. train_cfg.max_iters=100",
+    )
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""Train a detector from a config; takes what mmdet's own tools/train.py takes."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+try:
+    import ropevit_mmdet  # noqa: F401  makes the mm packages usable, ahead of all that need them
+except ModuleNotFoundError as error:
+    sys.exit(f"error: {error}; install the project first: pip install -e .")
+except ImportError as error:  # of the checks of the installed packages, with the cure
+    sys.exit(f"error: {error}")
+
+from mmdet.registry import RUNNERS
+from mmdet.utils import setup_cache_size_limit_of_dynamo
+from mmengine.config import Config, DictAction
+from mmengine.runner import Runner
+
+from ropevit_mmdet.dataset_checks import check_datasets
+from ropevit_mmdet.detector_checkpoint import check_start
+from ropevit_mmdet.errors import one_line_errors
+from ropevit_mmdet.hooks import check_colours, check_strides
+from ropevit_mmdet.run_config import build_detector, load_config, use_amp, use_auto_scale_lr
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_args(argv)
+    os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
+    setup_cache_size_limit_of_dynamo()
+    with one_line_errors():
+        config = prepare(args)
+        runner_type = RUNNERS.get(config.runner_type) if "runner_type" in config else Runner
+        runner_type.from_cfg(config).train()
+
+
+def prepare(args: argparse.Namespace) -> Config:
+    """The config of the run, checked as far as it can be before anything is written."""
+    config = load_config(
+        args.config, args.cfg_options, work_dir=args.work_dir, launcher=args.launcher
+    )
+    if args.amp:
+        use_amp(config)
+    if args.auto_scale_lr:
+        use_auto_scale_lr(config)
+    if args.resume is not None:
+        config.resume = True
+        config.load_from = None if args.resume == "auto" else args.resume
+    check_datasets(config, ("train", "val"))
+    model = build_detector(config)
+    check_strides(model)
+    check_colours(model)
+    check_start(model, config)
+    return config
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("config", help="config file")
+    parser.add_argument("--work-dir", help="folder for logs and checkpoints")
+    parser.add_argument("--amp", action="store_true", help="train in mixed precision; needs a GPU")
+    parser.add_argument(
+        "--auto-scale-lr",
+        action="store_true",
+        help="scale the learning rate by the batch size, from the config's base_batch_size",
+    )
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const="auto",
+        metavar="CKPT",
+        help="go on from this checkpoint, or without a name from the last one in the work dir",
+    )
+    parser.add_argument(
+        "--cfg-options",
+        nargs="+",
+        action=DictAction,
+        metavar="KEY=VALUE",
+        help='override settings of the config: a.b=1 c="[1,2]" d="[(1,2),(3,4)]"',
+    )
+    parser.add_argument(
+        "--launcher",
+        choices=["none", "pytorch", "slurm", "mpi"],
+        default="none",
+        help="what started the processes of a distributed run; see tools/dist_train.sh",
+    )
+    parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    main()
