@@ -14,7 +14,7 @@ FLOORS = [
     {"tables", "weights"},
     {"vit", "checkpoint"},
     {"backbone", "neck", "detector_checkpoint"},
-    {"hooks", "flops"},
+    {"hooks", "flops", "layer_decay"},
     {"run_config", "benchmark"},
     {"predict"},
 ]

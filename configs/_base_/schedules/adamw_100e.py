@@ -6,8 +6,9 @@ test_cfg = dict(type="TestLoop")
 
 optim_wrapper = dict(
     type="OptimWrapper",
+    constructor="RoPEViTLayerDecay",
+    paramwise_cfg=dict(layer_decay_rate=0.7),
     optimizer=dict(type="AdamW", lr=1e-4, betas=(0.9, 0.999), weight_decay=0.1),
-    paramwise_cfg=dict(norm_decay_mult=0.0, custom_keys={"pos_embed": dict(decay_mult=0.0)}),
 )
 param_scheduler = [
     dict(type="LinearLR", start_factor=0.001, by_epoch=False, begin=0, end=250),
