@@ -8,6 +8,7 @@ from ropevit_mmdet import stack
 stack.prepare()  # ahead of everything that imports mmcv.ops
 
 from ropevit_mmdet.backbone import RoPEViT  # noqa: E402
+from ropevit_mmdet.classifier import load_classifier  # noqa: E402
 from ropevit_mmdet.dataset_checks import CheckedCocoDataset  # noqa: E402
 from ropevit_mmdet.hooks import RoPEViTChecks  # noqa: E402
 from ropevit_mmdet.layer_decay import RoPEViTLayerDecay  # noqa: E402
@@ -21,4 +22,5 @@ __all__ = [
     "RoPEViTChecks",
     "RoPEViTLayerDecay",
     "SimpleFeaturePyramid",
+    "load_classifier",
 ]

@@ -67,6 +67,8 @@ class Arch:
     attn_pool_special_tokens: bool = False
     attn_pool_norm_eps: float = 1e-5
     attn_pool_act_layer_type: str = "gelu"
+    mlp_head: bool = False
+    head_bias: bool = True
     out_indices: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
@@ -112,7 +114,9 @@ def resolve_arch(arch: str | Mapping[str, Any] | Arch) -> Arch:
     missing = [name for name in _REQUIRED if name not in settings]
     if missing:
         raise ValueError(f"arch as a dict needs {', '.join(map(repr, missing))}, got {dict(arch)}")
-    return Arch(**{"mlp_dim": 4 * settings["hidden_dim"], **settings})
+    if settings.get("mlp_dim") is None:
+        settings["mlp_dim"] = 4 * settings["hidden_dim"]
+    return Arch(**settings)
 
 
 def arch_names() -> tuple[str, ...]:
@@ -174,6 +178,14 @@ def _check(arch: Arch) -> None:
     for key in ("patch_size", "num_layers", "num_heads", "hidden_dim", "mlp_dim"):
         if not isinstance(getattr(arch, key), int) or getattr(arch, key) < 1:
             raise ValueError(f"arch: {key} must be a positive integer, got {getattr(arch, key)!r}")
+    for key in ("drop_path_rate", "dropout", "attention_dropout", "projection_dropout"):
+        if not 0 <= getattr(arch, key) <= 1:
+            raise ValueError(f"arch: {key} must be 0 to 1, got {getattr(arch, key)!r}")
+    for key in ("norm_layer_eps", "rope_temperature"):
+        if not getattr(arch, key) > 0:
+            raise ValueError(f"arch: {key} must be above 0, got {getattr(arch, key)!r}")
+    if not isinstance(arch.num_reg_tokens, int) or arch.num_reg_tokens < 0:
+        raise ValueError(f"arch: num_reg_tokens must be 0 or more, got {arch.num_reg_tokens!r}")
     if arch.hidden_dim % arch.num_heads or arch.head_dim % 4:
         raise ValueError(
             f"arch: hidden_dim {arch.hidden_dim} over num_heads {arch.num_heads} must be a "
@@ -195,6 +207,9 @@ def _check_rope(arch: Arch) -> None:
             raise ValueError(f'arch: rope_{key}_coords belongs to rope_style="centered_separate"')
         if value < least:
             raise ValueError(f"arch: rope_{key}_coords must be at least {least}, got {value}")
+    pt = arch.pt_grid_size
+    if pt is not None and not (isinstance(pt, tuple) and len(pt) == 2 and min(pt) > 0):
+        raise ValueError(f"arch: pt_grid_size must be (rows, columns) in patches, got {pt!r}")
     if arch.rope_style == "default":
         return
     if arch.rope_grid_indexing != "ij" or arch.rope_grid_offset or arch.pt_grid_size is not None:

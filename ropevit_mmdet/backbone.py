@@ -18,8 +18,11 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as run_checkpointed
 
-from .arch import Arch, resolve_arch
-from .checkpoint import Checkpoint, check_arch, load_into, read_checkpoint, resample_patch_kernel
+from .arch import resolve_arch
+from .arguments import block_indices, drop_path_rates, global_indices, size_pair
+from .checkpoint import check_arch, check_fit, check_img_size, load_into, read_checkpoint
+from .identify import summary
+from .resample import resample_patch_kernel
 from .rope import Rope
 from .tables import RopeTables
 from .vit import Block, PatchEmbed, norm_layer
@@ -83,10 +86,10 @@ class RoPEViT(BaseModule):
         super().__init__(init_cfg)
         self.arch = arch = resolve_arch(arch)
         self.patch_size = arch.patch_size if patch_size is None else patch_size
-        self.pretrain_img_size = _pair(pretrain_img_size)
-        self.out_indices = _out_indices(out_indices, arch)
+        self.pretrain_img_size = size_pair(pretrain_img_size)
+        self.out_indices = block_indices(out_indices, arch)
         self.window_size = window_size
-        self.global_attn_indices = _global_indices(global_attn_indices, window_size, arch)
+        self.global_attn_indices = global_indices(global_attn_indices, window_size, arch)
         self.rope_interpolation = rope_interpolation
         self.pos_embed_mode = pos_embed_mode
         self.frozen_stages = frozen_stages
@@ -94,7 +97,7 @@ class RoPEViT(BaseModule):
         self._check_arguments()
 
         dim, depth = arch.hidden_dim, self.out_indices[-1] + 1
-        rates = _drop_path_rates(arch, drop_path_rate)
+        rates = drop_path_rates(arch, drop_path_rate)
         self.patch_embed = PatchEmbed(arch, self.patch_size)
         if arch.num_reg_tokens:
             self.reg_tokens = nn.Parameter(torch.zeros(1, arch.num_reg_tokens, dim))
@@ -132,35 +135,23 @@ class RoPEViT(BaseModule):
         Raises:
             ValueError: images of no pixels, or (on CPU) with values that are not finite.
         """
-        _check_images(images)
-        grid_map = self.patch_embed(images)
-        grid = tuple(grid_map.shape[1:3])
-        groups = window_groups(grid, self.window_size)
-        x = self.pre_norm(self.pos_drop(self._embed(grid_map, groups)))
-        whole, windows = self.rope_tables.segments(
-            grid, groups, device=x.device, training=self.training
-        )
+        outputs, groups = self._encode(images)
+        patches = [tokens[:, self.arch.num_special_tokens :] for tokens in outputs]
+        patches[-1] = self.norm(patches[-1])
+        return tuple(to_grid(tokens, groups).permute(0, 3, 1, 2) for tokens in patches)
 
-        maps, num_special, split = [], self.arch.num_special_tokens, False
-        for i, block in enumerate(self.blocks):
-            windowed = self.window_size is not None and i not in self.global_attn_indices
-            if windowed and not split:
-                x = split_windows(x, groups, num_special)
-            elif split and not windowed:
-                x = merge_windows(x, groups, num_special)
-            split = windowed
-            segments = windows if windowed else whole
-            if self.with_cp and self.training and torch.is_grad_enabled():
-                x = run_checkpointed(block, x, segments, use_reentrant=False)
-            else:
-                x = block(x, segments)
-            if i in self.out_indices:
-                tokens = merge_windows(x, groups, num_special) if split else x
-                tokens = tokens[:, num_special:]
-                if i == self.arch.num_layers - 1:
-                    tokens = self.norm(tokens)
-                maps.append(to_grid(tokens, groups).permute(0, 3, 1, 2))  # [B, C, rows, columns]
-        return tuple(maps)
+    def forward_tokens(self, images: Tensor) -> Tensor:
+        """All tokens after the last block that is built, as a classifier's head takes them.
+
+        Args:
+            images: as for ``forward``.
+
+        Returns:
+            [B, S + N, C], normed as the map is: registers, class token, then the patches, row by
+            row without windows and in window order with them.
+        """
+        outputs, _ = self._encode(images)
+        return self.norm(outputs[-1])
 
     def init_weights(self) -> None:
         """Loads the checkpoint of ``init_cfg``, strictly; without one the random weights stay."""
@@ -186,25 +177,48 @@ class RoPEViT(BaseModule):
         state = dict(checkpoint.state)
         if checkpoint.origin == "birder":
             check_arch(checkpoint, self.arch)
-            size = checkpoint.img_size or self.pretrain_img_size
-            if size != self.pretrain_img_size:
-                raise ValueError(
-                    f"{path} was trained at {size[0]} x {size[1]} pixels, the model has "
-                    f"{self.pretrain_img_size}; set pretrain_img_size="
-                    f"{size[0] if size[0] == size[1] else size}"
-                )
-            state = {key: value for key, value in state.items() if not self._left_out(key)}
-            if self.arch.stem_type == "patchify":
-                kernel = "patch_embed.proj.weight"
+            check_img_size(checkpoint, self.arch, self.pretrain_img_size)
+            kernel = "patch_embed.proj.weight"
+            if kernel in state:
                 state[kernel] = resample_patch_kernel(state[kernel], self.patch_size)
+            check_fit(self._whole_encoder(), state, source=str(path))
+            state = {key: state[key] for key in self.state_dict()}
         load_into(self, state, source=str(path))
-        MMLogger.get_current_instance().info(_summary(checkpoint, len(state)))
+        MMLogger.get_current_instance().info(summary(checkpoint, state))
 
     def train(self, mode: bool = True) -> RoPEViT:
         super().train(mode)
         for module in self._frozen_modules():
             module.eval()
         return self
+
+    def _encode(self, images: Tensor) -> tuple[list[Tensor], tuple[WindowGroup, ...]]:
+        """Merged tokens [B, S + N, C] after every out_index, and the windows that order them."""
+        _check_images(images)
+        grid_map = self.patch_embed(images)
+        grid = tuple(grid_map.shape[1:3])
+        groups = window_groups(grid, self.window_size)
+        whole, windows = self.rope_tables.segments(  # ahead of dropout: birder's order of draws
+            grid, groups, device=grid_map.device, training=self.training
+        )
+        x = self.pre_norm(self.pos_drop(self._embed(grid_map, groups)))
+
+        outputs, num_special, split = [], self.arch.num_special_tokens, False
+        for i, block in enumerate(self.blocks):
+            windowed = self.window_size is not None and i not in self.global_attn_indices
+            if windowed and not split:
+                x = split_windows(x, groups, num_special)
+            elif split and not windowed:
+                x = merge_windows(x, groups, num_special)
+            split = windowed
+            segments = windows if windowed else whole
+            if self.with_cp and self.training and torch.is_grad_enabled():
+                x = run_checkpointed(block, x, segments, use_reentrant=False)
+            else:
+                x = block(x, segments)
+            if i in self.out_indices:
+                outputs.append(merge_windows(x, groups, num_special) if split else x)
+        return outputs, groups
 
     def _embed(self, grid_map: Tensor, groups: tuple[WindowGroup, ...]) -> Tensor:
         """Merged tokens [B, S + N, C]: special tokens, then patches, with their positions."""
@@ -291,11 +305,16 @@ class RoPEViT(BaseModule):
         if not isinstance(stages, int) or not -1 <= stages <= arch.num_layers:
             raise ValueError(f"frozen_stages must be -1 to {arch.num_layers}, got {stages!r}")
 
-    def _left_out(self, key: str) -> bool:
-        """Whether a key of a whole encoder belongs to a part that this model does not build."""
-        if key.startswith("norm."):
-            return not any(True for _ in self.norm.parameters())
-        return key.startswith("blocks.") and int(key.split(".")[1]) >= len(self.blocks)
+    def _whole_encoder(self) -> dict[str, Tensor]:
+        """Names and shapes of all of the architecture's weights, those not built here too."""
+        arch, tensors = self.arch, dict(self.state_dict())
+        block = self.blocks[0].state_dict()
+        for i in range(len(self.blocks), arch.num_layers):
+            tensors |= {f"blocks.{i}.{key}": value for key, value in block.items()}
+        if arch.has_final_norm:
+            norm = norm_layer(arch)(arch.hidden_dim).state_dict()
+            tensors |= {f"norm.{key}": value for key, value in norm.items()}
+        return tensors
 
     def _init_parameters(self) -> None:
         for name in ("pos_embed", "cls_token", "reg_tokens"):
@@ -325,50 +344,6 @@ class RoPEViT(BaseModule):
             module.requires_grad_(False).eval()
 
 
-def _pair(size: int | Sequence[int]) -> tuple[int, int]:
-    pair = (size, size) if isinstance(size, int) else tuple(size)
-    if len(pair) != 2 or not all(isinstance(side, int) for side in pair):
-        raise ValueError(f"pretrain_img_size must be an int or (height, width), got {size!r}")
-    return pair
-
-
-def _out_indices(indices: int | Sequence[int] | None, arch: Arch) -> tuple[int, ...]:
-    if indices is None:
-        indices = arch.out_indices or (arch.num_layers - 1,)
-    indices = (indices,) if isinstance(indices, int) else tuple(indices)
-    resolved = tuple(i + arch.num_layers if i < 0 else i for i in indices)
-    ordered = tuple(sorted(set(resolved)))
-    if not resolved or resolved != ordered or resolved[0] < 0 or resolved[-1] >= arch.num_layers:
-        raise ValueError(
-            f"out_indices must be ascending block numbers below {arch.num_layers}, got {indices}"
-        )
-    return resolved
-
-
-def _global_indices(
-    indices: Sequence[int] | None, window_size: int | None, arch: Arch
-) -> tuple[int, ...]:
-    if indices is None:
-        return tuple((i + 1) * arch.num_layers // 4 - 1 for i in range(4))
-    if window_size is None:
-        raise ValueError(f"global_attn_indices {tuple(indices)} without a window_size")
-    if any(not 0 <= i < arch.num_layers for i in indices):
-        raise ValueError(
-            f"global_attn_indices must be block numbers below {arch.num_layers}, got {indices}"
-        )
-    return tuple(indices)
-
-
-def _drop_path_rates(arch: Arch, rate: float | None) -> list[float]:
-    """Rates that grow linearly from 0 at the first block to ``rate`` at the last."""
-    rate = arch.drop_path_rate if rate is None else rate
-    if not 0 <= rate <= 1:
-        raise ValueError(f"drop_path_rate must be 0 to 1, got {rate}")
-    if arch.drop_path_uniform:
-        return [rate] * arch.num_layers
-    return torch.linspace(0, rate, arch.num_layers, device="cpu").tolist()
-
-
 def _check_images(images: Tensor) -> None:
     if images.dim() != 4 or images.shape[1] != 3 or 0 in images.shape:
         raise ValueError(f"images must be [B, 3, H, W] with pixels in them, got {[*images.shape]}")
@@ -376,12 +351,3 @@ def _check_images(images: Tensor) -> None:
         return  # a look at the values would stall the device
     if not images.isfinite().all():
         raise ValueError("images hold NaN or infinite values")
-
-
-def _summary(checkpoint: Checkpoint, num_loaded: int) -> str:
-    ignored = sorted({key.split(".")[0] for key in checkpoint.ignored})
-    return (
-        f"{checkpoint.path}: {num_loaded} tensors loaded"
-        + (f", written by birder {checkpoint.version}" if checkpoint.version else "")
-        + (f", ignored: {', '.join(ignored)}" if ignored else "")
-    )

@@ -10,19 +10,20 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .arch import Arch, arch_names, resolve_arch
+from .facts import HEAD, TRAINING_ONLY, arch_argument, contradictions, settings_of, spelt_out
 from .stack.reading import read_torch_file
 
-# Parts of a birder classifier that a detector has no use for.
+# Parts of a birder classifier that a detector has no use for: its head.
 IGNORED = ("classifier.", "attn_pool.", "embedding_norm.")
 
 _RENAMED = (  # birder's key -> ours
@@ -50,7 +51,13 @@ class Checkpoint:
     config: dict[str, Any] | None = None  # overrides of the named architecture
     class_to_idx: dict[str, int] | None = None
     version: str | None = None
-    ignored: tuple[str, ...] = ()  # keys of the file that a detector has no use for
+    head: dict[str, Tensor] = dataclasses.field(default_factory=dict)  # under birder's names
+    meta: Mapping[str, Any] | None = None  # what mmengine notes of a run
+
+    @property
+    def ignored(self) -> tuple[str, ...]:
+        """Keys of the file that a detector has no use for: those of the classifier's head."""
+        return tuple(self.head)
 
 
 def read_checkpoint(path: str | Path, *, prefix: str = "backbone.") -> Checkpoint:
@@ -71,14 +78,15 @@ def read_checkpoint(path: str | Path, *, prefix: str = "backbone.") -> Checkpoin
     content = _read_safetensors(path) if path.suffix == ".safetensors" else read_torch_file(path)
     if isinstance(content, Mapping) and isinstance(content.get("state"), Mapping):
         return _from_birder(path, content)
+    meta = None
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
-        content = content["state_dict"]
+        meta, content = _field(path, content, "meta", Mapping), content["state_dict"]
     if not isinstance(content, Mapping) or not all(isinstance(v, Tensor) for v in content.values()):
         raise ValueError(f"{path}: neither a birder checkpoint nor one of mmengine")
     if "conv_proj.weight" in content or "conv_proj.0.weight" in content:
         return _from_birder(path, {"state": content})
     state = {k.removeprefix(prefix): v for k, v in content.items() if k.startswith(prefix)}
-    return Checkpoint(path=path, state=dict(state or content), origin="mmengine")
+    return Checkpoint(path=path, state=dict(state or content), origin="mmengine", meta=meta)
 
 
 def load_into(module: torch.nn.Module, state: Mapping[str, Tensor], source: str) -> None:
@@ -126,81 +134,85 @@ def check_arch(checkpoint: Checkpoint, arch: Arch) -> None:
     Raises:
         ValueError: the weights or the file's ``config`` contradict ``arch``.
     """
-    for key, value in (checkpoint.config or {}).items():
-        value = tuple(value) if isinstance(value, list) else value
-        if getattr(arch, key, value) != value:
+    path = checkpoint.path
+    named = _with_config(path, arch, checkpoint.config)
+    for key in checkpoint.config or {}:
+        if key not in (*TRAINING_ONLY, *HEAD) and getattr(named, key) != getattr(arch, key):
             raise ValueError(
-                f"{checkpoint.path}: the file's config has {key}={value!r}, the model has "
-                f"{getattr(arch, key)!r}; spell the architecture out with arch=dict(...) and "
-                f"{key}={value!r}"
+                f"{path}: the file's config has {key}={getattr(named, key)!r}, the model has "
+                f"{getattr(arch, key)!r}; set arch={arch_argument(named)}"
             )
-    found, wanted = facts_of(checkpoint.state), arch_facts(arch)
-    differing = [key for key in wanted if found.get(key) != wanted[key]]
-    if not differing:
+    colours = checkpoint.state.get("patch_embed.proj.weight")
+    if colours is not None and colours.shape[1] != 3:
+        raise ValueError(f"{path} is for pictures of {colours.shape[1]} channels, RoPEViT takes 3")
+    try:
+        found = settings_of(checkpoint.state, checkpoint.head, checkpoint.img_size)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    changes = contradictions(arch, found)
+    if not changes:
         return
-    differences = ", ".join(f"{key} {found.get(key)} (not {wanted[key]})" for key in differing)
-    names = [name for name in arch_names() if arch_facts(resolve_arch(name)) == found]
-    cure = f"arch='{names[0]}'" if names else f"arch=dict({_as_arguments(found)}, ...)"
-    others = f" (or one of {', '.join(names[1:])})" if names[1:] else ""
-    raise ValueError(
-        f"{checkpoint.path} holds another architecture: {differences}; set {cure}{others}"
-    )
+    differences = ", ".join(f"{key} {new} (not {old})" for key, (old, new) in changes.items())
+    fitting = [name for name in arch_names() if not contradictions(resolve_arch(name), found)]
+    if fitting:
+        others = f" (or one of {', '.join(fitting[1:])})" if fitting[1:] else ""
+        cure = f"arch='{fitting[0]}'{others}"
+    else:
+        cure = f"arch=dict({spelt_out(arch, changes)})"
+        cure += ", with the num_heads that it was trained with" * ("num_heads=..." in cure)
+    raise ValueError(f"{path} holds another architecture: {differences}; set {cure}")
 
 
-def facts_of(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The architecture settings that weights under our names show by their keys and shapes."""
-    stem = state.get("patch_embed.proj.weight")
-    hidden_dim = state["blocks.0.norm1.weight"].shape[0]
-    swiglu = "blocks.0.mlp.fc1_g.weight" in state
-    fc1 = state["blocks.0.mlp.fc1_g.weight" if swiglu else "blocks.0.mlp.fc1.weight"]
-    normed = "blocks.0.mlp.norm.weight" in state
-    registers = state.get("reg_tokens")
-    return dict(
-        patch_size=16 if stem is None else stem.shape[-1],
-        stem_type="hmlp" if stem is None else "patchify",
-        num_layers=1 + max(int(key.split(".")[1]) for key in state if key.startswith("blocks.")),
-        hidden_dim=hidden_dim,
-        mlp_dim=fc1.shape[0],
-        num_reg_tokens=0 if registers is None else registers.shape[1],
-        class_token="cls_token" in state,
-        abs_pos_embed="pos_embed" in state,
-        pre_norm="pre_norm.weight" in state,
-        norm_layer_type="LayerNorm" if "blocks.0.norm1.bias" in state else "RMSNorm",
-        mlp_layer_type=("Norm_SwiGLU_FFN" if normed else "SwiGLU_FFN") if swiglu else "FFN",
-        layer_scale="blocks.0.ls1.gamma" in state,
-        qkv_bias="blocks.0.attn.qkv.bias" in state,
-        qk_norm="blocks.0.attn.q_norm.weight" in state,
-        attn_norm="blocks.0.attn.norm.weight" in state,
-    )
+def check_img_size(checkpoint: Checkpoint, arch: Arch, img_size: tuple[int, int]) -> None:
+    """Refuses a birder checkpoint that was trained on pictures of another size.
 
+    Args:
+        img_size: pixels, (height, width): what the model is built for.
 
-def arch_facts(arch: Arch) -> dict[str, Any]:
-    """The same settings as an architecture has them."""
-    special = {"layer_scale": arch.layer_scale_init_value is not None}
-    return {key: special.get(key, getattr(arch, key, None)) for key in _FACTS}
-
-
-_FACTS = (
-    "patch_size stem_type num_layers hidden_dim mlp_dim num_reg_tokens class_token abs_pos_embed "
-    "pre_norm norm_layer_type mlp_layer_type layer_scale qkv_bias qk_norm attn_norm"
-).split()
-
-
-def resample_patch_kernel(weight: Tensor, patch_size: int) -> Tensor:
-    """A patch kernel [C, 3, p, p] at another patch size, as EVA-02 and Perception Encoder do.
-
-    Bicubic, then scaled by the ratio of areas, so that a patch of one colour keeps its embedding.
+    Raises:
+        ValueError: the signature, or the length of the position embedding, contradicts; with the
+            line to paste.
     """
-    if weight.shape[-1] == patch_size:
-        return weight
-    resized = F.interpolate(
-        weight.float(), size=(patch_size, patch_size), mode="bicubic", antialias=True
+    path, size = checkpoint.path, checkpoint.img_size or img_size
+    if size != img_size:
+        raise ValueError(
+            f"{path} was trained at {size[0]} x {size[1]} pixels, the model has "
+            f"{img_size}; set pretrain_img_size={size[0] if size[0] == size[1] else size}"
+        )
+    if "pos_embed" not in checkpoint.state:
+        return
+    positions = checkpoint.state["pos_embed"].shape[1]
+    special = arch.num_special_tokens if arch.pos_embed_special_tokens else 0
+    rows, columns = (side // arch.patch_size for side in size)
+    if positions == special + rows * columns:
+        return
+    message = (
+        f"{path} has {positions} positions, the model {special} special tokens and {rows} x "
+        f"{columns} patches"
     )
-    return (resized * (weight.shape[-1] / patch_size) ** 2).to(weight.dtype)
+    if checkpoint.img_size:
+        raise ValueError(f"{message}: they contradict the size that its signature gives")
+    if positions - rows * columns in (0, arch.num_special_tokens):
+        flag = not arch.pos_embed_special_tokens
+        raise ValueError(f"{message}; set pos_embed_special_tokens={flag} in arch=dict(...)")
+    side = math.isqrt(max(positions - special, 0))
+    if side * side != positions - special:
+        side = 0
+    cure = f"pretrain_img_size={side * arch.patch_size}" if side else "pretrain_img_size to its own"
+    raise ValueError(f"{message}, and no signature; set {cure}")
 
 
-def _as_arguments(settings: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key}={value!r}" for key, value in settings.items())
+def _with_config(path: Path, arch: Arch, config: Mapping[str, Any] | None) -> Arch:
+    """The architecture with the overrides of a file's ``config``."""
+    known = {field.name for field in dataclasses.fields(Arch)}
+    overrides = {k: v for k, v in (config or {}).items() if not k.startswith("soft_moe_")}
+    unknown = [key for key in overrides if key not in known]
+    if unknown:
+        raise ValueError(f"{path}: the file's config has {unknown[0]!r}, which is not supported")
+    try:
+        return dataclasses.replace(arch, **overrides)
+    except ValueError as error:
+        raise ValueError(f"{path}: with the file's config, {error}") from error
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:
@@ -217,36 +229,69 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
     fields = {key: metadata[key] for key in ("birder_version", "task") if key in metadata}
     for key in ("signature", "class_to_idx", "rgb_stats", "config"):
         if metadata.get(key):
-            fields[key] = json.loads(metadata[key])
+            try:
+                fields[key] = json.loads(metadata[key])
+            except (json.JSONDecodeError, RecursionError) as error:
+                raise ValueError(f"{path}: {key} in its metadata is not JSON: {error}") from error
     return {"state": state, **fields}
 
 
 def _from_birder(path: Path, content: Mapping[str, Any]) -> Checkpoint:
-    state, ignored = {}, []
+    state, head = {}, {}
     for key, value in content["state"].items():
+        if not isinstance(key, str) or not isinstance(value, Tensor):
+            raise ValueError(f"{path}: {key!r} in its state is not a tensor under a name")
         if key.startswith(IGNORED):
-            ignored.append(key)
+            head[key] = value
             continue
         for pattern, replacement in _RENAMED:
             key = re.sub(pattern, replacement, key)
         state[key] = value
     if "blocks.0.norm1.weight" not in state:
         raise ValueError(f"{path}: a birder checkpoint, but not of a RoPE ViT")
-    stats = content.get("rgb_stats")
+    config = _field(path, content, "config", Mapping)
+    class_to_idx = _field(path, content, "class_to_idx", Mapping)
     return Checkpoint(
         path=path,
         state=state,
         origin="birder",
-        img_size=_img_size(content.get("signature")),
-        rgb_stats={k: tuple(stats[k]) for k in ("mean", "std")} if stats else None,
-        config=dict(content.get("config") or {}) or None,
-        class_to_idx=content.get("class_to_idx"),
-        version=content.get("birder_version"),
-        ignored=tuple(ignored),
+        img_size=_img_size(path, content),
+        rgb_stats=_rgb_stats(path, content),
+        config=dict(config) if config else None,
+        class_to_idx=None if class_to_idx is None else dict(class_to_idx),
+        version=_field(path, content, "birder_version", str),
+        head=head,
     )
 
 
-def _img_size(signature: Mapping[str, Any] | None) -> tuple[int, int] | None:
-    if not signature or not signature.get("inputs"):
+def _field(path: Path, content: Mapping[str, Any], key: str, kind: type) -> Any:
+    """What the writer of a file says of it: None, or a value of that kind."""
+    value = content.get(key)
+    if value is not None and not isinstance(value, kind):
+        raise ValueError(f"{path}: its {key} is {value!r}, which makes no sense")
+    return value
+
+
+def _img_size(path: Path, content: Mapping[str, Any]) -> tuple[int, int] | None:
+    signature = _field(path, content, "signature", Mapping)
+    if not signature:
         return None
-    return tuple(signature["inputs"][0]["data_shape"][-2:])
+    try:
+        height, width = signature["inputs"][0]["data_shape"][-2:]
+    except (LookupError, TypeError, ValueError):
+        height = width = None
+    if not all(isinstance(side, int) and side > 0 for side in (height, width)):
+        raise ValueError(f"{path}: its signature gives no picture size: {signature!r}")
+    return height, width
+
+
+def _rgb_stats(path: Path, content: Mapping[str, Any]) -> dict[str, tuple[float, ...]] | None:
+    stats = _field(path, content, "rgb_stats", Mapping)
+    if not stats:
+        return None
+    values = {key: stats.get(key) for key in ("mean", "std")}
+    for value in values.values():
+        numbers = isinstance(value, Sequence) and all(isinstance(v, int | float) for v in value)
+        if not numbers or len(value) != 3:
+            raise ValueError(f"{path}: its rgb_stats are not three means and stds: {stats!r}")
+    return {key: tuple(map(float, value)) for key, value in values.items()}

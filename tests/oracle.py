@@ -94,6 +94,27 @@ def write_checkpoint(
         fs_ops.settings.MODELS_DIR = models_dir
 
 
+def write_safetensors(
+    net: nn.Module, folder: Path, name: str = "net", *, config: dict[str, Any] | None = None
+) -> Path:
+    """The same as safetensors, written by birder's own function."""
+    from birder.common import fs_ops
+    from birder.net.base import get_signature
+
+    path, dtype = folder / f"{name}.safetensors", next(net.parameters()).dtype
+    fs_ops.save_st(
+        net.float(),
+        str(path),
+        net.task,
+        {f"class_{i}": i for i in range(net.num_classes)},
+        get_signature((1, 3, *net.size), net.num_classes),
+        RGB_STATS,
+        external_config=config,
+    )
+    net.to(dtype)
+    return path
+
+
 def birder_map(net: nn.Module, images: Tensor, *, final_norm: bool) -> Tensor:
     """birder's detection map: ``stage1``, with the encoder's norm where ``final_norm``."""
     with torch.no_grad():

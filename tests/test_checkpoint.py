@@ -8,13 +8,8 @@ import torch
 
 from ropevit_mmdet import RoPEViT
 from ropevit_mmdet.arch import arch_names, names_of, resolve_arch
-from ropevit_mmdet.checkpoint import (
-    arch_facts,
-    facts_of,
-    load_into,
-    read_checkpoint,
-    resample_patch_kernel,
-)
+from ropevit_mmdet.checkpoint import load_into, read_checkpoint
+from ropevit_mmdet.facts import arch_facts, facts_of
 from tests.oracle import RGB_STATS, SMALL, birder_net, fill, write_checkpoint
 
 
@@ -149,13 +144,6 @@ def test_our_own_checkpoints_load_too(tmp_path, prefix):
     torch.save({"state_dict": state, "meta": {"epoch": 1}}, tmp_path / "epoch_1.pth")
     model = load(tmp_path / "epoch_1.pth", window_size=4)
     assert all(torch.equal(v, trained.state_dict()[k]) for k, v in model.state_dict().items())
-
-
-def test_resampling_keeps_the_embedding_of_one_colour():
-    kernel = torch.randn(8, 3, 14, 14)
-    resampled = resample_patch_kernel(kernel, 16)
-    assert resampled.shape == (8, 3, 16, 16)
-    torch.testing.assert_close(resampled.sum((2, 3)), kernel.sum((2, 3)), rtol=2e-2, atol=0.5)
 
 
 def test_the_pretraining_grid_stays_when_patches_are_resampled(birder_file):

@@ -10,17 +10,18 @@ PACKAGE = ROOT / "ropevit_mmdet"
 # Lowest floor first: a module imports from floors below its own. The same floor: not each other.
 FLOORS = [
     {"stack", "arch", "rope", "windows", "datasets", "download", "weights_table"},
-    {"errors", "drawing", "dataset_checks", "benchmark_report"},
+    {"errors", "drawing", "dataset_checks", "benchmark_report", "facts", "resample", "arguments"},
     {"tables", "weights"},
     {"vit", "checkpoint"},
-    {"backbone", "neck", "detector_checkpoint"},
-    {"hooks", "flops", "layer_decay"},
+    {"identify", "neck", "detector_checkpoint"},
+    {"backbone"},
+    {"hooks", "flops", "layer_decay", "classifier", "inspection"},
     {"run_config", "benchmark"},
     {"predict"},
 ]
 # What the arithmetic may need beside the standard library and the package.
 TORCH_ONLY = {"arch", "rope", "windows", "tables", "vit", "checkpoint", "download"}
-TORCH_ONLY |= {"weights", "weights_table"}
+TORCH_ONLY |= {"arguments", "facts", "identify", "resample", "weights", "weights_table"}
 SOURCES = [
     path
     for folder in ("ropevit_mmdet", "configs", "tools", "tests")

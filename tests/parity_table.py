@@ -1,0 +1,104 @@
+"""Writes the tables of docs/parity.md: what was compared with birder, where, and with which error.
+
+``python -m tests.parity_table`` measures the small networks anew (a minute), with ``--full`` the
+published ones in full too (half an hour and 10 GB of memory). Prose and other tables stay.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import ropevit_mmdet  # noqa: F401  (prepares the mm stack)
+from ropevit_mmdet.arch import arch_names
+from tests.oracle import birder_net, write_checkpoint
+from tests.parity_cases import (
+    BASE,
+    GRID,
+    GRIDS,
+    SWITCHES,
+    full_errors,
+    modes_of,
+    pixels,
+    published_networks,
+    small_config,
+    worst_error,
+)
+from tests.test_resample import BARE, draw_pictures, error, kernel
+
+DOCS = Path(__file__).parent.parent / "docs" / "parity.md"
+HEADER = "| {} | compared as | sizes, pixels | `rope_interpolation` | largest relative error |\n"
+RULE = "|---|---|---|---|---|\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--full", action="store_true", help="measure the published networks too")
+    arguments = parser.parse_args()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # networks this small only wait for their threads
+    archs = [row(f"`{name}`", name, small_config(name)) for name in arch_names()]
+    switches = [row(name, "rope_vit_reg4_b14", BASE | SWITCHES[name]) for name in SWITCHES]
+    write("architectures", HEADER.format("architecture") + RULE + "".join(archs))
+    write("switches", HEADER.format("switch") + RULE + "".join(switches))
+    write("kernels", kernels())
+    if arguments.full:
+        torch.set_num_threads(threads)
+        write("published", HEADER.format("network") + RULE + "".join(full_rows()))
+
+
+def row(title: str, name: str, config: dict[str, Any]) -> str:
+    pretrain, sizes = pixels(config, (GRID, GRID)), [pixels(config, grid) for grid in GRIDS]
+    with tempfile.TemporaryDirectory() as folder:
+        path = write_checkpoint(birder_net(name, config, size=pretrain), Path(folder))
+        error = max(
+            worst_error(path, config, sizes, mode=mode, name=name, pretrain=pretrain)
+            for mode in modes_of(config)
+        )
+    return line(title, "small", sizes, modes_of(config), error)
+
+
+def kernels() -> str:
+    """Errors of the tokens after resampling 14 -> 16, per method."""
+    methods, pictures = ("pinv", "bicubic", BARE), draw_pictures(16)
+    table = f"| pictures scaled | kernels | {' | '.join(methods)} |\n|---|---|---|---|---|\n"
+    for scaled_by in ("bilinear", "bicubic"):
+        for blur in (0, 1, 2):
+            torch.manual_seed(0)
+            weight = kernel(blur)
+            errors = (error(pictures, weight, 16, scaled_by=scaled_by, method=m) for m in methods)
+            name = f"random, blurred by {blur} pixels" if blur else "random"
+            table += f"| {scaled_by} | {name} | {' | '.join(f'{e:.4f}' for e in errors)} |\n"
+    return table
+
+
+def full_rows() -> Iterator[str]:
+    for network, side in published_networks():
+        with tempfile.TemporaryDirectory() as folder:
+            modes, sizes, errors = zip(*full_errors(network, side, Path(folder)))
+        text = line(f"`{network}`", "full", dict.fromkeys(sizes), dict.fromkeys(modes), max(errors))
+        print(text, end="", flush=True)
+        yield text
+
+
+def line(title: str, how: str, sizes: Any, modes: Any, error: float) -> str:
+    sizes = ", ".join(f"{height} x {width}" for height, width in sizes)
+    return f"| {title} | {how} | {sizes} | {', '.join(modes)} | {error:.1e} |\n"
+
+
+def write(name: str, table: str) -> None:
+    """Replaces what stands between the two marks of a table."""
+    pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
+    text, count = pattern.subn(lambda match: match[1] + table + match[2], DOCS.read_text())
+    assert count == 1, name
+    DOCS.write_text(text)
+
+
+if __name__ == "__main__":
+    main()
