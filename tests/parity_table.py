@@ -1,7 +1,7 @@
 """Writes the tables of docs/parity.md: what was compared with birder, where, and with which error.
 
 ``python -m tests.parity_table`` measures the small networks anew (a minute), with ``--full`` the
-published ones in full too (half an hour and 10 GB of memory). Prose and other tables stay.
+published ones in full too (a quarter of an hour on 2 cores, 6 GB of memory). Prose and other tables stay.
 """
 
 from __future__ import annotations
