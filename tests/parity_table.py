@@ -1,7 +1,8 @@
 """Writes the tables of docs/parity.md: what was compared with birder, where, and with which error.
 
 ``python -m tests.parity_table`` measures the small networks anew (a minute), with ``--full`` the
-published ones in full too (a quarter of an hour on 2 cores, 6 GB of memory). Prose and other tables stay.
+published ones in full too (a quarter of an hour on 2 cores, 6 GB of memory). Prose and the tables
+that are not measured stay.
 """
 
 from __future__ import annotations
