@@ -15,8 +15,8 @@ def resample_patch_kernel(weight: Tensor, patch_size: int, method: str = "pinv")
 
     'pinv' (FlexiViT, arXiv 2212.08013) solves for the kernel whose products with bilinearly
     resized patches are those of the old kernel with the patches themselves, exactly so where
-    patches grow. 'bicubic' resizes the kernel as if it were a picture, as EVA-02 did, and scales
-    it by the ratio of areas, which EVA-02 left to fine-tuning: without it tokens of 14 -> 16 come
+    patches grow. 'bicubic' resizes the kernel as if it were a picture, as EVA did, and scales
+    it by the ratio of areas, which EVA left to fine-tuning: without it tokens of 14 -> 16 come
     out 1.3 times as long. docs/parity.md has both measured.
 
     Raises:
