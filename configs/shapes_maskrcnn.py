@@ -3,10 +3,10 @@ _base_ = [
     "./_base_/default_runtime.py",
     "./_base_/models/maskrcnn.py",
     "./_base_/datasets/shapes.py",
+    "./_base_/schedules/shapes.py",
 ]
 embed_dim = 128
 channels = 64
-max_iters = 1400
 
 model = dict(
     data_preprocessor=dict(mean=[127.5] * 3, std=[64.0] * 3, pad_size_divisor=28),
@@ -76,17 +76,4 @@ model = dict(
     ),
 )
 
-optim_wrapper = dict(
-    type="OptimWrapper",
-    optimizer=dict(type="AdamW", lr=1.5e-3, betas=(0.9, 0.98), weight_decay=0.05, fused=True),
-    clip_grad=dict(max_norm=1.0),
-    paramwise_cfg=dict(norm_decay_mult=0.0, bias_decay_mult=0.0, flat_decay_mult=0.0),
-)
-param_scheduler = [
-    dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=100),
-    dict(type="CosineAnnealingLR", by_epoch=False, begin=100, end=max_iters, eta_min_ratio=0.01),
-]
-train_cfg = dict(type="IterBasedTrainLoop", max_iters=max_iters, val_interval=max_iters)
-val_cfg = dict(type="ValLoop")
-test_cfg = dict(type="TestLoop")
 default_hooks = dict(checkpoint=dict(interval=500, max_keep_ckpts=1))

@@ -19,11 +19,10 @@ import ropevit_mmdet  # isort: skip
 import torch
 from torch import nn
 
-from ropevit_mmdet.benchmark import Bench, Variant, peak_memory
+from ropevit_mmdet.benchmark import MODES, Bench, Variant, peak_memory
 from ropevit_mmdet.benchmark_report import plot, table
 
 SIZES = [448, 672, 896, 1120, 1344, 1792]
-MODES = ["forward", "training"]
 RECIPE = dict(window_size=16, pos_embed_mode="tile", rope_interpolation=896)
 
 
@@ -164,7 +163,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--sizes", nargs="+", type=int, default=SIZES, help="pixels, at patch 14")
-    parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES)
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
     parser.add_argument("--runs", type=int, default=5, help="timed rounds after a warm-up")
     parser.add_argument("--batch", type=int, default=1)
     default = "cuda" if torch.cuda.is_available() else "cpu"
