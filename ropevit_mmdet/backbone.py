@@ -16,7 +16,6 @@ from mmdet.registry import MODELS
 from mmengine.logging import MMLogger
 from mmengine.model import BaseModule
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint as run_checkpointed
 
 from .arch import resolve_arch
 from .arguments import block_indices, drop_path_rates, global_indices, size_pair
@@ -213,7 +212,7 @@ class RoPEViT(BaseModule):
             split = windowed
             segments = windows if windowed else whole
             if self.with_cp and self.training and torch.is_grad_enabled():
-                x = run_checkpointed(block, x, segments, use_reentrant=False)
+                x = block.checkpointed(x, segments)
             else:
                 x = block(x, segments)
             if i in self.out_indices:

@@ -25,6 +25,12 @@ class Segment(NamedTuple):
     cos: Tensor  # [tokens, 1, D], float32
     sin: Tensor
 
+    def divided(self, limit: int) -> list[Segment]:
+        """Segments of whole windows, each of at most ``limit`` tokens or of a single window."""
+        step = max(1, limit // self.tokens)
+        starts = range(0, self.windows, step)
+        return [self._replace(windows=min(step, self.windows - start)) for start in starts]
+
 
 class RopeTables:
     """Segments, with their tables, of any grid.

@@ -12,14 +12,15 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint as run_checkpointed
 
 from .arch import Arch
 from .rope import rotate
 from .tables import Segment
 
-# Tokens at a time on a CPU without gradients: four windows of 16 x 16 patches and their special
-# tokens. The MLP's hidden channels then stay in the cache: a tenth of the time, see
-# docs/performance.md.
+# Tokens at a time on a CPU where nothing is kept for a backward pass: four windows of 16 x 16
+# patches and their special tokens. The MLP's hidden channels then stay in the cache, a tenth of the
+# time, and what is computed again under checkpointing is a quarter: see docs/performance.md.
 _PIECE_TOKENS = 1100
 
 
@@ -61,36 +62,54 @@ class Block(nn.Module):
         self.ls1 = nn.Identity() if init is None else LayerScale(arch.hidden_dim, init)
         self.ls2 = nn.Identity() if init is None else LayerScale(arch.hidden_dim, init)
         self.drop_path = DropPath(drop_path)
+        self.draws = max(arch.dropout, arch.attention_dropout, arch.projection_dropout) > 0
 
     def forward(self, x: Tensor, segments: Sequence[Segment]) -> Tensor:
         """[B, tokens, C] to the same; the segments' tokens add up to ``tokens``."""
+        if not torch.is_grad_enabled() and self._may_divide(x):
+            return self._in_pieces(x, segments, _call)
+        return self._add_mlp(self._add_attention(x, segments, self.drop_path), self.drop_path)
+
+    def checkpointed(self, x: Tensor, segments: Sequence[Segment]) -> Tensor:
+        """The same, computed once more in the backward pass instead of kept for it."""
+        if self._may_divide(x):
+            run = partial(run_checkpointed, use_reentrant=False, preserve_rng_state=False)
+            return self._in_pieces(x, segments, run)
+        return run_checkpointed(self, x, segments, use_reentrant=False)
+
+    def _may_divide(self, x: Tensor) -> bool:
+        """Whether pieces pay, and nothing but the drop path is drawn, which pieces can share."""
         tracing = torch.compiler.is_compiling() or torch.jit.is_tracing()
-        if torch.is_grad_enabled() or x.device.type != "cpu" or tracing:
-            return self._add_mlp(self._add_attention(x, segments))
-        return self._in_pieces(x, segments)
+        return x.device.type == "cpu" and not tracing and not (self.training and self.draws)
 
-    def _add_attention(self, x: Tensor, segments: Sequence[Segment]) -> Tensor:
-        return x + self.drop_path(self.ls1(self.attn(self.norm1(x), segments)))
+    def _in_pieces(self, x: Tensor, segments: Sequence[Segment], run: Callable) -> Tensor:
+        """The same in pieces of tokens, which ``run`` calls a function on, one after the other.
 
-    def _add_mlp(self, x: Tensor) -> Tensor:
-        return x + self.drop_path(self.ls2(self.mlp(self.norm2(x))))
-
-    def _in_pieces(self, x: Tensor, segments: Sequence[Segment]) -> Tensor:
-        """The same where nothing is kept for a backward pass, in pieces that stay in the cache."""
-        out, start = torch.empty_like(x), 0
+        Whole windows go through attention and MLP together; a window larger than a piece attends
+        in one go, and only its MLP is divided.
+        """
         limit = max(1, _PIECE_TOKENS // len(x))
-        for segment in segments:
-            step = max(1, limit // segment.tokens)
-            for first in range(0, segment.windows, step):
-                piece = segment._replace(windows=min(step, segment.windows - first))
-                stop = start + piece.windows * piece.tokens
-                attended = self._add_attention(x[:, start:stop], [piece])
-                for part, target in zip(
-                    attended.split(limit, dim=1), out[:, start:stop].split(limit, dim=1)
-                ):
-                    target.copy_(self._add_mlp(part))
-                start = stop
-        return out
+        pieces = [piece for segment in segments for piece in segment.divided(limit)]
+        drops = self.drop_path.drawn(x), self.drop_path.drawn(x)
+        outputs = []
+        for part, piece in zip(x.split([p.windows * p.tokens for p in pieces], dim=1), pieces):
+            if part.shape[1] <= limit:
+                outputs.append(run(self._add_both, part, [piece], *drops))
+            else:
+                attended = run(self._add_attention, part, [piece], drops[0])
+                outputs += [run(self._add_mlp, p, drops[1]) for p in attended.split(limit, dim=1)]
+        return torch.cat(outputs, dim=1)
+
+    def _add_both(
+        self, x: Tensor, segments: Sequence[Segment], first: Callable, second: Callable
+    ) -> Tensor:
+        return self._add_mlp(self._add_attention(x, segments, first), second)
+
+    def _add_attention(self, x: Tensor, segments: Sequence[Segment], drop: Callable) -> Tensor:
+        return x + drop(self.ls1(self.attn(self.norm1(x), segments)))
+
+    def _add_mlp(self, x: Tensor, drop: Callable) -> Tensor:
+        return x + drop(self.ls2(self.mlp(self.norm2(x))))
 
 
 class Attention(nn.Module):
@@ -186,12 +205,19 @@ class DropPath(nn.Module):
         self.rate = rate
 
     def forward(self, x: Tensor) -> Tensor:
+        return self.drawn(x)(x)
+
+    def drawn(self, x: Tensor) -> Callable[[Tensor], Tensor]:
+        """Draws for the pictures of ``x`` [B, ...]: a function for all the pieces of their tokens.
+
+        It takes [B, tokens, C] to the same.
+        """
         if not self.training or self.rate == 0.0:
-            return x
+            return _identity
         keep = x.new_empty(x.shape[0], 1, 1).bernoulli_(1.0 - self.rate)
         if self.rate < 1.0:
             keep = keep / (1.0 - self.rate)
-        return x * keep
+        return partial(torch.mul, keep)
 
 
 class LayerNorm2d(nn.LayerNorm):
@@ -237,6 +263,14 @@ def norm_layer(arch: Arch) -> Callable[[int], nn.Module]:
     """The architecture's norm, a function of the number of channels."""
     norm = nn.RMSNorm if arch.norm_layer_type == "RMSNorm" else nn.LayerNorm
     return partial(norm, eps=arch.norm_layer_eps)
+
+
+def _identity(x: Tensor) -> Tensor:
+    return x
+
+
+def _call(function: Callable, *args: object) -> Tensor:
+    return function(*args)
 
 
 def _hmlp_stem(arch: Arch) -> nn.Sequential:
