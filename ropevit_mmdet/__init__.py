@@ -13,6 +13,7 @@ from ropevit_mmdet.dataset_checks import CheckedCocoDataset  # noqa: E402
 from ropevit_mmdet.hooks import RoPEViTChecks  # noqa: E402
 from ropevit_mmdet.layer_decay import RoPEViTLayerDecay  # noqa: E402
 from ropevit_mmdet.neck import LayerNorm2d, SimpleFeaturePyramid  # noqa: E402
+from ropevit_mmdet.resume import ResumableCheckpointHook  # noqa: E402
 
 __version__ = "0.1.0"
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "RoPEViT",
     "RoPEViTChecks",
     "RoPEViTLayerDecay",
+    "ResumableCheckpointHook",
     "SimpleFeaturePyramid",
     "load_classifier",
 ]

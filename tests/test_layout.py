@@ -15,7 +15,7 @@ FLOORS = [
     {"vit", "checkpoint"},
     {"identify", "neck", "detector_checkpoint"},
     {"backbone"},
-    {"hooks", "flops", "layer_decay", "classifier", "inspection"},
+    {"hooks", "flops", "layer_decay", "classifier", "inspection", "resume"},
     {"run_config", "benchmark"},
     {"predict"},
 ]

@@ -21,6 +21,7 @@ from ropevit_mmdet.dataset_checks import check_datasets
 from ropevit_mmdet.detector_checkpoint import check_start
 from ropevit_mmdet.errors import one_line_errors
 from ropevit_mmdet.hooks import check_colours, check_strides
+from ropevit_mmdet.resume import latest_checkpoint
 from ropevit_mmdet.run_config import build_detector, load_config, use_amp, use_auto_scale_lr
 
 
@@ -45,7 +46,8 @@ def prepare(args: argparse.Namespace) -> Config:
         use_auto_scale_lr(config)
     if args.resume is not None:
         config.resume = True
-        config.load_from = None if args.resume == "auto" else args.resume
+        newest = latest_checkpoint(config.work_dir) if args.resume == "auto" else args.resume
+        config.load_from = newest and str(newest)
     check_datasets(config, ("train", "val"))
     model = build_detector(config)
     check_strides(model)

@@ -1,12 +1,14 @@
-"""Checkpoint loading for mmengine 0.10 under `weights_only=True`: weights load, code does not.
+"""Checkpoints of mmengine 0.10: loaded under `weights_only=True`, and written whole or not at all.
 
 torch >= 2.6 refuses the log buffers and numpy values of mmengine's training checkpoints: they are
-allow-listed here. Those schemes of its CheckpointLoader that asked for no check are replaced.
+allow-listed here. Those schemes of its CheckpointLoader that asked for no check are replaced. Its
+local files are written in place, where a kill or a full disk leaves half of one: replaced as well.
 """
 
 import os
 import pickle
 from collections.abc import Callable
+from pathlib import Path
 from urllib.parse import urlparse
 
 import mmengine.runner.checkpoint as mmengine_checkpoint
@@ -14,6 +16,7 @@ import numpy as np
 import torch
 from mmengine.config import ConfigDict
 from mmengine.dist import barrier, get_dist_info
+from mmengine.fileio import LocalBackend
 from mmengine.logging import HistoryBuffer
 from mmengine.optim import OneCycleParamScheduler
 
@@ -34,6 +37,7 @@ def install() -> None:
     register_scheme(("http://", "https://"), load_from_http)
     # torchvision://, open-mmlab:// and mmcls:// end in this function, looked up in its module.
     mmengine_checkpoint.load_from_http = load_from_http
+    LocalBackend.put = put_atomically
 
 
 def register_scheme(prefixes: str | tuple[str, ...], loader: Callable[..., dict]) -> None:
@@ -72,6 +76,21 @@ def load_from_http(
     finally:
         barrier()  # also when rank 0 failed: the others would wait for it
     return download() if checkpoint is None else checkpoint
+
+
+def put_atomically(self: LocalBackend, obj: bytes, filepath: str | os.PathLike[str]) -> None:
+    """Write `obj` beside `filepath`, flush it to the disk, and rename it to that."""
+    path = Path(filepath)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with partial.open("wb") as file:
+            file.write(obj)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def training_globals() -> list:

@@ -1,0 +1,224 @@
+"""Checkpoints that survive a kill, and runs that go on from them as if nothing had happened.
+
+mmengine 0.10 removes the old checkpoint before it writes the new one, writes in place, and keeps
+neither random states nor half-accumulated gradients. With this hook in the place of its own
+(`default_hooks = dict(checkpoint=dict(type='ResumableCheckpointHook', ...))`) a resumed run ends
+with the weights of one that never stopped: on a CPU to the bit, in one process.
+"""
+
+import itertools
+import logging
+import os
+import random
+import zipfile
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmdet.registry import HOOKS
+from mmengine.dist import all_gather_object, get_rank, get_world_size, is_main_process
+from mmengine.hooks import CheckpointHook
+from mmengine.logging import print_log
+from mmengine.runner import EpochBasedTrainLoop, Runner
+
+EPOCH_SEED_STEP = 100_003  # between the seeds of two epochs: more than there are worker processes
+
+
+@HOOKS.register_module()
+class ResumableCheckpointHook(CheckpointHook):
+    """mmengine's CheckpointHook, whose checkpoints also hold what a resumed run needs.
+
+    Takes the arguments of mmengine's. A checkpoint is written whole (`stack.checkpoint`) before the
+    outdated one is removed. It holds in addition
+
+    - `random_states`: of Python, numpy and torch, of every process;
+    - `gradients`: of parameters in the middle of an accumulation. In a distributed run they are
+      not kept; a warning says so.
+
+    Validation leaves the random numbers of training alone. In an EpochBasedTrainLoop, worker
+    processes are started and seeded anew for every epoch, by its number.
+    """
+
+    _states: list[dict[str, Any]] | None = None  # of a checkpoint to be written, by rank
+    _resumed: dict[str, Any] | None = None
+    _before_val: dict[str, Any] | None = None
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        if runner._resume:
+            self._resumed = {key: checkpoint.get(key) for key in ("random_states", "gradients")}
+            if self._resumed["random_states"] is None:
+                print_log(
+                    "the checkpoint holds no random states: the resumed run draws other numbers "
+                    "than one that never stopped",
+                    "current",
+                    logging.WARNING,
+                )
+
+    def before_train_epoch(self, runner: Runner) -> None:
+        loop = runner.train_loop
+        if isinstance(loop, EpochBasedTrainLoop):
+            _renew_workers(runner.train_dataloader, runner.epoch)
+            self._restore(runner)
+        elif self._resumed is not None:
+            # The loop skips the batches that were trained on; states belong behind the last one.
+            loop.dataloader_iterator = _call_after(
+                loop.dataloader_iterator, runner.iter, partial(self._restore, runner)
+            )
+
+    def before_val_epoch(self, runner: Runner) -> None:
+        self._before_val = random_states()
+
+    def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+        # mmengine saves the best checkpoint, and the last one again, from here.
+        if self._before_val is not None:
+            set_random_states(self._before_val)
+            self._before_val = None
+        self._replace_best(runner, metrics)
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        if self._states is None:
+            return  # a best checkpoint: not to resume from
+        checkpoint["random_states"] = self._states
+        if runner.optim_wrapper.should_update():
+            return
+        if get_world_size() > 1:
+            print_log(
+                "saved in the middle of an accumulation of gradients: a resumed run drops its first"
+                " part. Choose an interval that accumulative_counts divides.",
+                "current",
+                logging.WARNING,
+            )
+            return
+        checkpoint["gradients"] = {
+            name: parameter.grad.cpu()
+            for name, parameter in runner.model.named_parameters()
+            if parameter.grad is not None
+        }
+
+    def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict[str, Any]) -> None:
+        outdated = self._outdated(runner, step)
+        self._states = all_gather_object(random_states())
+        keep, self.max_keep_ckpts = self.max_keep_ckpts, -1  # mmengine would remove first
+        try:
+            super()._save_checkpoint_with_step(runner, step, meta)
+        finally:
+            self.max_keep_ckpts, self._states = keep, None
+        if outdated is not None:
+            self._remove(self.file_backend.join_path(self.out_dir, outdated))
+
+    def _outdated(self, runner: Runner, step: int) -> str | None:
+        """Note `step` as the newest checkpoint; the name of the one that it makes too many."""
+        if self.max_keep_ckpts <= 0 or (self.keep_ckpt_ids and self.keep_ckpt_ids[-1] == step):
+            return None
+        full = len(self.keep_ckpt_ids) == self.max_keep_ckpts
+        outdated = self.filename_tmpl.format(self.keep_ckpt_ids.popleft()) if full else None
+        self.keep_ckpt_ids.append(step)
+        runner.message_hub.update_info("keep_ckpt_ids", list(self.keep_ckpt_ids))
+        return outdated
+
+    def _replace_best(self, runner: Runner, metrics: dict[str, float] | None) -> None:
+        """Save a new best checkpoint, and remove the one before it after that, not before."""
+        if not self.save_best:
+            return super().after_val_epoch(runner, metrics)
+        single = len(self.key_indicators) == 1
+        before = {"": self.best_ckpt_path} if single else dict(self.best_ckpt_path_dict)
+        self.best_ckpt_path, self.best_ckpt_path_dict = None, dict.fromkeys(before)
+        super().after_val_epoch(runner, metrics)
+        after = {"": self.best_ckpt_path} if single else self.best_ckpt_path_dict
+        for key, path in before.items():
+            if after[key] is None:
+                after[key] = path
+            elif path is not None and path != after[key]:
+                self._remove(path)
+        if single:
+            self.best_ckpt_path = after[""]
+
+    def _remove(self, path: str) -> None:
+        if is_main_process() and self.file_backend.isfile(path):
+            self.file_backend.remove(path)
+
+    def _restore(self, runner: Runner) -> None:
+        """Put random states, and gradients half accumulated, back where the checkpoint had them."""
+        if self._resumed is None:
+            return
+        states, gradients = self._resumed["random_states"], self._resumed["gradients"]
+        self._resumed = None
+        if states is not None and len(states) == get_world_size():
+            set_random_states(states[get_rank()])
+        for name, parameter in runner.model.named_parameters():
+            if gradients is not None and name in gradients:
+                parameter.grad = gradients[name].to(parameter.device, copy=True)
+
+
+def random_states() -> dict[str, Any]:
+    """The states of the generators of Python, numpy, torch and its GPU, as plain data."""
+    kind, keys, position, has_gauss, gauss = np.random.get_state()
+    return {
+        "python": random.getstate(),
+        "numpy": (kind, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, gauss),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None,
+    }
+
+
+def set_random_states(states: dict[str, Any]) -> None:
+    """Undo every draw since `random_states()` returned `states`."""
+    kind, keys, *rest = states["numpy"]
+    random.setstate(states["python"])
+    np.random.set_state((kind, keys.cpu().numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(states["torch"].cpu())
+    if states["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"].cpu())
+
+
+def latest_checkpoint(folder: str | os.PathLike[str]) -> Path | None:
+    """The newest checkpoint of a work dir that is whole; None if there is none.
+
+    The one that `last_checkpoint` names comes first, then `iter_*.pth` and `epoch_*.pth` by time. A
+    file that was cut short is passed over with a warning.
+    """
+    folder = Path(folder)
+    pointer = folder / "last_checkpoint"
+    named = pointer.read_text(encoding="utf-8").strip() if pointer.is_file() else ""
+    files = [file for kind in ("iter", "epoch") for file in folder.glob(f"{kind}_*.pth")]
+    files.sort(key=lambda file: file.stat().st_mtime, reverse=True)
+    if named and Path(named).is_file():
+        files = [Path(named), *(file for file in files if file.name != Path(named).name)]
+    for file in files:
+        if _is_whole(file):
+            return file
+        print_log(f"{file} is damaged, passed over", "current", logging.WARNING)
+    return None
+
+
+def _is_whole(file: Path) -> bool:
+    """Whether a checkpoint, which is a zip archive, has its directory and right checksums."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return archive.testzip() is None
+    except (zipfile.BadZipFile, OSError):
+        return False
+
+
+def _call_after(batches: Iterator[Any], count: int, action: Callable[[], None]) -> Iterator[Any]:
+    """The same batches; `action` is called once, after `count` of them and ahead of the next."""
+    yield from itertools.islice(batches, count)
+    action()
+    yield from batches
+
+
+def _renew_workers(dataloader: torch.utils.data.DataLoader, epoch: int) -> None:
+    """End worker processes of the last epoch; those of this one are seeded by its number.
+
+    Persistent workers carry their random states from epoch to epoch, where no checkpoint sees them.
+    """
+    dataloader._iterator = None
+    seeding = dataloader.worker_init_fn
+    if isinstance(seeding, partial) and isinstance(seeding.keywords.get("seed"), int):
+        first = getattr(dataloader, "first_epoch_seed", seeding.keywords["seed"])
+        dataloader.first_epoch_seed = first
+        seed = (first + EPOCH_SEED_STEP * epoch) % 2**32
+        dataloader.worker_init_fn = partial(seeding, seed=seed)
