@@ -36,14 +36,20 @@ from tqdm import tqdm
 from ropevit_mmdet.dataset_checks import check_datasets
 from ropevit_mmdet.datasets import shapes
 from ropevit_mmdet.detector_checkpoint import check_start
-from ropevit_mmdet.drawing import contact_sheet, draw_detections
+from ropevit_mmdet.drawing import contact_sheet
 from ropevit_mmdet.errors import one_line_errors
-from ropevit_mmdet.predict import SUFFIXES, Predictor, predict_files, read_picture
+from ropevit_mmdet.predict import (
+    OVERLAY_FOLDER,
+    SUFFIXES,
+    Predictor,
+    predict_files,
+    read_picture,
+)
 from ropevit_mmdet.run_config import build_detector, load_config
 
 CONFIG = "configs/shapes_maskrcnn.py"
 SHOWN = 12  # test pictures to draw predictions over
-SCORE_THR = 0.4
+SCORE_THR = 0.5
 PARTS = ("bbox", "segm")
 
 
@@ -117,6 +123,7 @@ def make_data(root: Path) -> None:
 def prepare(config: Config, seed: int) -> None:
     """Set the seed, have AP per class reported, and check all before anything is written."""
     config.randomness = {"seed": seed}
+    config.val_dataloader = config.val_cfg = config.val_evaluator = None  # tested in the end
     # With several parts in one metric, mmdet reports per class only the last part's AP.
     config.test_evaluator = [
         {**deepcopy(config.test_evaluator), "metric": part, "prefix": part, "classwise": True}
@@ -135,12 +142,9 @@ def draw_predictions(config: Config, checkpoint: str, work_dir: Path) -> None:
     files = files[:: max(1, len(files) // SHOWN)][:SHOWN]
     predictor = Predictor(config, checkpoint)
     predict_files(predictor, files, work_dir / "predictions", score_thr=SCORE_THR)
-    sheet = []
-    for file in files:
-        picture = read_picture(file)
-        found = predictor.predict([picture], score_thr=SCORE_THR)[0]
-        sheet.append(draw_detections(picture, found, predictor.names))
-    Image.fromarray(contact_sheet(sheet)).save(work_dir / "predictions.png")
+    drawn = sorted((work_dir / "predictions" / OVERLAY_FOLDER).iterdir())
+    sheet = contact_sheet([read_picture(file) for file in drawn])
+    Image.fromarray(sheet).save(work_dir / "predictions.png")
 
 
 def summarize(metrics: dict[str, float], names: Sequence[str]) -> dict[str, Any]:

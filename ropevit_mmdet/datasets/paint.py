@@ -32,14 +32,14 @@ def background(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
         canvas += (wave * rng.uniform(-22, 22))[..., None]
     for _ in range(int(rng.integers(0, 4))):
         _soft_blob(rng, canvas)
-    _scribble(rng, canvas, count=int(rng.integers(0, 11)))
+    _scribble(rng, canvas, count=int(rng.integers(0, 7)))
     return np.clip(canvas, 0, 255)
 
 
 def shape_colours(rng: np.random.Generator, ground: Colour) -> tuple[Colour, Colour]:
     """Two colours for a texture, both apart from the `ground` that they will lie on."""
-    base = _apart(rng, ground, 75.0)
-    other = base + rng.uniform(-90, 90) + rng.uniform(-45, 45, 3).astype(np.float32)
+    base = _apart(rng, ground, 100.0)
+    other = base + rng.uniform(-55, 55) + rng.uniform(-30, 30, 3).astype(np.float32)
     other = np.clip(other, 0, 255)
     if np.abs(other - ground).max() < 50:
         other = np.clip(2 * base - other, 0, 255)
@@ -85,7 +85,7 @@ def photograph(rng: np.random.Generator, canvas: np.ndarray) -> np.ndarray:
             soft.filter(ImageFilter.GaussianBlur(rng.uniform(0.4, 0.9))), np.float32
         )
     grain = rng.standard_normal((height, width, 3), np.float32)
-    canvas = canvas + grain * np.float32(rng.uniform(2, 11))
+    canvas = canvas + grain * np.float32(rng.uniform(2, 7))
     picture = np.clip(canvas + 0.5, 0, 255).astype(np.uint8)
     if rng.random() < 0.25:
         file = io.BytesIO()

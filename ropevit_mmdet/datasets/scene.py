@@ -25,11 +25,12 @@ MIN_SIDE = 64  # pixels; a shorter picture has no room for shapes of several siz
 
 EMPTY_SHARE = 0.04  # of the pictures
 CROWD_SHARE = 0.10  # of the pictures that are not empty
-TINY_SHARE = 0.18  # of the objects
-TINY_SIZES = (10.0, 20.0)  # pixels
+TINY_SHARE = 0.10  # of the objects
+TINY_SIZES = (12.0, 24.0)  # pixels
 CROWD_SIZES = (8.0, 13.0)  # pixels
 LARGEST = 0.58  # of the picture's shorter side
-MIN_VISIBLE_SHARE = 0.45
+TILT = 0.35  # radians either way, about 20 degrees: shapes stand upright, as most things do
+MIN_VISIBLE_SHARE = 0.6
 MIN_VISIBLE_AREA = 24  # pixels
 MIN_VISIBLE_SIDE = 5  # pixels
 MIN_CROWD = 6  # members left after occlusion
@@ -97,7 +98,7 @@ def _plan(rng: np.random.Generator, height: int, width: int) -> list[_Shape]:
         plan += _crowd(rng, height, width)
         count = int(rng.integers(1, 6))
     else:
-        count = int(rng.choice(9, p=(0.06, 0.10, 0.15, 0.17, 0.17, 0.14, 0.10, 0.07, 0.04))) + 2
+        count = int(rng.choice(8, p=(0.08, 0.16, 0.20, 0.20, 0.15, 0.10, 0.07, 0.04))) + 1
     placed: list[tuple[float, float, float]] = []
     for _ in range(count):
         label = int(rng.integers(len(CLASSES)))
@@ -105,7 +106,7 @@ def _plan(rng: np.random.Generator, height: int, width: int) -> list[_Shape]:
             size = rng.uniform(*TINY_SIZES)
         else:
             low, high = TINY_SIZES[1], LARGEST * min(height, width)
-            size = low * (high / low) ** rng.random()
+            size = low * (high / low) ** rng.beta(1.5, 1.2)
         row, column = _position(rng, size, placed, height, width)
         placed.append((row, column, size))
         plan.append(_make_shape(rng, label, size, row, column))
@@ -121,9 +122,9 @@ def _position(
 ) -> tuple[float, float]:
     """A centre: anywhere, a little over the border too, or leaning on an earlier shape."""
     margin = 0.3 * size
-    if placed and rng.random() < 0.4:
+    if placed and rng.random() < 0.25:
         row, column, other = placed[int(rng.integers(len(placed)))]
-        distance = rng.uniform(0.6, 1.0) * (size + other) / 2
+        distance = rng.uniform(0.75, 1.05) * (size + other) / 2
         angle = rng.uniform(0, 2 * math.pi)
         row, column = (
             row + distance * math.sin(angle),
@@ -213,7 +214,7 @@ def _make_shape(
 ) -> _Shape:
     """Turn, stretch and rasterise a shape centred at (row, column)."""
     contours = _CONTOURS[CLASSES[label]](rng)
-    angle, stretch = rng.uniform(0, 2 * math.pi), math.exp(rng.uniform(-0.16, 0.16))
+    angle, stretch = rng.uniform(-TILT, TILT), math.exp(rng.uniform(-0.16, 0.16))
     cos, sin = math.cos(angle), math.sin(angle)
     turn = np.array([[cos, -sin], [sin, cos]]) * (stretch**0.5, stretch**-0.5)
     contours = [(points[:, :1] * turn[:, 0] + points[:, 1:] * turn[:, 1]) for points in contours]

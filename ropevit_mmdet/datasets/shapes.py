@@ -23,7 +23,7 @@ from PIL import Image
 
 from ropevit_mmdet.datasets.scene import CLASSES, MIN_SIDE, SceneObject, draw_scene
 
-GENERATOR_VERSION = 1  # raise it whenever the same parameters would draw other pictures
+GENERATOR_VERSION = 2  # raise it whenever the same parameters would draw other pictures
 SPLITS = ("train", "val", "test")
 SUMMARY_FILE = "shapes.json"  # its presence marks a folder as ours
 DEFAULT_MAX_WORKERS = 8
