@@ -1,0 +1,26 @@
+# A tiny RoPE ViT and its pyramid for the embedded shapes, 12 to 140 pixels wide: strides 7, 14, 28.
+# Parts by names of their own: a file that set `model` could not stand beside a detector's.
+embed_dim = 96
+channels = 64
+strides = [7, 14, 28]
+shapes_preprocessor = dict(mean=[127.5] * 3, std=[64.0] * 3, pad_size_divisor=28)
+shapes_backbone = dict(
+    arch=dict(
+        _delete_=True,  # a name stands there
+        patch_size=7,  # half of 14: from scratch, finer patches learn twice as fast
+        num_layers=4,
+        num_heads=3,
+        hidden_dim=embed_dim,
+        mlp_dim=3 * embed_dim,
+        num_reg_tokens=4,
+    ),
+    window_size=16,
+    global_attn_indices=(),
+)
+shapes_neck = dict(
+    in_channels=embed_dim,
+    in_stride=7,
+    out_channels=channels,
+    scale_factors=(1, 0.5, 0.25),
+    num_outs=3,
+)
