@@ -125,7 +125,10 @@ class ResumableCheckpointHook(CheckpointHook):
             return super().after_val_epoch(runner, metrics)
         single = len(self.key_indicators) == 1
         before = {"": self.best_ckpt_path} if single else dict(self.best_ckpt_path_dict)
-        self.best_ckpt_path, self.best_ckpt_path_dict = None, dict.fromkeys(before)
+        if single:
+            self.best_ckpt_path = None
+        else:
+            self.best_ckpt_path_dict = dict.fromkeys(before)
         super().after_val_epoch(runner, metrics)
         after = {"": self.best_ckpt_path} if single else self.best_ckpt_path_dict
         for key, path in before.items():

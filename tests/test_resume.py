@@ -135,6 +135,17 @@ def test_a_killed_run_resumes_to_the_bit(name, tmp_path):
     assert not list((tmp_path / "killed").glob(".*.partial"))
 
 
+def test_one_best_and_the_last_checkpoints_are_kept(tmp_path):
+    config = write_config(tmp_path, loop=ITERATIONS, workers=0, accumulated=1, ema=False)
+    text = config.read_text().replace("save_best=None", "save_best='auto', published_keys=['meta']")
+    config.write_text(text)
+    train(config, tmp_path / "run")
+    names = sorted(file.name for file in (tmp_path / "run").glob("*.pth"))
+    kept = [name for name in names if "-" not in name]  # the others mmengine publishes, by hash
+    assert kept[1:] == ["iter_6.pth", "iter_9.pth"] and kept[0].startswith("best_")
+    assert len(names) - len(kept) == 2
+
+
 def test_random_states_go_through_a_file(tmp_path):
     random.gauss(0, 1), np.random.standard_normal(), torch.randn(1)  # half of a pair is kept
     torch.save(random_states(), tmp_path / "states.pt")
