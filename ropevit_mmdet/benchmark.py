@@ -41,12 +41,10 @@ class Variant(NamedTuple):
 
     build: Callable[[int], nn.Module]
     patch: int
-    resizable: bool = True  # one model serves every size
-    note: str = ""
 
 
 class Bench:
-    """Models and pictures of several variants on one device, timed in turns.
+    """Models and pictures of several variants at one size on one device, timed in turns.
 
     Args:
         variants: what to compare, by name.
@@ -79,9 +77,6 @@ class Bench:
                 taken = self.step(name, pixels, mode)
                 if turn:
                     seconds[name].append(taken)
-        for name in self.variants:
-            if not self.variants[name].resizable:
-                del self._models[name]
         return [
             Timing(
                 name,
@@ -168,6 +163,17 @@ def peak_memory(bench: Bench, name: str, pixels: int, mode: str) -> int:
     before = _status("VmRSS")
     bench.step(name, pixels, mode)
     return _status("VmHWM") - before
+
+
+def limit_memory() -> None:
+    """Makes a want of memory an error of this process rather than a kill by the system (Linux)."""
+    if not Path("/proc/meminfo").exists():
+        return
+    import resource
+
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    free = next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+    resource.setrlimit(resource.RLIMIT_DATA, (free, free))
 
 
 def _status(field: str) -> int:

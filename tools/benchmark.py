@@ -8,19 +8,20 @@ timm's EVA-02 and DINOv3. Variants take turns in one process; memory is measured
 import argparse
 import json
 import platform
+import re
 import subprocess
 import sys
-import time
 from functools import partial
 from pathlib import Path
 
 import ropevit_mmdet  # isort: skip
 
 import torch
+from mmengine import fileio
 from torch import nn
 
-from ropevit_mmdet.benchmark import MODES, Bench, Variant, peak_memory
-from ropevit_mmdet.benchmark_report import plot, table
+from ropevit_mmdet.benchmark import MODES, Bench, Variant, limit_memory, peak_memory
+from ropevit_mmdet.benchmark_report import add, begin, is_measured, plot, table
 
 SIZES = [448, 672, 896, 1120, 1344, 1792]
 RECIPE = dict(window_size=16, pos_embed_mode="tile", rope_interpolation=896)
@@ -71,7 +72,7 @@ VARIANTS = {
     "windows-cp": Variant(partial(ours, with_cp=True, **RECIPE), 14),
     "global": Variant(ours, 14),
     "birder": Variant(birder, 14),
-    "sam": Variant(segment_anything, 16, resizable=False),
+    "sam": Variant(segment_anything, 16),
     "eva02": Variant(partial(from_timm, name="eva02_base_patch14_224"), 14),
     "dinov3": Variant(partial(from_timm, name="vit_base_patch16_dinov3"), 16),
 }
@@ -82,58 +83,67 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     if args.peak_of:
         name, pixels, mode = args.peak_of.split(":")
+        limit_memory()
         print(peak_memory(make_bench(args, [name]), name, int(pixels), mode))
         return
-    bench = make_bench(args, args.variants)
-    rows = []
-    for pixels in args.sizes:
-        for mode in args.modes:
-            rows += measure(bench, args, pixels, mode)
-    rates = [row["matmul_rate"] for row in rows]
+    device = make_bench(args, []).device
     report = {
-        "command": " ".join(["tools/benchmark.py", *sys.argv[1:]]),
-        "date": time.strftime("%Y-%m-%d"),
-        "device": device_name(bench.device),
+        "device": device_name(device),
         "threads": torch.get_num_threads(),
         "dtype": args.dtype,
         "batch": args.batch,
         "compiled": args.compile,
         "torch": torch.__version__,
-        "matmul_rate": sorted(rates)[len(rates) // 2],
-        "rows": rows,
     }
+    try:
+        report = begin(report, args.json, command=" ".join(["tools/benchmark.py", *sys.argv[1:]]))
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from error
+    for pixels in args.sizes:
+        for mode in args.modes:
+            if is_measured(report, args.variants, pixels, mode):
+                continue
+            add(report, *measure(args, pixels, mode))
+            if args.json:
+                fileio.put(json.dumps(report, indent=1).encode() + b"\n", args.json)
+    say("")
     print(table(report))
-    if args.json:
-        Path(args.json).write_text(json.dumps(report, indent=1) + "\n")
     if args.plot:
         plot(report, args.plot)
 
 
-def measure(bench: Bench, args: argparse.Namespace, pixels: int, mode: str) -> list[dict]:
-    """Rows of one size and mode: time, peak memory, and the machine's rate around them."""
+def measure(args: argparse.Namespace, pixels: int, mode: str) -> tuple[list[dict], list[dict]]:
+    """Rows of one size and mode, with the machine's rate around them, and what did not fit."""
+    rows, left_out, peaks = [], [], {}
+    for name in args.variants if not args.no_memory else ():
+        say(f"{pixels} px, {mode}, memory: {name}")
+        try:
+            peaks[name] = peak_in_fresh_process(args, name, pixels, mode)
+        except RuntimeError as error:
+            left_out.append(dict(variant=name, pixels=pixels, mode=mode, why=str(error)))
+    fitting = args.variants if args.no_memory else list(peaks)
+    bench = make_bench(args, fitting)
     before = bench.matmul_rate()
     timings = bench.time(pixels, mode, runs=args.runs, progress=say)
     rate = (before + bench.matmul_rate()) / 2
-    rows = []
     for timing in timings:
         row = timing._asdict() | {"matmul_rate": rate}
-        if not args.no_memory:
-            say(f"{pixels} px, {mode}, memory: {timing.variant}")
-            row["peak_bytes"] = peak_in_fresh_process(args, timing.variant, pixels, mode)
+        if timing.variant in peaks:
+            row["peak_bytes"] = peaks[timing.variant]
         rows.append(row)
-    say("")
-    return rows
+    return rows, left_out
 
 
 def peak_in_fresh_process(args: argparse.Namespace, name: str, pixels: int, mode: str) -> int:
-    """Peak bytes, or SystemExit with the process's last words, mostly a want of memory."""
+    """Peak bytes; RuntimeError if it does not fit, or with the process's last words."""
     command = [sys.executable, __file__, "--peak-of", f"{name}:{pixels}:{mode}"]
     command += ["--device", args.device, "--dtype", args.dtype, "--batch", str(args.batch)]
     command += ["--threads", str(args.threads)] + ["--compile"] * args.compile
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         words = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
-        raise SystemExit(f"error: {name} at {pixels} px, {mode}: {words[-1]}")
+        no_memory = re.search("not enough memory|allocate memory|out of memory", words[-1])
+        raise RuntimeError("does not fit in memory" if no_memory else words[-1])
     return int(done.stdout.split()[-1])
 
 
@@ -172,7 +182,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--compile", action="store_true", help="run through torch.compile")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--no-memory", action="store_true", help="leave peak memory out")
-    parser.add_argument("--json", metavar="FILE", help="also write the figures")
+    parser.add_argument("--json", metavar="FILE", help="keep the figures there, or continue")
     parser.add_argument("--plot", metavar="FILE.png", help="also draw time and memory over size")
     parser.add_argument("--peak-of", help=argparse.SUPPRESS)
     args = parser.parse_args()
