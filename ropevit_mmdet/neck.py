@@ -93,7 +93,8 @@ class SimpleFeaturePyramid(BaseModule):
             inputs: [B, in_channels, rows, columns], or a sequence that holds just that.
 
         Returns:
-            ``num_outs`` maps [B, out_channels, ...], finest first, sizes rounded up.
+            ``num_outs`` maps [B, out_channels, ...], finest first, sizes rounded up; float32 under
+            autocast.
 
         Raises:
             ValueError: several maps.
@@ -108,6 +109,8 @@ class SimpleFeaturePyramid(BaseModule):
         levels = [conv(scale(inputs)) for scale, conv in zip(self.scales, self.convs)]
         for layer in self.extra:
             levels.append(layer(levels[-1]))
+        if torch.is_autocast_enabled(inputs.device.type):  # RoIs take the dtype of the maps
+            levels = [level.float() for level in levels]
         return tuple(
             _resample(level, stride / out)
             for level, stride, out in zip(levels, self.own_strides, self.strides)
