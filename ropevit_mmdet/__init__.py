@@ -10,6 +10,7 @@ stack.prepare()  # ahead of everything that imports mmcv.ops
 from ropevit_mmdet.backbone import RoPEViT  # noqa: E402
 from ropevit_mmdet.classifier import load_classifier  # noqa: E402
 from ropevit_mmdet.dataset_checks import CheckedCocoDataset  # noqa: E402
+from ropevit_mmdet.distributed import BlockFSDPStrategy  # noqa: E402
 from ropevit_mmdet.hooks import RoPEViTChecks  # noqa: E402
 from ropevit_mmdet.layer_decay import RoPEViTLayerDecay  # noqa: E402
 from ropevit_mmdet.neck import LayerNorm2d, SimpleFeaturePyramid  # noqa: E402
@@ -17,6 +18,7 @@ from ropevit_mmdet.resume import ResumableCheckpointHook  # noqa: E402
 
 __version__ = "0.1.0"
 __all__ = [
+    "BlockFSDPStrategy",
     "CheckedCocoDataset",
     "LayerNorm2d",
     "RoPEViT",

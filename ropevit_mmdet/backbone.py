@@ -202,6 +202,7 @@ class RoPEViT(BaseModule):
         )
         x = self.pre_norm(self.pos_drop(self._embed(grid_map, groups)))
 
+        checkpointed = self.with_cp and self.training and torch.is_grad_enabled()
         outputs, num_special, split = [], self.arch.num_special_tokens, False
         for i, block in enumerate(self.blocks):
             windowed = self.window_size is not None and i not in self.global_attn_indices
@@ -211,10 +212,7 @@ class RoPEViT(BaseModule):
                 x = merge_windows(x, groups, num_special)
             split = windowed
             segments = windows if windowed else whole
-            if self.with_cp and self.training and torch.is_grad_enabled():
-                x = block.checkpointed(x, segments)
-            else:
-                x = block(x, segments)
+            x = block(x, segments, checkpointed=checkpointed)  # as a call: FSDP wraps the block
             if i in self.out_indices:
                 outputs.append(merge_windows(x, groups, num_special) if split else x)
         return outputs, groups

@@ -79,6 +79,8 @@ def use_amp(config: Config) -> None:
         raise ValueError(f"--amp cannot replace the config's optim_wrapper of type {kind!r}")
     config.optim_wrapper.type = "AmpOptimWrapper"
     config.optim_wrapper.setdefault("loss_scale", "dynamic")
+    if "FSDP" in config.get("strategy", {}).get("type", ""):
+        config.optim_wrapper.setdefault("use_fsdp", True)  # a gradient scaler for shards
 
 
 def use_auto_scale_lr(config: Config) -> None:

@@ -64,14 +64,20 @@ class Block(nn.Module):
         self.drop_path = DropPath(drop_path)
         self.draws = max(arch.dropout, arch.attention_dropout, arch.projection_dropout) > 0
 
-    def forward(self, x: Tensor, segments: Sequence[Segment]) -> Tensor:
-        """[B, tokens, C] to the same; the segments' tokens add up to ``tokens``."""
+    def forward(
+        self, x: Tensor, segments: Sequence[Segment], *, checkpointed: bool = False
+    ) -> Tensor:
+        """[B, tokens, C] to the same; the segments' tokens add up to ``tokens``.
+
+        ``checkpointed``: computed once more in the backward pass instead of kept for it.
+        """
+        if checkpointed:
+            return self._checkpointed(x, segments)
         if not torch.is_grad_enabled() and self._may_divide(x):
             return self._in_pieces(x, segments, _call)
         return self._add_mlp(self._add_attention(x, segments, self.drop_path), self.drop_path)
 
-    def checkpointed(self, x: Tensor, segments: Sequence[Segment]) -> Tensor:
-        """The same, computed once more in the backward pass instead of kept for it."""
+    def _checkpointed(self, x: Tensor, segments: Sequence[Segment]) -> Tensor:
         if self._may_divide(x):
             run = partial(run_checkpointed, use_reentrant=False, preserve_rng_state=False)
             return self._in_pieces(x, segments, run)

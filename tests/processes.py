@@ -8,12 +8,15 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 
 
-def run_python(*argv: object) -> subprocess.CompletedProcess[str]:
-    """Run `python *argv` outside the repository: only PYTHONPATH leads to the package."""
+def run_python(*argv: object, path: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run `python *argv` outside the repository: only PYTHONPATH leads to the package.
+
+    ``path`` is one more folder to import from.
+    """
     return subprocess.run(
         [sys.executable, *map(str, argv)],
         cwd=ROOT.parent,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, filter(None, [ROOT, path])))},
         capture_output=True,
         text=True,
     )
