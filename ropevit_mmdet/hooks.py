@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from mmdet.registry import HOOKS
 from mmengine.hooks import Hook
@@ -17,7 +17,8 @@ from .weights import resolve_weights
 @HOOKS.register_module()
 class RoPEViTChecks(Hook):
     """Stops a run whose heads were given other strides than the pyramid has, or whose
-    preprocessor normalises colours otherwise than the checkpoint was trained with.
+    preprocessor normalises colours otherwise than the checkpoint was trained with. Warns of a batch
+    that is not the one its learning rate is for.
 
     Raises (as the run starts):
         ValueError: both values, and the lines to paste.
@@ -27,6 +28,29 @@ class RoPEViTChecks(Hook):
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         check_strides(model)
         check_colours(model)
+
+    def before_train(self, runner) -> None:
+        warning = batch_warning(
+            runner.cfg.get("auto_scale_lr") or {},
+            runner.world_size,
+            runner.train_dataloader.batch_size,
+        )
+        if warning:
+            runner.logger.warning(warning)
+
+
+def batch_warning(auto_scale_lr: Mapping, processes: int, per_process: int | None) -> str | None:
+    """What to say if the batch is not the config's ``base_batch_size``; None if all is well."""
+    base = auto_scale_lr.get("base_batch_size")
+    if base is None or per_process is None or processes * per_process == base:
+        return None
+    scaled = auto_scale_lr.get("enable")
+    rate = "is scaled to it" if scaled else "is not (--auto-scale-lr does so)"
+    return (
+        f"batch size {processes * per_process} ({processes} x {per_process}), the config is made "
+        f"for {base}: the learning rate {rate}, and the run sees "
+        f"{processes * per_process / base:.3g} times the pictures that its schedule means"
+    )
 
 
 def check_strides(model: nn.Module) -> None:

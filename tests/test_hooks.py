@@ -1,4 +1,4 @@
-"""The checks at the start of a run: strides and colours."""
+"""The checks at the start of a run: strides, colours and the batch."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
-from ropevit_mmdet.hooks import check_colours, check_strides
+from ropevit_mmdet.hooks import batch_warning, check_colours, check_strides
 from tests.oracle import RGB_STATS, SMALL, birder_net, write_checkpoint
 from tests.test_configs import CONFIGS, load
 
@@ -89,3 +89,12 @@ def test_the_hook_runs_before_a_run(coloured):
     with pytest.raises(ValueError, match="rgb_stats"):
         HOOKS.build(dict(type="RoPEViTChecks")).before_run(Runner)
     assert isinstance(Runner.model, torch.nn.Module)
+
+
+def test_a_batch_that_the_learning_rate_is_not_for_is_told():
+    meant = dict(enable=False, base_batch_size=64)
+    assert batch_warning(meant, 16, 4) is batch_warning({}, 1, 4) is None
+    told = batch_warning(meant, 1, 4)
+    assert "batch size 4 (1 x 4), the config is made for 64" in told
+    assert "is not (--auto-scale-lr does so)" in told and "0.0625 times the pictures" in told
+    assert "is scaled to it" in batch_warning(dict(meant, enable=True), 1, 4)
