@@ -15,9 +15,9 @@ FLOORS = [
     {"vit", "checkpoint"},
     {"identify", "neck", "detector_checkpoint"},
     {"backbone"},
-    {"hooks", "flops", "layer_decay", "classifier", "inspection", "resume"},
+    {"hooks", "flops", "layer_decay", "classifier", "inspection", "resume", "distributed"},
     {"run_config", "benchmark"},
-    {"predict"},
+    {"predict", "experiment"},
 ]
 # What the arithmetic may need beside the standard library and the package.
 TORCH_ONLY = {"arch", "rope", "windows", "tables", "vit", "checkpoint", "download"}

@@ -1,0 +1,119 @@
+"""Runs that are compared with each other: one folder each, its result kept there, seeds averaged.
+
+A run is a config, settings that change it, and a seed. It trains and is tested in a process of its
+own; killed, it goes on from its last checkpoint; finished, it is not run again.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mmengine.config import Config
+from mmengine.runner import Runner
+
+from .resume import latest_checkpoint
+from .run_config import load_config
+
+RESULT_FILE = "result.json"
+CONFIG_FILE = "run.py"
+
+
+class Run(NamedTuple):
+    """One training and test; `options` are as of `--cfg-options`, without `trains` only a test."""
+
+    name: str
+    config: str
+    options: dict[str, Any]
+    seed: int = 0
+    trains: bool = True
+
+    @property
+    def folder(self) -> str:
+        return f"{self.name}-seed{self.seed}"
+
+
+def result_of(run: Run, root: Path, command: Sequence[str], say: Callable[[str], None]) -> dict:
+    """The result of a run, from its folder in `root` or by running it.
+
+    `command` starts the process that calls `execute`; the run's folder is appended to it.
+
+    Raises:
+        RuntimeError: the run failed; names its log.
+    """
+    folder = root / run.folder
+    config = load_config(run.config, run.options, work_dir=str(folder))
+    config.randomness = {**config.get("randomness", {}), "seed": run.seed}
+    if not run.trains:  # mmengine builds neither loop nor optimizer then
+        config.train_cfg = config.train_dataloader = config.optim_wrapper = None
+        config.param_scheduler = None
+    wanted = config.pretty_text
+    kept = folder / RESULT_FILE
+    if kept.is_file():
+        result = json.loads(kept.read_text(encoding="utf-8"))
+        if result["run"] == wanted:
+            return result
+        raise RuntimeError(f"{folder} holds the result of other settings: move it away")
+    folder.mkdir(parents=True, exist_ok=True)
+    config.dump(folder / CONFIG_FILE)
+    say(f"{run.folder}: running, log in {folder / 'log.txt'}")
+    with (folder / "log.txt").open("a", encoding="utf-8") as log:
+        done = subprocess.run([*command, str(folder)], stdout=log, stderr=subprocess.STDOUT)
+    metrics = folder / "metrics.json"
+    if done.returncode or not metrics.is_file():
+        raise RuntimeError(f"{run.folder} failed, see {folder / 'log.txt'}")
+    result = {"run": wanted, **json.loads(metrics.read_text(encoding="utf-8"))}
+    _write(kept, result)
+    return result
+
+
+def execute(folder: Path) -> None:
+    """Trains, or goes on training, the run that `result_of` laid into a folder, and tests it."""
+    config = Config.fromfile(folder / CONFIG_FILE)
+    newest = latest_checkpoint(folder)
+    if newest is not None:
+        config.resume, config.load_from = True, str(newest)
+    runner = Runner.from_cfg(config)
+    if config.train_cfg is not None:
+        runner.train()
+    metrics = {key: float(value) for key, value in runner.test().items()}
+    parameters = sum(p.numel() for p in runner.model.parameters())
+    _write(
+        folder / "metrics.json",
+        {
+            "metrics": metrics,
+            "iterations": runner.iter,
+            "train_seconds": training_seconds(folder),
+            "parameters": parameters,
+        },
+    )
+
+
+def training_seconds(folder: Path) -> float:
+    """Seconds that all parts of a run spent on iterations, by the times in their logs."""
+    seconds: dict[int, float] = {}
+    for file in sorted(folder.glob("*/vis_data/scalars.json")):
+        before = 0
+        for line in file.read_text(encoding="utf-8").splitlines():
+            entry = json.loads(line)
+            if "loss" not in entry:
+                continue
+            step = entry["step"]
+            earlier = [known for known in seconds if known < step]
+            before = max(earlier, default=before)
+            seconds[step] = entry["time"] * (step - before)
+    return sum(seconds.values())
+
+
+def mean_and_spread(values: Sequence[float]) -> tuple[float, float]:
+    """The mean over seeds, and half the distance between the largest and the smallest."""
+    return statistics.fmean(values), (max(values) - min(values)) / 2
+
+
+def _write(path: Path, content: dict) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    os.replace(partial, path)

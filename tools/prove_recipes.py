@@ -1,0 +1,219 @@
+"""Measure what the recipes promise, on the embedded shapes: docs/recipes.md is made of its report.
+
+birder's own script pretrains a tiny RoPE ViT on a classification set cut from other shapes; it is
+then fine-tuned for detection in all the ways that are compared. Every run keeps its result in a
+folder of its own: started again, the tool goes on where it was stopped.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import ropevit_mmdet  # noqa: F401  isort: skip
+
+from ropevit_mmdet.datasets import shapes
+from ropevit_mmdet.datasets.crops import cut_objects
+from ropevit_mmdet.experiment import Run, execute, mean_and_spread, result_of
+from ropevit_mmdet.run_config import load_config
+
+SMALL, LARGE, OTHER = (
+    f"configs/shapes_{name}.py" for name in ("transfer", "transfer_448", "resnet18")
+)
+NETWORK = "rope_vit_reg4_b14"
+EPOCHS = 8
+BATCH = 32
+DECAYS = (1.0, 0.9, 0.8, 0.7)
+AT_448 = {  # what a detector trained at 224 pixels is fine-tuned to
+    "windows, tile": {},
+    "windows, interpolate": {"pos_embed_mode": "interpolate"},
+    "global, interpolation": dict(
+        window_size=None, pos_embed_mode="interpolate", rope_interpolation="pretrain"
+    ),
+    "global, no interpolation": dict(
+        window_size=None, pos_embed_mode="interpolate", rope_interpolation="none"
+    ),
+}
+PADDINGS = {"own aspect": 28, "square": 224}
+COORDINATES = {"fixed": 224, "fitted": "pretrain"}
+
+
+def main() -> None:
+    args = parse_args()
+    if args.execute:
+        return execute(args.execute)
+    proof = Proof(args.root.resolve(), args.seeds)
+    proof.make_data()
+    proof.pretrain()
+    proof.transfer()
+    proof.at_448()
+    proof.padding()
+    proof.resnet()
+    report = proof.report()
+    (proof.root / "report.md").write_text(report, encoding="utf-8")
+    print(report)
+
+
+class Proof:
+    """All runs, in a folder; ``rows`` collects what the report shows of them."""
+
+    def __init__(self, root: Path, seeds: int) -> None:
+        self.root, self.seeds = root, range(seeds)
+        self.data, self.oblong = root / "shapes", root / "oblong"
+        self.rows: dict[str, dict[str, list[dict]]] = {}
+        root.mkdir(parents=True, exist_ok=True)
+
+    def make_data(self) -> None:
+        self.say("drawing the data sets")
+        shapes.generate(self.data)
+        shapes.generate(self.oblong, num_train=0, num_val=0, non_square=1.0, seed=2)
+        other = self.root / "pretrain_shapes"
+        shapes.generate(other, num_train=3000, num_val=200, num_test=0, seed=1)
+        for split in ("train", "val"):
+            ann_file = other / "annotations" / f"instances_{split}.json"
+            cut_objects(other / split, ann_file, self.root / "classes" / split)
+
+    def pretrain(self) -> None:
+        """Runs birder's training script until the last epoch's checkpoint is there."""
+        models = self.root / "models"
+        self.checkpoint = models / f"{NETWORK}_shapes_{EPOCHS}.pt"
+        if self.checkpoint.is_file():
+            return
+        done = [int(file.stem.split("_")[-1]) for file in models.glob(f"{NETWORK}_shapes_*.pt")]
+        arch = load_config(SMALL).model.backbone.arch.to_dict()
+        command = [sys.executable, "-m", "birder.scripts.train", "--network", NETWORK]
+        command += ["--tag", "shapes", "--model-config", json.dumps(arch), "--size", "224"]
+        command += ["--device", "cpu", "--batch-size", str(BATCH), "--epochs", str(EPOCHS)]
+        command += ["--opt", "adamw", "--lr", "1e-3", "--wd", "0.05", "--lr-scheduler", "cosine"]
+        command += ["--warmup-epochs", "1", "--aug-level", "1", "--resize-min-scale", "0.6"]
+        command += ["--save-frequency", "1", "--seed", "0", "--num-workers", "1"]
+        command += ["--non-interactive", "--no-summary"]
+        command += ["--data-path", "classes/train", "--val-path", "classes/val"]
+        if done:
+            command += ["--resume-epoch", str(max(done)), "--load-states"]
+        self.say(f"pretraining by birder, log in {self.root / 'pretrain.txt'}")
+        with (self.root / "pretrain.txt").open("a", encoding="utf-8") as log:
+            code = subprocess.run(command, cwd=self.root, stdout=log, stderr=log).returncode
+        if code or not self.checkpoint.is_file():
+            sys.exit(f"error: birder's training failed, see {self.root / 'pretrain.txt'}")
+
+    def transfer(self) -> None:
+        decay = "optim_wrapper.paramwise_cfg.layer_decay_rate"
+        title = "From scratch, transferred, frozen"
+        for seed in self.seeds:
+            self.run(title, "from scratch", SMALL, {decay: 1.0}, seed)
+            self.run(title, "transferred", SMALL, self.pretrained(), seed)
+            frozen = {"model.backbone.frozen_stages": 6, decay: 1.0}
+            self.run(title, "frozen probe", SMALL, self.pretrained() | frozen, seed)
+        own = load_config(SMALL).optim_wrapper.paramwise_cfg.layer_decay_rate
+        for rate in DECAYS:
+            for seed in self.seeds:
+                name = "transferred" if rate == own else f"layer decay {rate}"
+                options = self.pretrained() | ({} if rate == own else {decay: rate})
+                self.run("Layer decay", name, SMALL, options, seed, shown=str(rate))
+
+    def at_448(self) -> None:
+        for name, settings in AT_448.items():
+            for seed in self.seeds:
+                options = {f"model.backbone.{key}": value for key, value in settings.items()}
+                options["load_from"] = self.detector("transferred", seed)
+                self.run("448 pixels", f"448 {name}", LARGE, options, seed, shown=name)
+
+    def padding(self) -> None:
+        data = {"test_dataloader.dataset.data_root": str(self.oblong)}
+        data["test_evaluator.ann_file"] = str(self.oblong / "annotations" / "instances_test.json")
+        for padding, divisor in PADDINGS.items():
+            for coordinates, value in COORDINATES.items():
+                for seed in self.seeds:
+                    options = {
+                        "model.data_preprocessor.pad_size_divisor": divisor,
+                        "model.backbone.rope_interpolation": value,
+                        "load_from": self.detector("transferred", seed),
+                    }
+                    name = f"{padding}, {coordinates}"
+                    self.run("Oblong pictures", f"oblong {name}", SMALL, options | data, seed,
+                             trains=False, shown=name)  # fmt: skip
+
+    def resnet(self) -> None:
+        """As many iterations as take the seconds that the transferred run's took."""
+        title = "Equal time"
+        for seed in self.seeds:
+            ours = self.run(title, "transferred", SMALL, self.pretrained(), seed)
+            trial = {"train_cfg.max_iters": 100, "train_cfg.val_interval": 100}
+            one = self.run(None, "resnet trial", OTHER, trial, 0)["train_seconds"] / 100
+            count = round(ours["train_seconds"] / one / 50) * 50
+            options = {f"train_cfg.{key}": count for key in ("max_iters", "val_interval")}
+            options["param_scheduler.1.end"] = count
+            self.run(title, "resnet18", OTHER, options, seed, shown="ResNet-18, FPN")
+
+    def run(
+        self,
+        title: str | None,
+        name: str,
+        config: str,
+        options: dict,
+        seed: int,
+        *,
+        trains: bool = True,
+        shown: str | None = None,
+    ) -> dict:
+        roots = {f"{split}_dataloader.dataset.data_root": str(self.data)
+                 for split in ("train", "val", "test")}  # fmt: skip
+        for split in ("val", "test"):
+            ann_file = str(self.data / "annotations" / f"instances_{split}.json")
+            roots[f"{split}_evaluator.ann_file"] = ann_file
+        if not trains:
+            roots = {key: value for key, value in roots.items() if key.startswith("test")}
+        folder = name.replace(", ", "-").replace(" ", "-")
+        run = Run(folder, config, roots | options, seed, trains)
+        command = [sys.executable, __file__, "--execute"]
+        try:
+            result = result_of(run, self.root / "runs", command, self.say)
+        except (RuntimeError, ValueError) as error:
+            sys.exit(f"error: {error}")
+        if title is not None:
+            self.rows.setdefault(title, {}).setdefault(shown or name, []).append(result)
+        return result
+
+    def pretrained(self) -> dict:
+        checkpoint = {"_delete_": True, "type": "Pretrained", "checkpoint": str(self.checkpoint)}
+        return {"model.backbone.init_cfg": checkpoint}
+
+    def detector(self, name: str, seed: int) -> str:
+        iterations = load_config(SMALL).train_cfg.max_iters
+        return str(self.root / "runs" / f"{name}-seed{seed}" / f"iter_{iterations}.pth")
+
+    def report(self) -> str:
+        lines = []
+        for title, rows in self.rows.items():
+            lines += [f"## {title}", "", "| | box AP | mask AP | iterations | training, s |"]
+            lines += ["|---|---|---|---|---|"]
+            for name, results in rows.items():
+                cells = [name]
+                for key in ("coco/bbox_mAP", "coco/segm_mAP"):
+                    values = [result["metrics"][key] for result in results]
+                    mean, spread = mean_and_spread(values)
+                    cells.append(f"{mean:.3f} ± {spread:.3f}")
+                cells.append(str(results[0]["iterations"] or ""))
+                seconds = mean_and_spread([result["train_seconds"] for result in results])[0]
+                cells.append(f"{seconds:.0f}" if seconds else "")
+                lines.append(f"| {' | '.join(cells)} |")
+            lines.append("")
+        return "\n".join(lines)
+
+    def say(self, message: str) -> None:
+        sys.stderr.write(f"{time.strftime('%H:%M:%S')} {message}\n")
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--root", type=Path, default=Path("work_dirs/recipes"), help="folder")
+    parser.add_argument("--seeds", type=int, default=2, help="runs of everything that is compared")
+    parser.add_argument("--execute", type=Path, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
