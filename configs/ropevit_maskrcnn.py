@@ -1,23 +1,8 @@
-# Mask R-CNN on COCO 2017 with RoPE ViT-B/14: windows of 16 patches, four global blocks, 896 pixels.
+# Mask R-CNN on COCO 2017 with RoPE ViT-B/14: windows of 16 patches, four global blocks, 896
+# pixels, ViTDet's 100 epochs at batch 64.
 _base_ = [
     "./_base_/default_runtime.py",
     "./_base_/models/maskrcnn.py",
     "./_base_/datasets/coco_lsj.py",
     "./_base_/schedules/adamw_100e.py",
 ]
-checkpoint = "birder://rope_vit_reg4_b14_capi-places365"  # or the path of a file
-image_size = 896
-
-model = dict(
-    data_preprocessor=dict(
-        batch_augments=[
-            dict(type="BatchFixedSizePad", size=(image_size, image_size), pad_mask=True)
-        ],
-    ),
-    backbone=dict(
-        window_size=16,  # the grid of pretraining: with a tiled position embedding every window
-        pos_embed_mode="tile",  # sees just the field that it was trained with
-        rope_interpolation=image_size,  # global blocks: the same angle per patch at every size
-        init_cfg=dict(type="Pretrained", checkpoint=checkpoint),
-    ),
-)

@@ -1,36 +1,76 @@
-"""Every config builds, agrees with itself about strides, and takes a loss step and a test step."""
+"""Every config builds, loads a birder checkpoint, takes two optimizer steps and a test step."""
 
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from mmdet.registry import DATASETS, MODELS
 from mmdet.structures import DetDataSample
+from mmdet.structures.bbox import bbox_overlaps
+from mmdet.structures.mask import BitmapMasks
 from mmengine.config import Config
+from mmengine.optim import build_optim_wrapper
 from mmengine.registry import init_default_scope
 from mmengine.structures import InstanceData
 
-from ropevit_mmdet.hooks import check_strides
+from ropevit_mmdet.checkpoint import read_checkpoint
+from ropevit_mmdet.hooks import check_colours, check_strides
+from tests import oracle
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 FILES = sorted(CONFIGS.glob("*.py"))
+COCO = [path for path in FILES if path.stem.startswith("ropevit_")]
+SMALL = "rope_vit_t14"
+COCO_PICTURES = 118_000  # of train2017, as ViTDet's 184,375 iterations of 64 for 100 epochs count
 
 
-def load(path: Path) -> Config:
-    """The config with a small architecture, by name, and without its checkpoint."""
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory):
+    """A function that has birder write a checkpoint file of an architecture, once each."""
+    pytest.importorskip("birder")
+    folder = tmp_path_factory.mktemp("checkpoints")
+
+    @cache
+    def write(name, settings):
+        config = dict(settings) or None
+        net = oracle.birder_net(name, config)
+        return oracle.write_checkpoint(net, folder, f"net{abs(hash(settings))}", config=config)
+
+    return write
+
+
+def load(path: Path, checkpoints: Callable[..., Path] | None = None) -> Config:
+    """The config with a small architecture, by name, small pictures and two passes a step."""
     config = Config.fromfile(path)
     init_default_scope(config.default_scope)
-    if isinstance(config.model.backbone.arch, str):
-        small = {"backbone.arch": "rope_vit_t14", "backbone.init_cfg": None}
-        small |= {"neck.in_channels": 192, "data_preprocessor.batch_augments": None}
-        config.merge_from_dict({f"model.{key}": value for key, value in small.items()})
+    backbone = config.model.backbone
+    if backbone.type != "RoPEViT":
+        return config
+    if isinstance(backbone.arch, str):
+        backbone.arch, config.model.neck.in_channels = SMALL, 192
+        config.model.data_preprocessor.batch_augments = None
+    backbone.init_cfg = None
+    if checkpoints is not None:
+        named = isinstance(backbone.arch, str)
+        name, settings = (backbone.arch, {}) if named else ("rope_vit_reg4_b14", backbone.arch)
+        checkpoint = str(checkpoints(name, tuple(settings.items())))
+        backbone.init_cfg = dict(type="Pretrained", checkpoint=checkpoint)
+    if "roi_head" in config.model:  # the heads' work, not what they are
+        config.model.train_cfg.rpn_proposal.max_per_img = 50
+        config.model.test_cfg.rpn.max_per_img = 50
+        stages = config.model.train_cfg.rcnn
+        for stage in stages if isinstance(stages, list) else [stages]:
+            stage.sampler.num = 32
+    if config.optim_wrapper.get("accumulative_counts", 1) > 2:
+        config.optim_wrapper.accumulative_counts = 2
     return config
 
 
 def pictures(num_classes: int) -> dict:
     """Two pictures of unequal size with two objects each, as a data loader gives them."""
-    from mmdet.structures.mask import BitmapMasks
-
     inputs, samples = [], []
     for height, width in ((120, 150), (112, 100)):
         boxes = torch.tensor([[10.0, 20, 60, 70], [30, 10, 90, 100]])
@@ -53,26 +93,117 @@ def pictures(num_classes: int) -> dict:
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_builds_and_takes_a_loss_step_and_a_test_step(path):
-    config = load(path)
+def test_loads_takes_two_optimizer_steps_and_a_test_step(path, checkpoints):
+    config = load(path, checkpoints)
     model = MODELS.build(config.model)
     model.init_weights()
     check_strides(model)
-    head = config.model.get("roi_head", config.model).bbox_head
-    data = model.data_preprocessor(pictures(head.num_classes), training=True)
+    if path in COCO:
+        check_colours(model)
+    if config.model.backbone.type == "RoPEViT":
+        key = "blocks.0.attn.qkv.weight"
+        state = read_checkpoint(config.model.backbone.init_cfg.checkpoint).state
+        assert torch.equal(model.backbone.state_dict()[key], state[key])
+
+    passes = config.optim_wrapper.get("accumulative_counts", 1)
+    optim_wrapper = build_optim_wrapper(model, config.optim_wrapper)
+    optim_wrapper.initialize_count_status(model, 0, 2 * passes)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    data = pictures(head_of(config).num_classes)
     model.train()
-    losses = model(**data, mode="loss")
-    total = sum(sum(v) if isinstance(v, list) else v for k, v in losses.items() if "loss" in k)
-    assert total.isfinite()
-    total.backward()
-    without = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
-    assert not without, "parameters without a gradient stop DDP"
+    for _ in range(2 * passes):
+        losses = model.train_step(data, optim_wrapper)
+        assert all(torch.as_tensor(value).isfinite().all() for value in losses.values())
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            assert torch.equal(parameter, before[name]), name
+        else:  # one without a gradient would stop DDP; one without the optimizer never learns
+            assert parameter in optim_wrapper.optimizer.state, name
+    moved = [n for n, p in model.named_parameters() if not torch.equal(p, before[n])]
+    assert any(name.startswith("neck.") for name in moved)
+    assert any(name.startswith("backbone.") for name in moved) != ("frozen" in path.stem)
 
     with torch.no_grad():
-        data = model.eval().data_preprocessor(pictures(head.num_classes))
-        results = model(**data, mode="predict")
+        results = model.eval().test_step(data)
     assert [r.pred_instances.bboxes.shape[-1] for r in results] == [4, 4]
     assert ("masks" in results[0].pred_instances) == ("roi_head" in config.model)
+
+
+def head_of(config: Config) -> dict:
+    head = config.model.get("roi_head", config.model).bbox_head
+    return head[0] if isinstance(head, list) else head
+
+
+def epochs_of(path: Path) -> int:
+    return next((n for n in (12, 15) if f"{n}e" in path.stem), 100)
+
+
+@pytest.mark.parametrize("path", COCO, ids=lambda path: path.stem)
+def test_the_schedule_fits_the_batch_that_the_learning_rate_is_for(path):
+    config = Config.fromfile(path)
+    per_pass = config.auto_scale_lr.base_batch_size  # mmengine scales by the batch of one pass
+    passes = config.optim_wrapper.get("accumulative_counts", 1)
+    per_step = per_pass * passes
+    assert config.optim_wrapper.optimizer.lr == pytest.approx(1e-4 * per_step / 64)
+    epochs = config.train_cfg.max_iters * per_pass / COCO_PICTURES
+    assert epochs == pytest.approx(epochs_of(path), rel=1e-3)
+    warmup, steps = config.param_scheduler
+    assert warmup.end == 250 * passes
+    assert steps.end == config.train_cfg.max_iters
+    parts = [milestone / steps.end for milestone in steps.milestones]
+    assert parts == pytest.approx([8 / 9, 26 / 27], abs=1e-3)
+
+
+@pytest.mark.parametrize("path", COCO, ids=lambda path: path.stem)
+def test_pictures_are_as_large_as_the_rope_coordinates_are_fitted_to(path):
+    config = Config.fromfile(path)
+    backbone, preprocessor = config.model.backbone, config.model.data_preprocessor
+    (pad,) = preprocessor.batch_augments
+    side = pad.size[0]
+    assert pad.size == (side, side) and pad.get("pad_mask", False) == preprocessor.pad_mask
+    assert backbone.rope_interpolation in (side, "pretrain")
+    assert side // backbone.get("patch_size", 14) == 64  # 4096 tokens
+    assert side % preprocessor.pad_size_divisor == 0
+    train, test = (config[f"{split}_dataloader"].dataset.pipeline for split in ("train", "test"))
+    assert [train[2].scale, train[3].crop_size, test[1].scale] == [(side, side)] * 3
+    neck = MODELS.build(config.model.neck)
+    assert preprocessor.pad_size_divisor % neck.strides[-1] == 0
+
+
+def test_cascade_stages_grow_stricter():
+    config = Config.fromfile(CONFIGS / "ropevit_cascade-maskrcnn.py").model
+    assert [stage.assigner.pos_iou_thr for stage in config.train_cfg.rcnn] == [0.5, 0.6, 0.7]
+    stds = [head.bbox_coder.target_stds[0] for head in config.roi_head.bbox_head]
+    assert stds == [0.1, 0.05, 0.033]
+    assert config.roi_head.stage_loss_weights == [1, 0.5, 0.25]
+
+
+def test_fcos_ranges_are_those_of_strides_8_to_128_scaled_by_the_stride():
+    head = Config.fromfile(CONFIGS / "ropevit_fcos.py").model.bbox_head
+    assert [high / stride for (_, high), stride in zip(head.regress_ranges[:4], head.strides)] == [
+        8
+    ] * 4
+
+
+@pytest.mark.parametrize("name", ["ropevit_maskrcnn", "ropevit_retinanet"])
+def test_soft_nms_is_one_switch(name, checkpoints):
+    config = load(CONFIGS / f"{name}.py", checkpoints)
+    head_of(config).num_classes = 2
+    part = "rcnn." if "roi_head" in config.model else ""
+    config.merge_from_dict({f"model.test_cfg.{part}nms.type": "soft_nms"})
+    everything = {"score_thr": 0.0, "max_per_img": 400}
+    if part:
+        config.model.test_cfg.rpn.max_per_img = 300
+    few = "rpn.nms_pre" if part else "nms_pre"  # a level
+    config.merge_from_dict({f"model.test_cfg.{few}": 60})
+    config.merge_from_dict({f"model.test_cfg.{part}{key}": v for key, v in everything.items()})
+    torch.manual_seed(0)
+    model = MODELS.build(config.model).eval()
+    with torch.no_grad():
+        (result, _) = model.test_step(pictures(2))
+    boxes, labels = result.pred_instances.bboxes, result.pred_instances.labels
+    overlaps = bbox_overlaps(boxes, boxes).masked_fill(labels[:, None] != labels, 0)
+    assert overlaps.fill_diagonal_(0).max() > 0.6  # hard NMS would have removed one of the two
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -91,3 +222,14 @@ def test_the_coco_recipe_is_the_windowed_one():
     assert model.window_size == model.pretrain_grid[0] == 16
     assert model.global_attn_indices == (2, 5, 8, 11)
     assert Config.fromfile(CONFIGS / "ropevit_maskrcnn_global.py").model.backbone.init_cfg
+
+
+def test_the_metafile_names_every_coco_config_and_its_epochs():
+    (metafile,) = yaml.safe_load((CONFIGS.parent / "model-index.yml").read_text())["Import"]
+    content = yaml.safe_load((CONFIGS.parent / metafile).read_text())
+    (collection,) = content["Collections"]
+    assert [entry["Config"] for entry in content["Models"]] == [f"configs/{p.name}" for p in COCO]
+    for entry, path in zip(content["Models"], COCO, strict=True):
+        assert entry["Name"] == path.stem and entry["In Collection"] == collection["Name"]
+        assert entry["Metadata"] == {"Epochs": epochs_of(path)}
+        assert not {"Results", "Weights"} & set(entry)  # none was measured

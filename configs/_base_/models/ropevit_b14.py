@@ -1,5 +1,6 @@
-# The backbone and its pyramid, for every detector. mean and std are birder's defaults; those that
-# count stand in the checkpoint (rgb_stats): a run that contradicts them stops and says which.
+# RoPE ViT-B/14 and its pyramid as COCO detectors use them: windows of 16 patches, 896 pixels.
+# mean and std are birder's defaults; those that count stand in the checkpoint (rgb_stats): a run
+# that contradicts them stops and says which.
 model = dict(
     data_preprocessor=dict(
         type="DetDataPreprocessor",
@@ -8,11 +9,19 @@ model = dict(
         bgr_to_rgb=True,
         pad_mask=True,
         pad_size_divisor=56,  # patch 14, coarsest scale factor 0.5 and its half: nothing is cut
+        batch_augments=[dict(type="BatchFixedSizePad", size=(896, 896), pad_mask=True)],
     ),
     backbone=dict(
         type="RoPEViT",
         arch="rope_vit_reg4_b14",
         pretrain_img_size=224,
+        window_size=16,  # the grid of pretraining: with a tiled position embedding every window
+        pos_embed_mode="tile",  # sees just the field that it was trained with
+        rope_interpolation=896,  # global blocks: the same angle per patch at every size
+        init_cfg=dict(
+            type="Pretrained",
+            checkpoint="birder://rope_vit_reg4_b14_capi-places365",  # or the path of a file
+        ),
     ),
     neck=dict(
         type="SimpleFeaturePyramid",

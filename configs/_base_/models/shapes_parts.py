@@ -3,7 +3,9 @@
 embed_dim = 96
 channels = 64
 strides = [7, 14, 28]
-shapes_preprocessor = dict(mean=[127.5] * 3, std=[64.0] * 3, pad_size_divisor=28)
+shapes_preprocessor = dict(
+    mean=[127.5] * 3, std=[64.0] * 3, pad_size_divisor=28, batch_augments=None
+)
 shapes_backbone = dict(
     arch=dict(
         _delete_=True,  # a name stands there
@@ -16,6 +18,9 @@ shapes_backbone = dict(
     ),
     window_size=16,
     global_attn_indices=(),
+    pos_embed_mode="interpolate",
+    rope_interpolation="pretrain",
+    init_cfg=None,  # from scratch
 )
 shapes_neck = dict(
     in_channels=embed_dim,

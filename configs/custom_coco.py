@@ -1,0 +1,39 @@
+# Your own data in COCO's format: copy this file and set these four.
+data_root = "data/shapes/"  # python tools/make_shapes.py makes this example
+train_ann = "annotations/instances_train.json"  # describes the pictures in <data_root>/train/, as
+val_ann = "annotations/instances_val.json"  # COCO's instances_train2017.json those in train2017/
+classes = ("circle", "square", "triangle", "star", "ring")  # the annotation files' categories
+
+# For some hundred pictures and one GPU of 24 GB: 5,000 iterations of 4 pictures.
+_base_ = "./ropevit_maskrcnn.py"
+max_iters = 5000
+num_classes = dict(num_classes=len(classes))
+model = dict(
+    backbone=dict(with_cp=True),
+    roi_head=dict(bbox_head=num_classes, mask_head=num_classes),
+)
+metainfo = dict(classes=classes)
+train_prefix, val_prefix = (
+    dict(img=ann.rsplit("/")[-1].removeprefix("instances_").removesuffix(".json") + "/")
+    for ann in (train_ann, val_ann)
+)
+train_dataloader = dict(
+    batch_size=4,
+    dataset=dict(
+        data_root=data_root, ann_file=train_ann, data_prefix=train_prefix, metainfo=metainfo
+    ),
+)
+val_dataloader = dict(
+    dataset=dict(data_root=data_root, ann_file=val_ann, data_prefix=val_prefix, metainfo=metainfo)
+)
+test_dataloader = val_dataloader
+val_evaluator = dict(ann_file=data_root + val_ann, classwise=True)
+test_evaluator = val_evaluator
+train_cfg = dict(max_iters=max_iters, val_interval=500)
+optim_wrapper = dict(optimizer=dict(lr=5e-5), clip_grad=dict(max_norm=1.0))
+param_scheduler = [
+    dict(type="LinearLR", start_factor=0.001, by_epoch=False, begin=0, end=250),
+    dict(type="CosineAnnealingLR", by_epoch=False, begin=250, end=max_iters, eta_min_ratio=0.01),
+]
+auto_scale_lr = dict(base_batch_size=4)
+default_hooks = dict(checkpoint=dict(interval=500, save_best="coco/bbox_mAP"))

@@ -1,0 +1,9 @@
+# ATSS on COCO 2017 on strides 7 to 112, otherwise as ropevit_maskrcnn.py.
+_base_ = [
+    "./_base_/default_runtime.py",
+    "./_base_/models/atss.py",
+    "./_base_/datasets/coco_lsj.py",
+    "./_base_/schedules/adamw_100e.py",
+]
+val_evaluator = dict(metric="bbox")
+test_evaluator = val_evaluator

@@ -1,0 +1,13 @@
+# A frozen probe: the backbone stays as it was pretrained and sees one window at a time, only neck
+# and heads learn. 15 epochs of COCO at batch 128 (8 GPUs, 16 pictures each).
+_base_ = "./ropevit_maskrcnn.py"
+max_iters = 13828
+model = dict(backbone=dict(frozen_stages=12, global_attn_indices=()))
+train_dataloader = dict(batch_size=16)
+train_cfg = dict(max_iters=max_iters)
+optim_wrapper = dict(optimizer=dict(lr=2e-4), paramwise_cfg=dict(layer_decay_rate=1.0))
+param_scheduler = [
+    dict(type="LinearLR", start_factor=0.001, by_epoch=False, begin=0, end=250),
+    dict(type="MultiStepLR", by_epoch=False, end=max_iters, milestones=[12292, 13316], gamma=0.1),
+]
+auto_scale_lr = dict(base_batch_size=128)
