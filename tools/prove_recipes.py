@@ -23,8 +23,12 @@ SMALL, LARGE, OTHER = (
     f"configs/shapes_{name}.py" for name in ("transfer", "transfer_448", "resnet18")
 )
 NETWORK = "rope_vit_reg4_b14"
-EPOCHS = 8
-BATCH = 32
+EPOCHS = 5
+PRETRAINING = f"""--network {NETWORK} --tag shapes --size 224 --device cpu --batch-size 32
+    --opt adamw --lr 1e-3 --wd 0.05 --lr-scheduler cosine --lr-scheduler-update step
+    --warmup-steps 150 --aug-level 1 --resize-min-scale 0.6 --save-frequency 1 --seed 0
+    --num-workers 1 --non-interactive --no-summary
+    --data-path classes/train --val-path classes/val"""
 DECAYS = (1.0, 0.9, 0.8, 0.7)
 AT_448 = {  # what a detector trained at 224 pixels is fine-tuned to
     "windows, tile": {},
@@ -83,14 +87,8 @@ class Proof:
             return
         done = [int(file.stem.split("_")[-1]) for file in models.glob(f"{NETWORK}_shapes_*.pt")]
         arch = load_config(SMALL).model.backbone.arch.to_dict()
-        command = [sys.executable, "-m", "birder.scripts.train", "--network", NETWORK]
-        command += ["--tag", "shapes", "--model-config", json.dumps(arch), "--size", "224"]
-        command += ["--device", "cpu", "--batch-size", str(BATCH), "--epochs", str(EPOCHS)]
-        command += ["--opt", "adamw", "--lr", "1e-3", "--wd", "0.05", "--lr-scheduler", "cosine"]
-        command += ["--warmup-epochs", "1", "--aug-level", "1", "--resize-min-scale", "0.6"]
-        command += ["--save-frequency", "1", "--seed", "0", "--num-workers", "1"]
-        command += ["--non-interactive", "--no-summary"]
-        command += ["--data-path", "classes/train", "--val-path", "classes/val"]
+        command = [sys.executable, "-m", "birder.scripts.train", *PRETRAINING.split()]
+        command += ["--model-config", json.dumps(arch), "--epochs", str(EPOCHS)]
         if done:
             command += ["--resume-epoch", str(max(done)), "--load-states"]
         self.say(f"pretraining by birder, log in {self.root / 'pretrain.txt'}")
