@@ -42,7 +42,7 @@ def result_of(run: Run, root: Path, command: Sequence[str], say: Callable[[str],
     `command` starts the process that calls `execute`; the run's folder is appended to it.
 
     Raises:
-        RuntimeError: the run failed; names its log.
+        RuntimeError: the run failed; names its log. Or the folder holds one of other settings.
     """
     folder = root / run.folder
     config = load_config(run.config, run.options, work_dir=str(folder))
@@ -50,24 +50,21 @@ def result_of(run: Run, root: Path, command: Sequence[str], say: Callable[[str],
     if not run.trains:  # mmengine builds neither loop nor optimizer then
         config.train_cfg = config.train_dataloader = config.optim_wrapper = None
         config.param_scheduler = None
-    wanted = config.pretty_text
-    kept = folder / RESULT_FILE
+    kept, settings = folder / RESULT_FILE, folder / CONFIG_FILE
+    if settings.is_file() and settings.read_text(encoding="utf-8") != config.pretty_text:
+        raise RuntimeError(f"{folder} holds a run of other settings: move it away")
     if kept.is_file():
-        result = json.loads(kept.read_text(encoding="utf-8"))
-        if result["run"] == wanted:
-            return result
-        raise RuntimeError(f"{folder} holds the result of other settings: move it away")
+        return json.loads(kept.read_text(encoding="utf-8"))
     folder.mkdir(parents=True, exist_ok=True)
-    config.dump(folder / CONFIG_FILE)
+    config.dump(settings)
     say(f"{run.folder}: running, log in {folder / 'log.txt'}")
     with (folder / "log.txt").open("a", encoding="utf-8") as log:
         done = subprocess.run([*command, str(folder)], stdout=log, stderr=subprocess.STDOUT)
     metrics = folder / "metrics.json"
     if done.returncode or not metrics.is_file():
         raise RuntimeError(f"{run.folder} failed, see {folder / 'log.txt'}")
-    result = {"run": wanted, **json.loads(metrics.read_text(encoding="utf-8"))}
-    _write(kept, result)
-    return result
+    metrics.replace(kept)
+    return json.loads(kept.read_text(encoding="utf-8"))
 
 
 def execute(folder: Path) -> None:

@@ -34,7 +34,7 @@ def test_a_run_is_trained_tested_and_kept(tmp_path):
 
     assert result_of(run, tmp_path / "runs", ["no such program"], said.append) == result
     other = run._replace(options={"train_cfg.max_iters": 2})
-    with pytest.raises(RuntimeError, match="holds the result of other settings"):
+    with pytest.raises(RuntimeError, match="holds a run of other settings"):
         result_of(other, tmp_path / "runs", COMMAND, said.append)
 
     load_from = str(tmp_path / "runs" / "first-seed3" / "iter_4.pth")

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 MIN_SIZE = 16  # pixels; a smaller object is a smudge when it is enlarged
-CONTEXT = (1.2, 3.0)  # side of a cut, in longer sides of its object
+CONTEXT = (1.05, 1.35)  # side of a cut, in longer sides of its object
 
 
 def cut_objects(
@@ -16,10 +16,10 @@ def cut_objects(
 ) -> int:
     """Writes `<root>/<class>/<annotation id>.png`, squares around the objects of a COCO set.
 
-    Crowds and objects under 16 pixels are left out. A square is 1.2 to 3 times as wide as the
-    object is long, its centre up to a quarter of that away from the object's, moved and shrunk to
-    lie within the picture. Written whole or not at all; what is there already stays. Returns the
-    number of cuts.
+    Crowds and objects under 16 pixels are left out. A square is 1.05 to 1.35 times as wide as the
+    object is long, its centre up to a quarter of what is left away from the object's, moved and
+    shrunk to lie within the picture. Written whole or not at all; what is there already stays.
+    Returns the number of cuts.
     """
     if root.is_dir():
         return sum(1 for _ in root.glob("*/*.png"))
@@ -49,7 +49,7 @@ def _square(
     x, y, width, height = bbox
     longer = max(width, height)
     side = min(longer * np.exp(rng.uniform(*np.log(CONTEXT))), *picture)
-    reach = min(side - longer, longer) / 4 if side > longer else 0.0
+    reach = max(side - longer, 0) / 4
     corners = []
     for start, length, limit in ((x, width, picture[0]), (y, height, picture[1])):
         centre = start + length / 2 + rng.uniform(-reach, reach)
