@@ -357,3 +357,14 @@ def test_demo_table_and_summary():
         "ring 0.400 0.300",
     ]
     assert lines[2].rindex("0.300") == lines[1].rindex("0.520")
+
+
+def test_ema_and_clipping_are_one_switch_each(tiny):
+    switches = ["default_hooks.ema.type=EMAHook", "optim_wrapper.clip_grad.max_norm=1e-7"]
+    switches.append("default_hooks.checkpoint.interval=1")
+    train.main([str(tiny), "--work-dir", "run", "--cfg-options", *switches])
+    saved = torch.load("run/iter_2.pth", weights_only=False)
+    assert set(saved["ema_state_dict"]) >= {f"module.{key}" for key in saved["state_dict"]}
+    start = torch.load("run/iter_1.pth", weights_only=False)["state_dict"]
+    moved = [(saved["state_dict"][key] - value).abs().max() for key, value in start.items()]
+    assert max(map(float, moved)) < 1e-7  # SGD at 0.01, gradients of norm 1e-7
