@@ -23,7 +23,7 @@ SMALL, LARGE, OTHER = (
     f"configs/shapes_{name}.py" for name in ("transfer", "transfer_448", "resnet18")
 )
 NETWORK = "rope_vit_reg4_b14"
-STAGES = ((112, 12, 1e-3), (224, 14, 3e-4))  # pixels, up to which epoch, learning rate
+STAGES = ((112, 20, 1e-3), (224, 22, 3e-4))  # pixels, up to which epoch, learning rate
 PRETRAINING = f"""--network {NETWORK} --tag shapes --device cpu --batch-size 64
     --opt adamw --wd 0.05 --clip-grad-norm 1 --aug-level 0 --save-frequency 1 --seed 0
     --lr-scheduler cosine --lr-scheduler-update step --warmup-steps 50
@@ -88,8 +88,8 @@ class Proof:
         arch = json.dumps(load_config(SMALL).model.backbone.arch.to_dict())
         for pixels, last, rate in STAGES:
             self.checkpoint = models / f"{NETWORK}_shapes_{last}.pt"
-            done = [int(file.stem.split("_")[-1]) for file in models.glob(f"{NETWORK}_shapes_*.pt")]
-            newest = max(done, default=0)
+            files = models.glob(f"{NETWORK}_shapes_*[0-9].pt")  # beside them: ..._states.pt
+            newest = max((int(file.stem.split("_")[-1]) for file in files), default=0)
             if newest < last:
                 command = [sys.executable, "-m", "birder.scripts.train", *PRETRAINING.split()]
                 command += ["--model-config", arch, "--size", str(pixels)]
