@@ -1,8 +1,10 @@
-# Your own data in COCO's format: copy this file and set these four.
-data_root = "data/shapes/"  # python tools/make_shapes.py makes this example
-train_ann = "annotations/instances_train.json"  # describes the pictures in <data_root>/train/, as
-val_ann = "annotations/instances_val.json"  # COCO's instances_train2017.json those in train2017/
-classes = ("circle", "square", "triangle", "star", "ring")  # the annotation files' categories
+# Your own data in COCO's format: copy this file beside itself and set these four lines. As in COCO,
+# instances_NAME.json describes the pictures in <data_root>/NAME/; classes are its categories.
+# The example: python tools/make_shapes.py
+data_root = "data/shapes/"
+train_ann = "annotations/instances_train.json"
+val_ann = "annotations/instances_val.json"
+classes = ("circle", "square", "triangle", "star", "ring")
 
 # For some hundred pictures and one GPU of 24 GB: 5,000 iterations of 4 pictures.
 _base_ = "./ropevit_maskrcnn.py"
@@ -14,7 +16,7 @@ model = dict(
 )
 metainfo = dict(classes=classes)
 train_prefix, val_prefix = (
-    dict(img=ann.rsplit("/")[-1].removeprefix("instances_").removesuffix(".json") + "/")
+    dict(img=ann.rsplit("/", 1)[-1].removeprefix("instances_").removesuffix(".json") + "/")
     for ann in (train_ann, val_ann)
 )
 train_dataloader = dict(
