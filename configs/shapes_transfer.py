@@ -7,13 +7,11 @@ model = dict(
     data_preprocessor=dict(mean=[132.3705, 135.303, 124.3635], std=[59.058, 58.752, 65.994]),
     backbone=dict(
         arch=dict(
-            _delete_=True,
             patch_size=14,
             num_layers=6,
             num_heads=4,
             hidden_dim=embed_dim,
             mlp_dim=3 * embed_dim,
-            num_reg_tokens=4,
             drop_path_rate=0.0,
         ),
         global_attn_indices=None,  # the last of each quarter

@@ -160,9 +160,9 @@ def peak_memory(bench: Bench, name: str, pixels: int, mode: str) -> int:
         bench.step(name, pixels, mode)
         return torch.cuda.max_memory_allocated() - before
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
-    before = _status("VmRSS")
+    before = _proc_bytes("self/status", "VmRSS")
     bench.step(name, pixels, mode)
-    return _status("VmHWM") - before
+    return _proc_bytes("self/status", "VmHWM") - before
 
 
 def limit_memory() -> None:
@@ -171,14 +171,14 @@ def limit_memory() -> None:
         return
     import resource
 
-    lines = Path("/proc/meminfo").read_text().splitlines()
-    free = next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+    free = _proc_bytes("meminfo", "MemAvailable")
     resource.setrlimit(resource.RLIMIT_DATA, (free, free))
 
 
-def _status(field: str) -> int:
-    with open("/proc/self/status") as file:
-        return next(1024 * int(line.split()[1]) for line in file if line.startswith(field + ":"))
+def _proc_bytes(file: str, field: str) -> int:
+    """A field that Linux gives in kB in a file under /proc."""
+    lines = Path("/proc", file).read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(field + ":"))
 
 
 def _scalar(output) -> Tensor:

@@ -46,14 +46,10 @@ def is_measured(report: dict[str, Any], variants: Sequence[str], pixels: int, mo
 
 def add(report: dict[str, Any], rows: list[dict], left_out: list[dict]) -> None:
     """Puts the rows of one size and mode in, for those that were there."""
+    places = {(row["pixels"], row["mode"]) for row in rows + left_out}
     for key, new in (("rows", rows), ("left_out", left_out)):
-        places = {(row["pixels"], row["mode"]) for row in rows + left_out}
         kept = [row for row in report[key] if (row["pixels"], row["mode"]) not in places]
         report[key] = sorted(kept + new, key=lambda row: (row["pixels"], row["mode"]))
-
-
-def _of(report: dict[str, Any], key: str, pixels: int, mode: str) -> list[dict]:
-    return [row for row in report[key] if (row["pixels"], row["mode"]) == (pixels, mode)]
 
 
 def table(report: dict[str, Any]) -> str:
@@ -106,6 +102,10 @@ def plot(report: dict[str, Any], path: str | Path) -> None:
         fontsize=10,
     )
     figure.savefig(path, dpi=130)
+
+
+def _of(report: dict[str, Any], key: str, pixels: int, mode: str) -> list[dict]:
+    return [row for row in report[key] if (row["pixels"], row["mode"]) == (pixels, mode)]
 
 
 def _variants(report: dict[str, Any]) -> list[str]:

@@ -5,13 +5,13 @@ own; killed, it goes on from its last checkpoint; finished, it is not run again.
 """
 
 import json
-import os
 import statistics
 import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mmengine import fileio
 from mmengine.config import Config
 from mmengine.runner import Runner
 
@@ -60,10 +60,8 @@ def result_of(run: Run, root: Path, command: Sequence[str], say: Callable[[str],
     say(f"{run.folder}: running, log in {folder / 'log.txt'}")
     with (folder / "log.txt").open("a", encoding="utf-8") as log:
         done = subprocess.run([*command, str(folder)], stdout=log, stderr=subprocess.STDOUT)
-    metrics = folder / "metrics.json"
-    if done.returncode or not metrics.is_file():
+    if done.returncode or not kept.is_file():
         raise RuntimeError(f"{run.folder} failed, see {folder / 'log.txt'}")
-    metrics.replace(kept)
     return json.loads(kept.read_text(encoding="utf-8"))
 
 
@@ -77,30 +75,25 @@ def execute(folder: Path) -> None:
     if config.train_cfg is not None:
         runner.train()
     metrics = {key: float(value) for key, value in runner.test().items()}
-    parameters = sum(p.numel() for p in runner.model.parameters())
-    _write(
-        folder / "metrics.json",
-        {
-            "metrics": metrics,
-            "iterations": runner.iter,
-            "train_seconds": training_seconds(folder),
-            "parameters": parameters,
-        },
-    )
+    result = {
+        "metrics": metrics,
+        "iterations": runner.iter,
+        "train_seconds": training_seconds(folder),
+        "parameters": sum(p.numel() for p in runner.model.parameters()),
+    }
+    fileio.put(json.dumps(result, indent=1).encode() + b"\n", folder / RESULT_FILE)
 
 
 def training_seconds(folder: Path) -> float:
     """Seconds that all parts of a run spent on iterations, by the times in their logs."""
     seconds: dict[int, float] = {}
     for file in sorted(folder.glob("*/vis_data/scalars.json")):
-        before = 0
         for line in file.read_text(encoding="utf-8").splitlines():
             entry = json.loads(line)
             if "loss" not in entry:
                 continue
             step = entry["step"]
-            earlier = [known for known in seconds if known < step]
-            before = max(earlier, default=before)
+            before = max((known for known in seconds if known < step), default=0)
             seconds[step] = entry["time"] * (step - before)
     return sum(seconds.values())
 
@@ -108,9 +101,3 @@ def training_seconds(folder: Path) -> float:
 def mean_and_spread(values: Sequence[float]) -> tuple[float, float]:
     """The mean over seeds, and half the distance between the largest and the smallest."""
     return statistics.fmean(values), (max(values) - min(values)) / 2
-
-
-def _write(path: Path, content: dict) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, path)

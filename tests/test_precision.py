@@ -1,7 +1,5 @@
 """Under autocast to bfloat16 boxes are decoded, and regions cut out, in float32."""
 
-from pathlib import Path
-
 import pytest
 import torch
 from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
@@ -9,19 +7,15 @@ from mmdet.models.roi_heads.bbox_heads import BBoxHead
 from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
-from mmengine.config import Config
-from mmengine.registry import init_default_scope
 
-CONFIGS = Path(__file__).parent.parent / "configs"
+from tests.test_configs import CONFIGS, load
+
 NAMES = ["maskrcnn", "cascade-maskrcnn", "retinanet", "fcos", "atss"]
 CASES = [(name, torch.bfloat16) for name in NAMES] + [("fcos", torch.float16)]  # slow on a CPU
 
 
 def detector(name):
-    config = Config.fromfile(CONFIGS / f"ropevit_{name}.py")
-    init_default_scope(config.default_scope)
-    small = {"backbone.arch": "rope_vit_t14", "backbone.init_cfg": None, "neck.in_channels": 192}
-    config.merge_from_dict({f"model.{key}": value for key, value in small.items()})
+    config = load(CONFIGS / f"ropevit_{name}.py")
     torch.manual_seed(0)
     return MODELS.build(config.model).eval()
 

@@ -86,9 +86,8 @@ def main() -> None:
         limit_memory()
         print(peak_memory(make_bench(args, [name]), name, int(pixels), mode))
         return
-    device = make_bench(args, []).device
     report = {
-        "device": device_name(device),
+        "device": device_name(torch.device(args.device)),
         "threads": torch.get_num_threads(),
         "dtype": args.dtype,
         "batch": args.batch,

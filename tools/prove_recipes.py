@@ -127,18 +127,16 @@ class Proof:
                 self.run("448 pixels", f"448 {name}", LARGE, options, seed, shown=name)
 
     def padding(self) -> None:
-        data = {"test_dataloader.dataset.data_root": str(self.oblong)}
-        data["test_evaluator.ann_file"] = str(self.oblong / "annotations" / "instances_test.json")
         for padding, divisor in PADDINGS.items():
             for coordinates, value in COORDINATES.items():
                 for seed in self.seeds:
-                    options = {
+                    options = tested_on(self.oblong) | {
                         "model.data_preprocessor.pad_size_divisor": divisor,
                         "model.backbone.rope_interpolation": value,
                         "load_from": self.detector("transferred", seed),
                     }
                     name = f"{padding}, {coordinates}"
-                    self.run("Oblong pictures", f"oblong {name}", SMALL, options | data, seed,
+                    self.run("Oblong pictures", f"oblong {name}", SMALL, options, seed,
                              trains=False, shown=name)  # fmt: skip
 
     def resnet(self) -> None:
@@ -164,9 +162,9 @@ class Proof:
         trains: bool = True,
         shown: str | None = None,
     ) -> dict:
-        data = {"test_dataloader.dataset.data_root": str(self.data)}
-        data["test_evaluator.ann_file"] = str(self.data / "annotations" / "instances_test.json")
-        data |= {f"val_{part}": None for part in ("cfg", "dataloader", "evaluator")}
+        data = tested_on(self.data) | {
+            f"val_{part}": None for part in ("cfg", "dataloader", "evaluator")
+        }
         if trains:
             data["train_dataloader.dataset.data_root"] = str(self.data)
         folder = name.replace(", ", "-").replace(" ", "-")
@@ -208,6 +206,15 @@ class Proof:
 
     def say(self, message: str) -> None:
         sys.stderr.write(f"{time.strftime('%H:%M:%S')} {message}\n")
+
+
+def tested_on(root: Path) -> dict[str, str]:
+    """Config options: the test pictures of a shapes data set."""
+    ann_file = root / "annotations" / "instances_test.json"
+    return {
+        "test_dataloader.dataset.data_root": str(root),
+        "test_evaluator.ann_file": str(ann_file),
+    }
 
 
 def parse_args() -> argparse.Namespace:
