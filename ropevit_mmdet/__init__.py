@@ -11,6 +11,7 @@ from ropevit_mmdet.backbone import RoPEViT  # noqa: E402
 from ropevit_mmdet.classifier import load_classifier  # noqa: E402
 from ropevit_mmdet.dataset_checks import CheckedCocoDataset  # noqa: E402
 from ropevit_mmdet.distributed import BlockFSDPStrategy  # noqa: E402
+from ropevit_mmdet.frozen import FrozenBackbone  # noqa: E402
 from ropevit_mmdet.hooks import RoPEViTChecks  # noqa: E402
 from ropevit_mmdet.layer_decay import RoPEViTLayerDecay  # noqa: E402
 from ropevit_mmdet.neck import LayerNorm2d, SimpleFeaturePyramid  # noqa: E402
@@ -20,6 +21,7 @@ __version__ = "0.1.0"
 __all__ = [
     "BlockFSDPStrategy",
     "CheckedCocoDataset",
+    "FrozenBackbone",
     "LayerNorm2d",
     "RoPEViT",
     "RoPEViTChecks",

@@ -23,6 +23,7 @@ def check_start(model: nn.Module, config: Config) -> None:
     `resume` name. Raises ValueError with what is wrong.
     """
     backbone = getattr(model, "backbone", None)
+    backbone = getattr(backbone, "backbone", backbone)  # in a FrozenBackbone
     start = config.get("load_from")
     if config.get("resume") and start is None:
         start = _latest(config.work_dir)

@@ -78,6 +78,7 @@ def check_colours(model: nn.Module) -> None:
         ValueError: they differ; gives the lines to paste.
     """
     backbone = getattr(model, "backbone", None)
+    backbone = getattr(backbone, "backbone", backbone)  # in a FrozenBackbone
     init_cfg = getattr(backbone, "init_cfg", None)
     if not isinstance(backbone, RoPEViT) or not init_cfg:
         return

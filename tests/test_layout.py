@@ -11,13 +11,14 @@ PACKAGE = ROOT / "ropevit_mmdet"
 FLOORS = [
     {"stack", "arch", "rope", "windows", "datasets", "download", "weights_table"},
     {"errors", "drawing", "dataset_checks", "benchmark_report", "facts", "resample", "arguments"},
-    {"tables", "weights"},
+    {"tables", "weights", "frozen"},
     {"vit", "checkpoint"},
     {"identify", "neck", "detector_checkpoint"},
     {"backbone"},
     {"hooks", "flops", "layer_decay", "classifier", "inspection", "resume", "distributed"},
     {"run_config", "benchmark"},
     {"predict", "experiment"},
+    {"compare"},
 ]
 # What the arithmetic may need beside the standard library and the package.
 TORCH_ONLY = {"arch", "rope", "windows", "tables", "vit", "checkpoint", "download"}

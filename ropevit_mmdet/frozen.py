@@ -1,0 +1,171 @@
+"""FrozenBackbone: any backbone as it was pretrained, its maps kept on disk from epoch to epoch.
+
+A frozen probe (as in Perception Encoder, arXiv 2504.13181, section 5) runs the same pictures
+through the same weights in every epoch. Where no augmentation changes them, once is enough.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmdet.registry import MODELS
+from mmengine.logging import MMLogger
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+
+_SUFFIX = ".maps"
+
+
+@MODELS.register_module()
+class FrozenBackbone(BaseModule):
+    """Runs a backbone in eval mode and without gradients.
+
+    Its parameters are called as they are without the wrapper, so a checkpoint of a probe fits the
+    detector with the plain backbone.
+
+    Args:
+        backbone: config of any registered backbone.
+        cache_dir: folder where maps are kept, by weights and pictures; None for nowhere. A picture
+            that is augmented otherwise is another picture: only data that does not change from
+            epoch to epoch gains.
+        max_gb: GB (10^9 bytes) that the folder may hold; when it is full nothing more is kept.
+
+    Raises:
+        ValueError: ``max_gb`` is not positive.
+    """
+
+    def __init__(
+        self,
+        backbone: Mapping[str, Any],
+        *,
+        cache_dir: str | os.PathLike[str] | None = None,
+        max_gb: float = 10.0,
+        init_cfg: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(init_cfg)
+        if not max_gb > 0:
+            raise ValueError(f"max_gb must be positive, got {max_gb!r}")
+        self.backbone: nn.Module = MODELS.build(backbone)
+        self.backbone.requires_grad_(False)
+        self._settings = repr({key: backbone[key] for key in sorted(backbone) if key != "init_cfg"})
+        self._folder = None if cache_dir is None else Path(cache_dir)
+        self._max_bytes = int(max_gb * 1e9)
+        self._cache: MapCache | None = None
+        self._register_state_dict_hook(_without_wrapper)
+        self.register_load_state_dict_pre_hook(_with_wrapper)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """The maps of the backbone, as it returns them: a tuple of [B, C, rows, columns].
+
+        Args:
+            images: [B, 3, H, W].
+        """
+        with torch.no_grad():
+            if self._folder is None:
+                return tuple(self.backbone(images))
+            if self._cache is None:  # only now are the weights loaded
+                key = _digest(self._settings, self.backbone.state_dict().values())
+                self._cache = MapCache(self._folder, key, self._max_bytes)
+            return self._cached(images)
+
+    def train(self, mode: bool = True) -> FrozenBackbone:
+        super().train(mode)
+        self.backbone.eval()
+        return self
+
+    def _cached(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Maps of pictures seen before are read; those of the others are computed in one batch."""
+        device = images.device.type
+        half = str(torch.get_autocast_dtype(device)) * torch.is_autocast_enabled(device)
+        keys = [_digest(half, [image]) for image in images]
+        found = [self._cache.read(key) for key in keys]
+        missing = [i for i, maps in enumerate(found) if maps is None]
+        if missing:
+            whole = len(missing) == len(images)
+            computed = self.backbone(images if whole else images[missing])
+            for row, i in enumerate(missing):
+                found[i] = [level[row].cpu() for level in computed]
+                self._cache.write(keys[i], found[i])
+        return tuple(torch.stack(level).to(images.device) for level in zip(*found, strict=True))
+
+
+class MapCache:
+    """Maps on disk under ``<root>/<key of the weights>/<key of the picture>.maps``.
+
+    Files are written beside and renamed: several processes may share a folder.
+
+    Args:
+        root: the folder whose size is limited.
+        weights: key of what computes the maps.
+        max_bytes: of all files below ``root``.
+    """
+
+    def __init__(self, root: Path, weights: str, max_bytes: int) -> None:
+        self.folder = root / weights
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.max_bytes = max_bytes
+        self.bytes = sum(file.stat().st_size for file in root.rglob(f"*{_SUFFIX}"))
+        self.full = False
+
+    def read(self, key: str) -> list[Tensor] | None:
+        """The maps [C, rows, columns] of a picture, or None if they are not kept (or cut short)."""
+        path = self._path(key)
+        try:
+            return torch.load(path, weights_only=True)
+        except FileNotFoundError:
+            return None
+        except (RuntimeError, EOFError, pickle.UnpicklingError):
+            MMLogger.get_current_instance().warning(f"{path} is damaged: computed again")
+            return None
+
+    def write(self, key: str, maps: Sequence[Tensor]) -> None:
+        """Keeps the maps of a picture, unless the folder is full."""
+        size = sum(level.numel() * level.element_size() for level in maps)
+        if self.bytes + size > self.max_bytes:
+            if not self.full:
+                MMLogger.get_current_instance().warning(
+                    f"the cache of maps in {self.folder.parent} is full ({self.max_bytes / 1e9:.3g}"
+                    " GB): maps of further pictures are computed every time; raise max_gb, or "
+                    "remove the folders of weights that are no longer used"
+                )
+            self.full = True
+            return
+        self.bytes += size
+        path = self._path(key)
+        partial = path.with_name(f".{key}.{os.getpid()}.partial")
+        try:
+            torch.save([level.contiguous().clone() for level in maps], partial)
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    def _path(self, key: str) -> Path:
+        return self.folder / f"{key}{_SUFFIX}"
+
+
+def _digest(settings: str, tensors: Iterable[Tensor]) -> str:
+    """40 hex digits of SHA-256 over settings, shapes, dtypes and every byte of tensors."""
+    digest = hashlib.sha256(settings.encode())
+    for tensor in tensors:
+        tensor = tensor.detach().cpu().contiguous()
+        digest.update(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()[:40]
+
+
+def _without_wrapper(module: nn.Module, state: dict, prefix: str, _: Any) -> None:
+    """Saves `backbone.patch_embed...`, not `backbone.backbone.patch_embed...`."""
+    inner = f"{prefix}backbone."
+    for key in [key for key in state if key.startswith(inner)]:
+        state[prefix + key.removeprefix(inner)] = state.pop(key)
+
+
+def _with_wrapper(module: nn.Module, state: dict, prefix: str, *_: Any) -> None:
+    for key in [key for key in state if key.startswith(prefix)]:
+        state[f"{prefix}backbone.{key.removeprefix(prefix)}"] = state.pop(key)

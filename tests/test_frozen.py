@@ -1,0 +1,133 @@
+"""FrozenBackbone: the plain backbone's maps, computed once and then read from the disk."""
+
+import pytest
+import torch
+from mmdet.registry import MODELS
+from mmengine.logging import MMLogger
+
+from ropevit_mmdet import FrozenBackbone
+from ropevit_mmdet.frozen import MapCache
+
+PLAIN = dict(type="RoPEViT", arch="rope_vit_t14", window_size=4, out_indices=(5, 11))
+
+
+def frozen(folder=None, **changes):
+    torch.manual_seed(0)
+    return FrozenBackbone(PLAIN, cache_dir=folder, **changes).train()
+
+
+def spied(model):
+    """The batch sizes of the calls of the wrapped backbone, filled as it is called."""
+    calls = []
+    model.backbone.register_forward_hook(lambda module, args, out: calls.append(len(args[0])))
+    return calls
+
+
+@pytest.fixture
+def images():
+    return torch.randn(3, 3, 56, 70, generator=torch.Generator().manual_seed(1))
+
+
+def test_it_gives_the_maps_of_the_plain_backbone_without_gradients(images):
+    model = frozen()
+    torch.manual_seed(0)
+    plain = MODELS.build(PLAIN).eval()
+    with torch.no_grad():
+        expected = plain(images)
+    for ours, theirs in zip(model(images), expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+        assert not ours.requires_grad
+    assert not any(module.training for module in model.backbone.modules())
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_names_of_its_weights_are_those_of_the_plain_backbone(images):
+    model, plain = frozen(), MODELS.build(PLAIN).eval()
+    assert list(model.state_dict()) == list(plain.state_dict())
+    detector = torch.nn.ModuleDict({"backbone": model})
+    assert set(detector.state_dict()) == {f"backbone.{key}" for key in plain.state_dict()}
+    detector.load_state_dict({f"backbone.{k}": v for k, v in plain.state_dict().items()})
+    with torch.no_grad():
+        torch.testing.assert_close(model(images), plain(images), rtol=0, atol=0)
+
+
+def test_a_picture_is_computed_once(images, tmp_path):
+    model = frozen(tmp_path)
+    calls = spied(model)
+    first = model(images[:2])
+    again = model(images[[1, 2, 0]])  # two are known, in another order
+    assert calls == [2, 1]
+    for level in range(2):
+        torch.testing.assert_close(again[level][[2, 0]], first[level], rtol=0, atol=0)
+    other = frozen(tmp_path)  # another run of the same weights
+    calls = spied(other)
+    for ours, theirs in zip(other(images), frozen()(images), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
+    assert calls == []
+
+
+def test_other_weights_settings_or_pixels_are_computed_anew(images, tmp_path):
+    frozen(tmp_path)(images)
+    model = frozen(tmp_path)
+    calls = spied(model)
+    model(images + 1e-6)
+    model(images[:, :, :, :56])
+    assert calls == [3, 3]
+    changed = frozen(tmp_path)
+    with torch.no_grad():
+        changed.backbone.blocks[0].norm1.bias[0] += 1e-6
+    calls = spied(changed)
+    changed(images)
+    windows = FrozenBackbone({**PLAIN, "window_size": 2}, cache_dir=tmp_path)
+    windows.load_state_dict(model.state_dict())
+    more = spied(windows)
+    windows(images)
+    assert calls == [3] and more == [3]
+
+
+def test_under_autocast_maps_are_kept_apart(images, tmp_path):
+    model = frozen(tmp_path)
+    model(images)
+    calls = spied(model)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = model(images)
+        again = model(images)
+    assert calls == [3] and half[0].dtype == again[0].dtype
+    torch.testing.assert_close(half, again, rtol=0, atol=0)
+
+
+def test_a_full_cache_keeps_no_more_and_says_so_once(images, tmp_path, monkeypatch):
+    size = frozen()(images[:1])
+    bytes_of_one = sum(level.numel() * 4 for level in size)
+    said = []
+    monkeypatch.setattr(MMLogger.get_current_instance(), "warning", said.append)
+    model = frozen(tmp_path, max_gb=2.5 * bytes_of_one / 1e9)
+    calls = spied(model)
+    for _ in range(2):
+        model(images)
+    assert calls == [3, 1]
+    assert len(list(tmp_path.rglob("*.maps"))) == 2
+    assert len(said) == 1 and "is full" in said[0]
+
+
+def test_a_damaged_file_is_computed_again(images, tmp_path):
+    model = frozen(tmp_path)
+    expected = model(images[:1])
+    (file,) = tmp_path.rglob("*.maps")
+    file.write_bytes(file.read_bytes()[:100])
+    torch.testing.assert_close(model(images[:1]), expected, rtol=0, atol=0)
+    assert file.stat().st_size > 1000
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_max_gb_must_be_positive():
+    with pytest.raises(ValueError, match="max_gb must be positive, got 0"):
+        FrozenBackbone(PLAIN, max_gb=0)
+
+
+def test_the_limit_counts_what_was_there_before(tmp_path):
+    level = torch.zeros(10, 10)
+    MapCache(tmp_path, "other", 10**6).write("picture", [level])
+    cache = MapCache(tmp_path, "ours", 1000)
+    cache.write("picture", [level])
+    assert cache.read("picture") is None
