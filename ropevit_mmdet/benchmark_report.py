@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from .palette import line_style
+
 TITLES = {"forward": "forward", "training": "forward + backward"}
 
 
@@ -116,8 +118,8 @@ def _lines(axis: Any, report: dict[str, Any], mode: str, key: str, unit: float, 
     rows = [row for row in report["rows"] if row["mode"] == mode and key in row]
     for variant in dict.fromkeys(row["variant"] for row in rows):
         points = [(row["pixels"], row[key] / unit) for row in rows if row["variant"] == variant]
-        colour = f"C{_variants(report).index(variant)}"  # the same in every part of the figure
-        axis.plot(*zip(*points, strict=True), colour, marker="o", markersize=4, label=variant)
+        style = line_style(_variants(report).index(variant))  # the same in every part of the figure
+        axis.plot(*zip(*points, strict=True), **style, marker="o", markersize=4, label=variant)
     sizes = sorted({row["pixels"] for row in rows})
     axis.set(xlabel="picture side at patch 14, pixels", ylabel=label, yscale="log", xscale="log")
     axis.set_xticks(sizes, [str(size) for size in sizes])

@@ -15,6 +15,7 @@ from mmengine import fileio
 from mmengine.config import Config
 from mmengine.runner import Runner
 
+from .analysis.run_log import elapsed_seconds, log_files, read_run
 from .resume import latest_checkpoint
 from .run_config import load_config
 
@@ -86,16 +87,9 @@ def execute(folder: Path) -> None:
 
 def training_seconds(folder: Path) -> float:
     """Seconds that all parts of a run spent on iterations, by the times in their logs."""
-    seconds: dict[int, float] = {}
-    for file in sorted(folder.glob("*/vis_data/scalars.json")):
-        for line in file.read_text(encoding="utf-8").splitlines():
-            entry = json.loads(line)
-            if "loss" not in entry:
-                continue
-            step = entry["step"]
-            before = max((known for known in seconds if known < step), default=0)
-            seconds[step] = entry["time"] * (step - before)
-    return sum(seconds.values())
+    if not log_files(folder):
+        return 0.0  # it was tested only, or ended before the first line
+    return max(elapsed_seconds(read_run(folder)), default=0.0)
 
 
 def mean_and_spread(values: Sequence[float]) -> tuple[float, float]:

@@ -9,15 +9,18 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "ropevit_mmdet"
 # Lowest floor first: a module imports from floors below its own. The same floor: not each other.
 FLOORS = [
-    {"stack", "arch", "rope", "windows", "datasets", "download", "weights_table"},
+    {"stack", "arch", "rope", "windows", "datasets", "download", "weights_table"}
+    | {"output", "palette"},
     {"errors", "drawing", "dataset_checks", "benchmark_report", "facts", "resample", "arguments"},
-    {"tables", "weights", "frozen"},
+    {"tables", "weights", "frozen", "pictures", "ground_truth"},
     {"vit", "checkpoint"},
     {"identify", "neck", "detector_checkpoint"},
     {"backbone"},
     {"hooks", "flops", "layer_decay", "classifier", "inspection", "resume", "distributed"},
     {"run_config", "benchmark"},
-    {"predict", "experiment"},
+    {"predict"},
+    {"analysis"},
+    {"experiment"},
     {"compare"},
 ]
 # What the arithmetic may need beside the standard library and the package.

@@ -3,7 +3,8 @@ custom_imports = dict(imports=["ropevit_mmdet"], allow_failed_imports=False)
 
 default_hooks = dict(
     timer=dict(type="IterTimerHook"),
-    logger=dict(type="LoggerHook", interval=50),
+    # Metrics over iterations: by epoch, those of an IterBasedTrainLoop would all be at step 0.
+    logger=dict(type="LoggerHook", interval=50, log_metric_by_epoch=False),
     param_scheduler=dict(type="ParamSchedulerHook"),
     checkpoint=dict(
         type="ResumableCheckpointHook", by_epoch=False, interval=5000, max_keep_ckpts=2

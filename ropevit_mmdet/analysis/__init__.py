@@ -1,0 +1,1 @@
+"""What there is to look at: logs of runs, features, data as it is fed, results; all as pictures."""

@@ -1,0 +1,23 @@
+"""Figures of matplotlib as PNG files, written whole or not at all, without a display."""
+
+import io
+import os
+from pathlib import Path
+
+from matplotlib.figure import Figure
+from mmengine import fileio
+
+
+def save_figure(figure: Figure, path: str | os.PathLike[str], *, dpi: int = 120) -> None:
+    """Write a figure as a PNG file, whose folder is made; raises ValueError as `check_png`."""
+    check_png(path)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=dpi, format="png")
+    Path(path).resolve().parent.mkdir(parents=True, exist_ok=True)
+    fileio.put(buffer.getvalue(), str(path))
+
+
+def check_png(path: str | os.PathLike[str]) -> None:
+    """Raise ValueError for the name of another kind of file, before any work is done for it."""
+    if Path(path).suffix.lower() != ".png":
+        raise ValueError(f"figures are PNG files: {path} must end in .png")
