@@ -19,11 +19,14 @@ Rectangle = tuple[float, float, float, float]  # left, top, right, bottom
 
 @dataclass(frozen=True)
 class Detection:
-    """One object found: box (x1, y1, x2, y2) in pixels, its class, and its mask [H, W] if any."""
+    """One object: box (x1, y1, x2, y2) in pixels, its class, and its mask [H, W] if any.
+
+    Of an object that is annotated, not found, the score is None.
+    """
 
     box: Rectangle
     label: int
-    score: float
+    score: float | None
     mask: np.ndarray | None = None
 
 
@@ -51,8 +54,10 @@ def draw_detections(
         draw.rectangle(box, outline=class_color(detection.label), width=line)
     font = ImageFont.truetype(str(_FONT), min(36, max(13, round(long_side / 48))))
     taken: list[Rectangle] = []
-    for detection in sorted(detections, key=lambda detection: -detection.score):
-        text = f"{_name(names, detection.label)} {detection.score:.2f}"
+    for detection in sorted(detections, key=_score, reverse=True):
+        text = _name(names, detection.label)
+        if detection.score is not None:
+            text += f" {detection.score:.2f}"
         box = [side * scale for side in detection.box]
         color = class_color(detection.label)
         taken.append(_draw_label(draw, text, box, color, font, taken, canvas.size))
@@ -78,6 +83,23 @@ def contact_sheet(
         left = gap + column * (cell + gap) + (cell - image.width) // 2
         top = gap + row * (cell + gap) + (cell - image.height) // 2
         sheet.paste(image, (left, top))
+    return np.asarray(sheet)
+
+
+def side_by_side(pictures: Sequence[np.ndarray], titles: Sequence[str]) -> np.ndarray:
+    """Pictures [H, W, 3] of one height next to each other, each under its title."""
+    height = pictures[0].shape[0]
+    gap = max(4, height // 100)
+    font = ImageFont.truetype(str(_FONT), min(48, max(16, round(height / 30))))
+    bar = round(1.6 * font.size)
+    width = sum(picture.shape[1] for picture in pictures) + gap * (len(pictures) - 1)
+    sheet = Image.new("RGB", (width, bar + height), "white")
+    draw, left = ImageDraw.Draw(sheet), 0
+    for picture, title in zip(pictures, titles, strict=True):
+        sheet.paste(Image.fromarray(picture), (left, bar))
+        middle = (left + picture.shape[1] / 2, bar / 2)
+        draw.text(middle, title, fill="black", font=font, anchor="mm")
+        left += picture.shape[1] + gap
     return np.asarray(sheet)
 
 
@@ -143,6 +165,10 @@ def _within(box: Sequence[float], size: tuple[int, int]) -> Rectangle:
     """The box cut to the canvas, its right and bottom no smaller than its left and top."""
     left, top = min(max(0, box[0]), size[0] - 1), min(max(0, box[1]), size[1] - 1)
     return left, top, max(left, min(box[2], size[0] - 1)), max(top, min(box[3], size[1] - 1))
+
+
+def _score(detection: Detection) -> float:
+    return 1.0 if detection.score is None else detection.score
 
 
 def _area(detection: Detection) -> float:

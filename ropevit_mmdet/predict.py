@@ -1,8 +1,7 @@
-"""Run a detector over picture files: overlays to look at and one COCO-style JSON to work with."""
+"""Run a detector over pictures and videos: overlays to look at, one COCO-style JSON to use."""
 
 import json
 import os
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,20 +13,30 @@ from mmdet.registry import DATASETS
 from mmdet.utils import get_test_pipeline_cfg
 from mmengine.config import Config
 from mmengine.model.utils import revert_sync_batchnorm
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from pycocotools import mask as rle
 from torch import nn
 
 from ropevit_mmdet.checkpoint import check_fit
 from ropevit_mmdet.detector_checkpoint import read_detector_checkpoint
-from ropevit_mmdet.drawing import Detection, draw_detections
+from ropevit_mmdet.drawing import Detection, draw_detections, side_by_side
+from ropevit_mmdet.ground_truth import GroundTruth
+from ropevit_mmdet.output import output_folder
+from ropevit_mmdet.pictures import (
+    Picture,
+    Video,
+    VideoWriter,
+    count_pictures,
+    overlay_name,
+    read_pictures,
+)
 from ropevit_mmdet.run_config import build_detector
 
-SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-RESULT_FILE = "predictions.json"
 OVERLAY_FOLDER = "overlays"
+RESULT_FILE = "predictions.json"
 
-Progress = Callable[[Sequence[Path]], Iterable[Path]]  # wraps an iteration, as tqdm does
+# Wraps an iteration over so many pictures, as tqdm does.
+Progress = Callable[[Iterator[Picture], int], Iterable[Picture]]
 
 
 class Predictor:
@@ -44,7 +53,7 @@ class Predictor:
         check_fit(model.state_dict(), loaded["state_dict"], checkpoint)
         model.load_state_dict(loaded["state_dict"])
         self.model: nn.Module = revert_sync_batchnorm(model).to(self.device).eval()
-        self.names: tuple[str, ...] = _class_names(config, loaded)
+        self.names: tuple[str, ...] = class_names(config, loaded)
         self.pipeline = _array_pipeline(config)
 
     @torch.no_grad()
@@ -54,16 +63,20 @@ class Predictor:
         Boxes are in pixels of the picture as given, masks [H, W] likewise. Raises ValueError for a
         picture without pixels.
         """
+        batch = self.packed(pictures)
+        return [_detections(sample, score_thr) for sample in self.model.test_step(batch)]
+
+    def packed(self, pictures: Sequence[np.ndarray]) -> dict[str, list[Any]]:
+        """A batch of RGB pictures [H, W, 3], uint8, as the model's data preprocessor takes it."""
+        batch: dict[str, list[Any]] = {"inputs": [], "data_samples": []}
         for picture in pictures:
             if picture.ndim != 3 or picture.shape[2] != 3 or picture.size == 0:
                 raise ValueError(f"a picture must be [H, W, 3] with pixels, not {picture.shape}")
-        batch: dict[str, list[Any]] = {"inputs": [], "data_samples": []}
-        for picture in pictures:
             bgr = np.ascontiguousarray(picture[:, :, ::-1])  # the order of mmdet's pipelines
             packed = self.pipeline({"img": bgr, "img_id": 0})
             batch["inputs"].append(packed["inputs"])
             batch["data_samples"].append(packed["data_samples"])
-        return [_detections(sample, score_thr) for sample in self.model.test_step(batch)]
+        return batch
 
 
 def choose_device(name: str | None) -> torch.device:
@@ -79,101 +92,108 @@ def choose_device(name: str | None) -> torch.device:
     return device
 
 
-def find_pictures(paths: Sequence[str | os.PathLike[str]]) -> list[Path]:
-    """The files named, and those with a picture's suffix in the folders named, in order of name.
-
-    Raises ValueError for a path that is not there, a folder without pictures, and two pictures
-    whose overlays would have one name.
-    """
-    found: list[Path] = []
-    for path in map(Path, paths):
-        if path.is_dir():
-            inside = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
-            if not inside:
-                raise ValueError(f"folder {path} holds no pictures ({', '.join(SUFFIXES)})")
-            found += inside
-        elif path.is_file():
-            found.append(path)
-        else:
-            raise ValueError(f"picture {path} does not exist")
-    overlays: dict[str, Path] = {}
-    for path in dict.fromkeys(found):
-        other = overlays.setdefault(_overlay_name(path), path)
-        if other != path:
-            raise ValueError(
-                f"{other} and {path} would have overlays of one name; predict them into two folders"
-            )
-    return list(overlays.values())
-
-
-def read_picture(path: str | os.PathLike[str]) -> np.ndarray:
-    """A picture file as RGB [H, W, 3], uint8, turned upright as its EXIF data says.
-
-    Raises ValueError, naming the file, if it cannot be decoded, has no pixels or holds NaN.
-    """
-    try:
-        with Image.open(path) as image:
-            upright = ImageOps.exif_transpose(image)
-            deep = upright.mode[0] in "IF"  # one channel of 16 or 32 bits
-            picture = np.asarray(upright if deep else upright.convert("RGB"))
-    except UnidentifiedImageError as error:
-        raise ValueError(f"picture {path} cannot be read: not a picture, or cut short") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"picture {path} cannot be read: {error}") from error
-    if picture.size == 0:
-        raise ValueError(f"picture {path} has no pixels")
-    if not np.isfinite(picture).all():
-        raise ValueError(f"picture {path} holds NaN or infinite values")
-    if not deep:
-        return picture
-    if picture.dtype.kind in "iu" and picture.max() > 255:
-        picture = picture / 257.0  # 65535 -> 255, where Pillow's own conversion would clip
-    gray = np.clip(np.round(picture), 0, 255).astype(np.uint8)
-    return np.repeat(gray[:, :, None], 3, axis=2)
-
-
 def predict_files(
     predictor: Predictor,
     pictures: Sequence[Path],
     out_dir: str | os.PathLike[str],
     *,
     score_thr: float = 0.3,
+    top_k: int | None = None,
+    classes: Sequence[str] | None = None,
+    every: int = 1,
     batch_size: int = 1,
-    progress: Progress = iter,
+    truth: GroundTruth | None = None,
+    progress: Progress = lambda pictures, total: pictures,
 ) -> int:
     """Write `<out_dir>/overlays/*` and `<out_dir>/predictions.json`; returns the number of objects.
 
     The JSON has COCO's `images`, `categories` (ids are positions in the class list, from 1) and
     `annotations`, with a score and a compressed mask, so pycocotools loads it as it is. All is
     written beside `out_dir` first: a picture that cannot be read leaves nothing behind.
+
+    Args:
+        top_k: keep at most so many objects of a picture, the best.
+        classes: keep objects of these classes only.
+        every: of videos, look at every so-manyth frame; the overlay plays at the video's pace. An
+            image of the JSON has the number of its `frame`.
+        truth: annotations to draw beside the predictions, where they know the picture.
+
+    Raises:
+        ValueError: a picture that cannot be read, a class that the detector does not know.
     """
-    out_dir = Path(out_dir).resolve()
-    partial = out_dir.with_name(f".{out_dir.name}.partial-{os.getpid()}")
+    wanted = _labels(predictor.names, classes)
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
-    try:
-        (partial / OVERLAY_FOLDER).mkdir(parents=True)
-        for paths in _batches(progress(pictures), batch_size):
-            loaded = [read_picture(path) for path in paths]
-            for path, picture, found in zip(
-                paths, loaded, predictor.predict(loaded, score_thr=score_thr), strict=True
-            ):
-                overlay = Image.fromarray(draw_detections(picture, found, predictor.names))
-                overlay.save(partial / OVERLAY_FOLDER / _overlay_name(path), quality=92)
-                image_id = len(images) + 1
-                height, width = picture.shape[:2]
-                images.append(
-                    {"id": image_id, "file_name": str(path), "width": width, "height": height}
-                )
-                for detection in found:
-                    annotations.append(_annotation(detection, len(annotations) + 1, image_id))
+    items = progress(read_pictures(pictures, every), count_pictures(pictures, every))
+    with output_folder(out_dir) as folder, _Overlays(folder / OVERLAY_FOLDER, every) as overlays:
+        for batch in _batches(items, batch_size):
+            found = predictor.predict([item.pixels for item in batch], score_thr=score_thr)
+            for item, detections in zip(batch, found, strict=True):
+                detections = [one for one in detections if one.label in wanted][:top_k]
+                overlays.add(item, _overlay(item, detections, predictor.names, truth))
+                images.append(_image(item, len(images) + 1))
+                for one in detections:
+                    annotations.append(_annotation(one, len(annotations) + 1, len(images)))
         categories = [{"id": i, "name": name} for i, name in enumerate(predictor.names, start=1)]
         result = {"images": images, "categories": categories, "annotations": annotations}
-        (partial / RESULT_FILE).write_text(json.dumps(result) + "\n", encoding="utf-8")
-        _move_files(partial, out_dir)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        (folder / RESULT_FILE).write_text(json.dumps(result) + "\n", encoding="utf-8")
     return len(annotations)
+
+
+class _Overlays:
+    """Writes overlays into a folder: those of pictures one by one, those of a video as a video."""
+
+    def __init__(self, folder: Path, every: int) -> None:
+        self.folder, self.every = folder, every
+        self._video: VideoWriter | None = None
+
+    def __enter__(self) -> "_Overlays":
+        self.folder.mkdir()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._video is not None:
+            self._video.close()
+
+    def add(self, item: Picture, overlay: np.ndarray) -> None:
+        path = self.folder / overlay_name(item.path)
+        if item.frame is None:
+            Image.fromarray(overlay).save(path, quality=92)
+            return
+        if item.frame == 0:
+            if self._video is not None:
+                self._video.close()
+            self._video = VideoWriter(path, Video(item.path).fps / self.every)
+        self._video.write(overlay)
+
+
+def _overlay(
+    item: Picture,
+    detections: Sequence[Detection],
+    names: Sequence[str],
+    truth: GroundTruth | None,
+) -> np.ndarray:
+    predicted = draw_detections(item.pixels, detections, names)
+    annotated = truth.of(item.path, item.pixels.shape[:2]) if truth and item.frame is None else None
+    if annotated is None:
+        return predicted
+    true = draw_detections(item.pixels, annotated, truth.names)
+    return side_by_side([true, predicted], ["ground truth", "prediction"])
+
+
+def _image(item: Picture, image_id: int) -> dict[str, Any]:
+    height, width = item.pixels.shape[:2]
+    image = {"id": image_id, "file_name": str(item.path), "width": width, "height": height}
+    return image if item.frame is None else image | {"frame": item.frame}
+
+
+def _labels(names: Sequence[str], classes: Sequence[str] | None) -> set[int]:
+    """The labels of classes, of all where it is None; ValueError for one that is not known."""
+    unknown = [name for name in classes or () if name not in names]
+    if unknown:
+        known = ", ".join(map(repr, names))
+        raise ValueError(f"the detector knows no class {unknown[0]!r}; its classes: {known}")
+    return {label for label, name in enumerate(names) if classes is None or name in classes}
 
 
 def _annotation(detection: Detection, annotation_id: int, image_id: int) -> dict[str, Any]:
@@ -215,7 +235,7 @@ def _array_pipeline(config: Config) -> Compose:
     return Compose(steps)
 
 
-def _class_names(config: Config, checkpoint: dict[str, Any]) -> tuple[str, ...]:
+def class_names(config: Config, checkpoint: dict[str, Any]) -> tuple[str, ...]:
     """The class names in the checkpoint, else those of the config's test data."""
     meta = (checkpoint.get("meta") or {}).get("dataset_meta") or {}
     names = meta.get("classes") or meta.get("CLASSES")
@@ -228,8 +248,8 @@ def _class_names(config: Config, checkpoint: dict[str, Any]) -> tuple[str, ...]:
     return (names,) if isinstance(names, str) else tuple(names)
 
 
-def _batches(items: Iterable[Path], size: int) -> Iterator[list[Path]]:
-    batch: list[Path] = []
+def _batches(items: Iterable[Picture], size: int) -> Iterator[list[Picture]]:
+    batch: list[Picture] = []
     for item in items:
         batch.append(item)
         if len(batch) == size:
@@ -237,16 +257,3 @@ def _batches(items: Iterable[Path], size: int) -> Iterator[list[Path]]:
             batch = []
     if batch:
         yield batch
-
-
-def _overlay_name(path: Path) -> str:
-    """Overlays of JPEG files are JPEG; all others are PNG, under the name of the picture."""
-    return path.name if path.suffix.lower() in (".jpg", ".jpeg") else f"{path.stem}.png"
-
-
-def _move_files(source: Path, target: Path) -> None:
-    """Move the files below a folder to the same places below another, over those of that name."""
-    for file in sorted(path for path in source.rglob("*") if path.is_file()):
-        place = target / file.relative_to(source)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(file, place)

@@ -11,8 +11,16 @@ from mmdet.apis import inference_detector, init_detector
 from PIL import Image
 from pycocotools.coco import COCO
 
-from ropevit_mmdet.drawing import Detection, class_color, contact_sheet, draw_detections
-from ropevit_mmdet.predict import Predictor, find_pictures, predict_files, read_picture
+from ropevit_mmdet.drawing import (
+    Detection,
+    class_color,
+    contact_sheet,
+    draw_detections,
+    side_by_side,
+)
+from ropevit_mmdet.ground_truth import GroundTruth
+from ropevit_mmdet.pictures import Video, VideoWriter, find_pictures, is_video, read_picture
+from ropevit_mmdet.predict import Predictor, predict_files
 from ropevit_mmdet.run_config import build_detector, load_config
 from tests.tiny_coco import write_tiny
 
@@ -123,6 +131,135 @@ def test_find_pictures(tmp_path):
     (tmp_path / "other" / "a.jpg").touch()
     with pytest.raises(ValueError, match="overlays of one name"):
         find_pictures([tmp_path, tmp_path / "other"])
+
+
+def test_patterns_are_expanded_where_the_shell_did_not(tmp_path):
+    for name in ("b.png", "a.jpg", "notes.txt", "deep/down/c.png", "[1].png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert [path.name for path in find_pictures([tmp_path / "?.*"])] == ["a.jpg", "b.png"]
+    names = [path.name for path in find_pictures([tmp_path / "**" / "*.png"])]
+    assert sorted(names) == ["[1].png", "b.png", "c.png"]
+    assert find_pictures([tmp_path / "[1].png"]) == [tmp_path / "[1].png"]  # it is there
+    with pytest.raises(ValueError, match=r"pattern .*\*\.txt fits no pictures"):
+        find_pictures([tmp_path / "*.txt"])
+    with pytest.raises(ValueError, match=r"gone\.png does not exist"):
+        find_pictures([tmp_path / "gone.png"])
+
+
+def write_video(path, frames=7, fps=12.5, size=(66, 48)):
+    """Frames of one colour each, brighter from one to the next."""
+    writer = VideoWriter(path, fps)
+    for number in range(frames):
+        writer.write(np.full((size[1], size[0], 3), 20 + 30 * number, np.uint8))
+    writer.close()
+    return path
+
+
+class Brightness(TwoSquares):
+    """Stands for a detector: one object in every picture, its score says how bright that is."""
+
+    def predict(self, pictures, *, score_thr):
+        return [[Detection((1, 1, 9, 6), 0, float(one.mean()) / 1000)] for one in pictures]
+
+
+@pytest.mark.parametrize(("every", "expected"), [(1, [0, 1, 2, 3, 4, 5, 6]), (3, [0, 3, 6])])
+def test_videos_give_a_video_and_the_frames_in_the_json(tmp_path, every, expected):
+    path = write_video(tmp_path / "clip.avi")
+    Image.new("RGB", (20, 10), (250, 250, 250)).save(tmp_path / "still.png")
+    out, totals = tmp_path / "out", []
+
+    def progress(items, total):
+        totals.append(total)
+        return items
+
+    files = find_pictures([path, tmp_path / "still.png"])
+    found = predict_files(Brightness(), files, out, every=every, batch_size=2, progress=progress)
+    assert found == len(expected) + 1 == totals[0]
+    results = json.loads((out / "predictions.json").read_text())
+    assert [image.get("frame") for image in results["images"]] == [*expected, None]
+    assert [image["width"] for image in results["images"]] == [66] * len(expected) + [20]
+    scores = [one["score"] * 1000 for one in results["annotations"]]
+    assert scores == pytest.approx([20 + 30 * n for n in expected] + [250], abs=4)  # compressed
+    overlay = Video(out / "overlays" / "clip.mp4")
+    frames = [frame for _, frame in overlay.frames()]
+    assert overlay.fps == pytest.approx(12.5 / every, rel=1e-3) and len(frames) == len(expected)
+    assert frames[-1].shape[1] == 660 and abs(frames[-1][-20, -20].mean() - 200) < 6
+    assert (out / "overlays" / "still.png").exists()
+
+
+def test_bad_videos_are_named(tmp_path):
+    path = write_video(tmp_path / "clip.mp4")
+    assert is_video(path) and [number for number, _ in Video(path).frames(4)] == [0, 4]
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(ValueError, match=r"clip\.mp4 cannot be read"):
+        predict_files(Brightness(), [path], tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["clip.mp4"]
+
+
+def test_classes_and_the_best_of_a_picture(tmp_path):
+    Image.new("RGB", (20, 10)).save(tmp_path / "a.png")
+    for settings, expected in (
+        (dict(top_k=1), [2]),
+        (dict(classes=["dark"]), [1]),
+        (dict(classes=["dark"], top_k=5), [1]),
+        (dict(classes=["light", "dark"]), [2, 1]),
+    ):
+        predict_files(TwoSquares(), [tmp_path / "a.png"], tmp_path / "out", **settings)
+        results = json.loads((tmp_path / "out" / "predictions.json").read_text())
+        assert [one["category_id"] for one in results["annotations"]] == expected
+    with pytest.raises(ValueError, match="no class 'red'; its classes: 'dark', 'light'"):
+        predict_files(TwoSquares(), [tmp_path / "a.png"], tmp_path / "new", classes=["red"])
+    assert not (tmp_path / "new").exists()
+
+
+def test_ground_truth_stands_beside_the_prediction(tmp_path):
+    write_tiny(tmp_path, categories=("light", "extra"), classes=("light", "extra"))
+    data = tmp_path / "data"
+    Image.new("RGB", (64, 48)).save(data / "pictures" / "other.png")
+    truth = GroundTruth(data / "annotations.json", ("dark", "light"))
+    assert truth.names == ("dark", "light", "extra")
+    files = find_pictures([data / "pictures"])
+    assert truth.count_known(files) == 4
+    (one,) = truth.of(files[0], (56, 64))  # "light" is the file's first category
+    assert (one.box, one.label, one.score) == ((20, 10, 44, 30), 2, None)
+    assert one.mask.sum() == 480 and one.mask[10:30, 20:44].all()
+    predict_files(TwoSquares(), files, tmp_path / "out", truth=truth)
+    sizes = {file.name: read_picture(file).shape for file in (tmp_path / "out/overlays").iterdir()}
+    assert sizes["other.png"] == (480, 640, 3)
+    assert sizes["1.png"][1] > 2 * 640 and sizes["1.png"][0] > 560
+
+    Image.new("RGB", (63, 56)).save(files[0])
+    with pytest.raises(ValueError, match=r"64 x 56 pixels, the picture has 63 x 56"):
+        predict_files(TwoSquares(), files, tmp_path / "out", truth=truth)
+    with pytest.raises(ValueError, match=r"has none of the pictures: .* '1\.png'"):
+        truth.count_known([data / "pictures" / "other.png"])
+
+
+def test_pictures_of_one_name_are_told_apart_by_their_folders(tmp_path):
+    images = [
+        dict(id=number, file_name=name, height=4, width=5)
+        for number, name in enumerate(("1.png", "b/1.png"), start=1)
+    ]
+    box = dict(id=1, image_id=2, category_id=1, bbox=[0, 0, 2, 2], area=4)
+    crowd = dict(box, id=2, iscrowd=1, image_id=1)
+    content = dict(images=images, annotations=[box, crowd], categories=[dict(id=1, name="x")])
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    truth = GroundTruth(tmp_path / "a.json")
+    assert len(truth.of(tmp_path / "b" / "1.png", (4, 5))) == 1
+    assert truth.of(tmp_path / "c" / "1.png", (4, 5)) == []  # a crowd alone
+    assert truth.of(tmp_path / "2.png", (4, 5)) is None
+    for text, said in (("{", "not JSON"), ("{}", "no 'images'")):
+        (tmp_path / "a.json").write_text(text)
+        with pytest.raises(ValueError, match=said):
+            GroundTruth(tmp_path / "a.json")
+
+
+def test_side_by_side_keeps_the_pictures():
+    left, right = np.full((50, 100, 3), 10, np.uint8), np.full((50, 60, 3), 20, np.uint8)
+    sheet = side_by_side([left, right], ["a", "b"])
+    assert (sheet[-50:, :100] == 10).all() and (sheet[-50:, -60:] == 20).all()
+    assert (sheet[:-50, :100] < 100).any() and sheet[-50:, 100:-60].min() == 255
 
 
 def test_results_load_in_pycocotools(tmp_path):

@@ -38,13 +38,8 @@ from ropevit_mmdet.datasets import shapes
 from ropevit_mmdet.detector_checkpoint import check_start
 from ropevit_mmdet.drawing import contact_sheet
 from ropevit_mmdet.errors import one_line_errors
-from ropevit_mmdet.predict import (
-    OVERLAY_FOLDER,
-    SUFFIXES,
-    Predictor,
-    predict_files,
-    read_picture,
-)
+from ropevit_mmdet.pictures import SUFFIXES, read_picture
+from ropevit_mmdet.predict import OVERLAY_FOLDER, Predictor, predict_files
 from ropevit_mmdet.run_config import build_detector, load_config
 
 CONFIG = "configs/shapes_maskrcnn.py"

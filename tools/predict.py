@@ -1,4 +1,4 @@
-"""Detect objects in pictures: writes overlays to look at and predictions.json to work with."""
+"""Detect objects in pictures and videos: overlays to look at and predictions.json to work with."""
 
 import argparse
 import sys
@@ -16,14 +16,9 @@ from mmengine.config import DictAction
 from tqdm import tqdm
 
 from ropevit_mmdet.errors import one_line_errors
-from ropevit_mmdet.predict import (
-    OVERLAY_FOLDER,
-    RESULT_FILE,
-    Predictor,
-    find_pictures,
-    predict_files,
-    read_picture,
-)
+from ropevit_mmdet.ground_truth import GroundTruth
+from ropevit_mmdet.pictures import check_readable, find_pictures
+from ropevit_mmdet.predict import OVERLAY_FOLDER, RESULT_FILE, Predictor, predict_files
 from ropevit_mmdet.run_config import load_config
 
 
@@ -33,30 +28,61 @@ def main(argv: Sequence[str] | None = None) -> None:
         config = load_config(args.config, args.cfg_options)
         pictures = find_pictures(args.pictures)
         for path in tqdm(pictures, desc="checking", unit="picture", disable=None, leave=False):
-            read_picture(path)  # a bad one is found now, not after an hour of predicting
+            check_readable(path)  # a bad one is found now, not after an hour of predicting
         predictor = Predictor(config, args.checkpoint, args.device)
+        truth = read_truth(args.ann_file, predictor.names, pictures) if args.ann_file else None
         found = predict_files(
             predictor,
             pictures,
             args.out_dir,
             score_thr=args.score_thr,
+            top_k=args.top_k,
+            classes=args.classes,
+            every=args.every,
             batch_size=args.batch_size,
-            progress=lambda paths: tqdm(paths, desc="predicting", unit="picture", disable=None),
+            truth=truth,
+            progress=lambda items, total: tqdm(
+                items, total=total, desc="predicting", unit="picture", disable=None
+            ),
         )
     print(f"{found} objects in {len(pictures)} pictures, scores of {args.score_thr} and up")
     print(f"overlays: {Path(args.out_dir) / OVERLAY_FOLDER}")
     print(f"results:  {Path(args.out_dir) / RESULT_FILE}")
 
 
+def read_truth(ann_file: str, names: Sequence[str], pictures: Sequence[Path]) -> GroundTruth:
+    truth = GroundTruth(ann_file, names)
+    known = truth.count_known(pictures)
+    if known < len(pictures):
+        print(f"{ann_file} has {known} of the {len(pictures)} pictures")
+    return truth
+
+
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("config", help="config file")
     parser.add_argument("checkpoint", help="checkpoint of a detector")
-    parser.add_argument("pictures", nargs="+", help="picture files, or folders of them")
+    parser.add_argument(
+        "pictures",
+        nargs="+",
+        help="pictures, videos, folders of them, or patterns: 'shots/**/*.jpg'",
+    )
     parser.add_argument("--out-dir", default="outputs", help="folder to write (default: outputs)")
     parser.add_argument("--device", help="cpu, cuda:0 ... (default: the first GPU, else the CPU)")
     parser.add_argument(
         "--score-thr", type=float, default=0.3, help="leave out lower scores (default: 0.3)"
+    )
+    parser.add_argument(
+        "--top-k", type=int, metavar="K", help="keep the K best objects of a picture"
+    )
+    parser.add_argument("--classes", nargs="+", metavar="NAME", help="keep these classes only")
+    parser.add_argument(
+        "--every", type=int, default=1, metavar="N", help="of videos, each N-th frame (default: 1)"
+    )
+    parser.add_argument(
+        "--ann-file",
+        metavar="COCO.json",
+        help="draw the ground truth beside the predictions, where this file has the picture",
     )
     parser.add_argument("--batch-size", type=int, default=1, help="pictures at a time (default: 1)")
     parser.add_argument(
@@ -67,8 +93,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="override settings of the config",
     )
     args = parser.parse_args(argv)
-    if args.batch_size < 1:
-        parser.error(f"--batch-size {args.batch_size} must be 1 or more")
+    for name in ("batch_size", "top_k", "every"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            parser.error(f"--{name.replace('_', '-')} {value} must be 1 or more")
     return args
 
 

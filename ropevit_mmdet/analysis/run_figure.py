@@ -54,7 +54,7 @@ def plot_runs(
     for axis in axes[len(panels) :]:
         axis.set_axis_off()
     figure.supxlabel(_X_LABELS[x], fontsize=10)
-    handles = {line.get_label(): line for axis in axes for line in axis.get_lines()}
+    handles = {line.get_label(): line for axis in axes[::-1] for line in axis.get_lines()}
     _legend(figure, [handles[name] for name in names if name in handles])
     save_figure(figure, path)
 

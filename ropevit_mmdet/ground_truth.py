@@ -1,0 +1,90 @@
+"""Annotations of a COCO file as objects to draw beside what a detector found."""
+
+import contextlib
+import io
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pycocotools.coco import COCO
+
+from ropevit_mmdet.drawing import Detection
+
+
+class GroundTruth:
+    """The objects of an annotation file, by picture.
+
+    Labels are positions in `names`: those of the detector, so that colours agree, then the
+    categories of the file that the detector does not know. Raises ValueError for a file that is
+    not there or not in COCO's format.
+    """
+
+    def __init__(self, ann_file: str | os.PathLike[str], names: Sequence[str] = ()) -> None:
+        self.ann_file = ann_file
+        self.coco = read_coco(ann_file)
+        categories = {cat["id"]: cat["name"] for cat in self.coco.dataset["categories"]}
+        self.names = tuple(dict.fromkeys([*names, *categories.values()]))
+        self._labels = {key: self.names.index(name) for key, name in categories.items()}
+        self._images = {Path(image["file_name"]): image for image in self.coco.dataset["images"]}
+
+    def count_known(self, paths: Sequence[Path]) -> int:
+        """How many of the pictures the file has; raises ValueError if none."""
+        known = sum(self._image(path) is not None for path in paths)
+        if not known:
+            raise ValueError(
+                f"annotation file {self.ann_file} has none of the pictures: their file names are "
+                f"such as {str(next(iter(self._images), '(none)'))!r} there"
+            )
+        return known
+
+    def of(self, path: Path, size: tuple[int, int]) -> list[Detection] | None:
+        """The objects of a picture of `size` (height, width); None if the file has no such picture.
+
+        A picture is known by its `file_name`, which may be its name alone or with some of its
+        folders. Crowd regions are left out, as in evaluation. Raises ValueError if the file says
+        another size.
+        """
+        image = self._image(path)
+        if image is None:
+            return None
+        if (image["height"], image["width"]) != tuple(size):
+            raise ValueError(
+                f"{self.ann_file} has {path} as {image['width']} x {image['height']} pixels, "
+                f"the picture has {size[1]} x {size[0]}"
+            )
+        annotations = self.coco.imgToAnns.get(image["id"], [])
+        return [self._detection(one) for one in annotations if not one.get("iscrowd")]
+
+    def _image(self, path: Path) -> dict[str, Any] | None:
+        """The entry whose `file_name` is the longest end of a path."""
+        parts = path.resolve().parts[1:]
+        ends = (Path(*parts[start:]) for start in range(len(parts)))
+        return next((self._images[end] for end in ends if end in self._images), None)
+
+    def _detection(self, annotation: dict[str, Any]) -> Detection:
+        x, y, width, height = annotation["bbox"]
+        mask = None
+        if annotation.get("segmentation"):
+            mask = self.coco.annToMask(annotation).astype(bool)
+        label = self._labels[annotation["category_id"]]
+        return Detection((x, y, x + width, y + height), label, None, mask)
+
+
+def read_coco(path: str | os.PathLike[str]) -> COCO:
+    """An annotation file; raises ValueError if it is not there or not in COCO's format."""
+    if not Path(path).is_file():
+        raise ValueError(f"annotation file {path} does not exist")
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"annotation file {path} is not JSON, or cut short: {error}") from error
+    missing = [key for key in ("images", "annotations", "categories") if key not in content]
+    if missing:
+        raise ValueError(f"annotation file {path} has no {missing[0]!r}: is it in COCO's format?")
+    coco = COCO()
+    coco.dataset = content
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints
+        coco.createIndex()
+    return coco

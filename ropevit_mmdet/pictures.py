@@ -1,0 +1,195 @@
+"""Find and read what a detector is to look at: picture files, folders, patterns, videos."""
+
+import glob
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """What a detector looks at: RGB [H, W, 3], uint8, of a file, or of a frame of a video."""
+
+    path: Path
+    pixels: np.ndarray
+    frame: int | None = None  # from 0
+
+
+def find_pictures(paths: Sequence[str | os.PathLike[str]]) -> list[Path]:
+    """The files named, those in the folders named and those that patterns fit, by name.
+
+    In folders and by patterns (`*`, `?`, `[...]`, and `**` for folders at any depth) only files
+    with the suffix of a picture or a video are found. Raises ValueError for a path that is not
+    there, a folder or pattern without pictures, and two files whose overlays would have one name.
+    """
+    found: list[Path] = []
+    for path in map(Path, paths):
+        if path.is_file():
+            found.append(path)
+        elif path.is_dir():
+            found += _known(path.iterdir(), f"folder {path} holds")
+        elif glob.has_magic(str(path)):
+            matches = map(Path, glob.glob(str(path), recursive=True))
+            found += _known(matches, f"pattern {path} fits")
+        else:
+            raise ValueError(f"picture {path} does not exist")
+    overlays: dict[str, Path] = {}
+    for path in dict.fromkeys(found):
+        other = overlays.setdefault(overlay_name(path), path)
+        if other != path:
+            raise ValueError(
+                f"{other} and {path} would have overlays of one name; predict them into two folders"
+            )
+    return list(overlays.values())
+
+
+def is_video(path: Path) -> bool:
+    return path.suffix.lower() in VIDEO_SUFFIXES
+
+
+def overlay_name(path: Path) -> str:
+    """JPEG files have JPEG overlays, videos MP4 ones; all others PNG, under the file's name."""
+    if is_video(path):
+        return f"{path.stem}.mp4"
+    return path.name if path.suffix.lower() in (".jpg", ".jpeg") else f"{path.stem}.png"
+
+
+def check_readable(path: Path) -> None:
+    """Read a picture, or the first frame of a video, for its errors alone."""
+    if is_video(path):
+        next(Video(path).frames())
+    else:
+        read_picture(path)
+
+
+def count_pictures(paths: Sequence[Path], every: int = 1) -> int:
+    """How many `read_pictures` will give; videos by the number of frames that they announce."""
+    return sum(-(-Video(path).length // every) if is_video(path) else 1 for path in paths)
+
+
+def read_pictures(paths: Iterable[Path], every: int = 1) -> Iterator[Picture]:
+    """The pictures of files in their order, of videos each `every`-th frame from the first on.
+
+    Raises ValueError as `read_picture` and `Video.frames`.
+    """
+    for path in paths:
+        if is_video(path):
+            for frame, pixels in Video(path).frames(every):
+                yield Picture(path, pixels, frame)
+        else:
+            yield Picture(path, read_picture(path))
+
+
+def read_picture(path: str | os.PathLike[str]) -> np.ndarray:
+    """A picture file as RGB [H, W, 3], uint8, turned upright as its EXIF data says.
+
+    Raises ValueError, naming the file, if it cannot be decoded, has no pixels or holds NaN.
+    """
+    try:
+        with Image.open(path) as image:
+            upright = ImageOps.exif_transpose(image)
+            deep = upright.mode[0] in "IF"  # one channel of 16 or 32 bits
+            picture = np.asarray(upright if deep else upright.convert("RGB"))
+    except UnidentifiedImageError as error:
+        raise ValueError(f"picture {path} cannot be read: not a picture, or cut short") from error
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"picture {path} cannot be read: {error}") from error
+    if picture.size == 0:
+        raise ValueError(f"picture {path} has no pixels")
+    if not np.isfinite(picture).all():
+        raise ValueError(f"picture {path} holds NaN or infinite values")
+    if not deep:
+        return picture
+    if picture.dtype.kind in "iu" and picture.max() > 255:
+        picture = picture / 257.0  # 65535 -> 255, where Pillow's own conversion would clip
+    gray = np.clip(np.round(picture), 0, 255).astype(np.uint8)
+    return np.repeat(gray[:, :, None], 3, axis=2)
+
+
+class Video:
+    """A video file, read by OpenCV; `fps` frames a second, `length` frames as the file announces.
+
+    Raises ValueError if it cannot be read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        capture = self._open()
+        self.fps = capture.get(cv2.CAP_PROP_FPS)
+        self.length = max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT)))
+        capture.release()
+        if not 0 < self.fps < 1000:
+            raise ValueError(f"video {path} does not say how many frames a second it has")
+
+    def frames(self, every: int = 1) -> Iterator[tuple[int, np.ndarray]]:
+        """Number, from 0, and RGB pixels [H, W, 3] of each `every`-th frame.
+
+        Raises ValueError for a video without frames, and for one whose frames change their size.
+        """
+        capture, number, shape = self._open(), 0, None
+        try:
+            while capture.grab():
+                if number % every == 0:
+                    read, frame = capture.retrieve()
+                    if not read:
+                        raise ValueError(f"video {self.path}: frame {number} cannot be decoded")
+                    shape = shape or frame.shape
+                    if frame.shape != shape:
+                        raise ValueError(
+                            f"video {self.path}: frame {number} is {_size(frame.shape)} pixels, "
+                            f"the first one {_size(shape)}"
+                        )
+                    yield number, cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
+                number += 1
+        finally:
+            capture.release()
+        if number == 0:
+            raise ValueError(f"video {self.path} has no frames that can be read")
+
+    def _open(self) -> cv2.VideoCapture:
+        capture = cv2.VideoCapture(str(self.path))
+        if not capture.isOpened():
+            raise ValueError(f"video {self.path} cannot be read: not a video, or cut short")
+        return capture
+
+
+class VideoWriter:
+    """Writes RGB frames [H, W, 3] of one size as MP4 (MPEG-4 part 2); `close` it in the end."""
+
+    def __init__(self, path: Path, fps: float) -> None:
+        self.path, self.fps = path, fps
+        self._writer: cv2.VideoWriter | None = None
+
+    def write(self, frame: np.ndarray) -> None:
+        """Append a frame; raises OSError if OpenCV has no encoder or cannot write the file."""
+        if self._writer is None:
+            size = frame.shape[1], frame.shape[0]
+            code = cv2.VideoWriter.fourcc(*"mp4v")
+            self._writer = cv2.VideoWriter(str(self.path), code, self.fps, size)
+            if not self._writer.isOpened():
+                raise OSError(f"OpenCV cannot write the video {self.path}")
+        self._writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.release()
+
+
+def _known(paths: Iterable[Path], found: str) -> list[Path]:
+    """The files with a suffix that is read, in order of name; ValueError if there is none."""
+    known = sorted(path for path in paths if path.suffix.lower() in SUFFIXES + VIDEO_SUFFIXES)
+    if not known:
+        raise ValueError(f"{found} no pictures ({', '.join(SUFFIXES + VIDEO_SUFFIXES)})")
+    return known
+
+
+def _size(shape: tuple[int, ...]) -> str:
+    return f"{shape[1]} x {shape[0]}"
