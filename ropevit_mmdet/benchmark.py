@@ -11,7 +11,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -153,15 +153,20 @@ def peak_memory(bench: Bench, name: str, pixels: int, mode: str) -> int:
     On a CPU this is the process's resident memory (Linux), on a GPU what the allocator gave out.
     """
     bench.model(name, pixels)
+    return peak_of(lambda: bench.step(name, pixels, mode), bench.device)
+
+
+def peak_of(work: Callable[[], Any], device: torch.device) -> int:
+    """Bytes above what is held now, at the highest point of some work."""
     gc.collect()
-    if bench.device.type == "cuda":
+    if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        bench.step(name, pixels, mode)
+        work()
         return torch.cuda.max_memory_allocated() - before
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
     before = _proc_bytes("self/status", "VmRSS")
-    bench.step(name, pixels, mode)
+    work()
     return _proc_bytes("self/status", "VmHWM") - before
 
 

@@ -1,0 +1,14 @@
+# For tools/compare_backbones.py: mmdet's ResNet-18 up to its stride of 16, from scratch. The
+# comparison puts the protocol's pyramid on its one map, resampled to the protocol's strides.
+model = dict(
+    backbone=dict(
+        type="ResNet",
+        depth=18,
+        num_stages=3,
+        strides=(1, 2, 2),
+        dilations=(1, 1, 1),
+        out_indices=(2,),
+        norm_cfg=dict(type="GN", num_groups=32),  # small batches
+        norm_eval=False,
+    )
+)

@@ -1,0 +1,1 @@
+"""Compare backbones under one detection protocol: which is the best start, and at what cost."""

@@ -1,0 +1,30 @@
+"""AP over latency, one point per backbone."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matplotlib.figure import Figure
+
+
+def plot_cost(rows: Sequence[Mapping[str, Any]], path: str | os.PathLike[str]) -> None:
+    """Draws a PNG: milliseconds per picture across, box AP up, spread over seeds as bars.
+
+    Args:
+        rows: as ``table.rows_of`` returns them.
+    """
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    axis = figure.subplots()
+    for i, row in enumerate(rows):
+        latency = 1000 / row["costs"]["images/s"]
+        mean, spread = row["AP"]["box AP"]
+        label = f"{row['name']}, {row['costs']['parameters, M']:.3g} M parameters"
+        axis.errorbar(latency, mean, yerr=spread, color=f"C{i}", marker="o", capsize=4, label=label)
+    axis.set(xlabel="milliseconds per picture", ylabel="box AP, percent")
+    axis.set_xlim(left=0, right=1.15 * axis.get_xlim()[1])
+    axis.set_ylim(bottom=0, top=1.1 * axis.get_ylim()[1])
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=8)
+    figure.savefig(path, dpi=130)

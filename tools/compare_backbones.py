@@ -1,0 +1,127 @@
+"""Compare backbones under one detection protocol: a table of AP and cost, and plots.
+
+Each NAME=SOURCE is trained and tested by the same config, seeds and data order. SOURCE is a birder
+checkpoint (path, URL or birder://NAME), 'scratch', or a config whose model.backbone is compared.
+Started again, the tool goes on where it was stopped.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+try:
+    import ropevit_mmdet  # noqa: F401  makes the mm packages usable, ahead of all that need them
+except ModuleNotFoundError as error:
+    sys.exit(f"error: {error}; install the project first: pip install -e .")
+except ImportError as error:  # of the checks of the installed packages, with the cure
+    sys.exit(f"error: {error}")
+
+from mmengine import fileio
+from mmengine.config import DictAction
+
+from ropevit_mmdet.analysis.run_figure import plot_runs
+from ropevit_mmdet.analysis.run_log import read_run
+from ropevit_mmdet.compare.candidates import Candidate, parse_candidates
+from ropevit_mmdet.compare.cost import measure_costs
+from ropevit_mmdet.compare.figure import plot_cost
+from ropevit_mmdet.compare.table import as_json, comma_separated, markdown, rows_of, two_evaluators
+from ropevit_mmdet.errors import one_line_errors
+from ropevit_mmdet.experiment import Run, execute, result_of
+from ropevit_mmdet.run_config import load_config
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_args(argv)
+    if args.execute:
+        return execute(args.execute)
+    with one_line_errors():
+        protocol = load_config(args.protocol, args.cfg_options)
+        options = {"test_evaluator": two_evaluators(protocol.test_evaluator)}
+        options |= args.cfg_options or {}
+        candidates = parse_candidates(args.candidates, protocol)
+        root = Path(args.work_dir or Path("work_dirs") / f"compare_{Path(args.protocol).stem}")
+        runs = {candidate.name: seeded(args, candidate, options) for candidate in candidates}
+        results = train_and_test(runs, root)
+        folders = [root / of_candidate[0].folder for of_candidate in runs.values()]
+        costs = dict(zip(runs, costs_of(folders, root), strict=True))
+        rows = rows_of(results, costs)
+        written = {"md": markdown(rows), "csv": comma_separated(rows), "json": as_json(rows)}
+        for suffix, text in written.items():
+            fileio.put(text.encode(), root / f"comparison.{suffix}")
+        plot_cost(rows, root / "ap_over_latency.png")
+        logs = [read_run(folder, name) for name, folder in zip(runs, folders, strict=True)]
+        plot_runs(logs, root / "learning_curves.png")
+    print(written["md"])
+    print(f"tables: {root / 'comparison.md'}, .csv, .json")
+    print(f"plots:  {root / 'ap_over_latency.png'}, {root / 'learning_curves.png'}")
+
+
+def seeded(args: argparse.Namespace, candidate: Candidate, options: dict) -> list[Run]:
+    settings = options | candidate.options
+    return [Run(candidate.name, args.protocol, settings, seed) for seed in range(args.seeds)]
+
+
+def train_and_test(runs: dict[str, list[Run]], root: Path) -> dict[str, list[dict]]:
+    """All results by candidate, seed by seed, so that early figures are of every backbone."""
+    command = [sys.executable, __file__, "--execute"]
+    results: dict[str, list[dict]] = {name: [] for name in runs}
+    waiting = [run for of_one_seed in zip(*runs.values(), strict=True) for run in of_one_seed]
+    seconds: list[float] = []
+    for number, run in enumerate(waiting):
+        left = sum(seconds) / max(len(seconds), 1) * (len(waiting) - number) / 60
+        about = f", about {left:.0f} minutes left" if seconds else ""
+        say(f"{number} of {len(waiting)} runs done{about}")
+        start = time.monotonic()
+        result = result_of(run, root, command, say)
+        if time.monotonic() - start > 1:  # not one that was kept
+            seconds.append(time.monotonic() - start)
+        results[run.name].append(result)
+        say(f"{run.folder}: box AP {100 * result['metrics']['box/bbox_mAP']:.1f}")
+    return results
+
+
+def costs_of(folders: list[Path], root: Path) -> list[dict[str, float]]:
+    """Measured together, since they are compared; kept as long as the runs are the same."""
+    kept = root / "costs.json"
+    names = [folder.name for folder in folders]
+    if kept.is_file():
+        before = json.loads(kept.read_text(encoding="utf-8"))
+        if before["runs"] == names:
+            return before["costs"]
+    costs = measure_costs(folders, say)
+    fileio.put(json.dumps({"runs": names, "costs": costs}, indent=1).encode() + b"\n", kept)
+    return costs
+
+
+def say(message: str) -> None:
+    sys.stderr.write(f"{time.strftime('%H:%M:%S')} {message}\n")
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    if "--execute" in (sys.argv[1:] if argv is None else argv):  # a run in a process of its own
+        parser.add_argument("--execute", type=Path)
+        return parser.parse_args(argv)
+    parser.add_argument("protocol", help="config of a detector with a RoPEViT: data, heads, recipe")
+    parser.add_argument("candidates", nargs="+", metavar="NAME=SOURCE", help="backbones to compare")
+    parser.add_argument("--work-dir", help="folder (default: work_dirs/compare_<config>)")
+    parser.add_argument("--seeds", type=int, default=2, help="runs of each backbone (default: 2)")
+    parser.add_argument(
+        "--cfg-options",
+        nargs="+",
+        action=DictAction,
+        metavar="KEY=VALUE",
+        help="override settings of the protocol",
+    )
+    args = parser.parse_args(argv)
+    args.execute = None
+    if args.seeds < 1:
+        parser.error(f"--seeds {args.seeds} must be 1 or more")
+    return args
+
+
+if __name__ == "__main__":
+    main()
