@@ -128,6 +128,6 @@ def test_max_gb_must_be_positive():
 def test_the_limit_counts_what_was_there_before(tmp_path):
     level = torch.zeros(10, 10)
     MapCache(tmp_path, "other", 10**6).write("picture", [level])
-    cache = MapCache(tmp_path, "ours", 1000)
+    cache = MapCache(tmp_path, "ours", 700)
     cache.write("picture", [level])
     assert cache.read("picture") is None
