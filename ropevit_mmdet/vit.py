@@ -145,18 +145,22 @@ class Attention(nn.Module):
         x = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
         return self.proj_drop(self.proj(self.norm(x)))
 
-    def _attend(self, qkv: Tensor, segment: Segment) -> Tensor:
-        batch, size, _ = qkv.shape
-        qkv = qkv.reshape(batch * segment.windows, segment.tokens, 3, self.num_heads, -1)
+    def heads(self, qkv: Tensor, segment: Segment) -> tuple[Tensor, Tensor, Tensor]:
+        """Rotated queries and keys, and values, of a segment's [B, windows * tokens, 3 C].
+
+        Each is [B * windows, h, tokens, D].
+        """
+        count = qkv.shape[0] * segment.windows
+        qkv = qkv.reshape(count, segment.tokens, 3, self.num_heads, -1)
         q, k, v = qkv.unbind(2)  # [B * windows, tokens, h, D]
         q = rotate(self.q_norm(q), segment.cos, segment.sin, self.rotation).to(v.dtype)
         k = rotate(self.k_norm(k), segment.cos, segment.sin, self.rotation).to(v.dtype)
-        x = F.scaled_dot_product_attention(
-            q.transpose(1, 2),
-            k.transpose(1, 2),
-            v.transpose(1, 2),
-            dropout_p=self.dropout if self.training else 0.0,
-        )
+        return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+
+    def _attend(self, qkv: Tensor, segment: Segment) -> Tensor:
+        batch, size, _ = qkv.shape
+        dropout = self.dropout if self.training else 0.0
+        x = F.scaled_dot_product_attention(*self.heads(qkv, segment), dropout_p=dropout)
         return x.transpose(1, 2).reshape(batch, size, -1)
 
 

@@ -1,0 +1,116 @@
+"""Look into a RoPE ViT: what its tokens tell apart, where a patch looks, which tokens are large.
+
+show_features.py CHECKPOINT PICTURES           a birder checkpoint: a file, URL or birder://NAME
+show_features.py CONFIG CHECKPOINT PICTURES    the backbone of a trained detector
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+try:
+    import ropevit_mmdet  # noqa: F401  makes the mm packages usable, ahead of all that need them
+except ModuleNotFoundError as error:
+    sys.exit(f"error: {error}; install the project first: pip install -e .")
+except ImportError as error:  # of the checks of the installed packages, with the cure
+    sys.exit(f"error: {error}")
+
+from mmengine.config import DictAction
+from tqdm import tqdm
+
+from ropevit_mmdet.analysis.feature_source import FeatureSource, from_checkpoint, from_detector
+from ropevit_mmdet.analysis.features import block_features, patch_in
+from ropevit_mmdet.analysis.features_figure import PictureFeatures, plot_features, plot_heads
+from ropevit_mmdet.analysis.figure_file import check_png
+from ropevit_mmdet.errors import one_line_errors
+from ropevit_mmdet.pictures import Picture, find_pictures, read_pictures
+from ropevit_mmdet.run_config import load_config
+
+CONFIG_SUFFIXES = (".py", ".json", ".yaml", ".yml")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_args(argv)
+    with one_line_errors():
+        check_png(args.out)
+        pictures = find_pictures(args.pictures)
+        if args.config:
+            config = load_config(args.config, args.cfg_options)
+            source = from_detector(config, args.checkpoint, device=args.device)
+        else:
+            source = from_checkpoint(args.checkpoint, size=args.size, device=args.device)
+        bar = tqdm(read_pictures(pictures), total=len(pictures), unit="picture", disable=None)
+        looks = [look(source, picture, args.blocks, args.patch) for picture in bar]
+        registers = source.backbone.arch.num_reg_tokens
+        plot_features(looks, args.out, num_registers=registers)
+        print(f"figure: {args.out}")
+        if args.per_head:
+            heads = Path(args.out).with_stem(f"{Path(args.out).stem}_heads")
+            plot_heads(looks, heads)
+            print(f"heads:  {heads}")
+
+
+def look(
+    source: FeatureSource, picture: Picture, blocks: Sequence[int], patch: Sequence[int] | None
+) -> PictureFeatures:
+    image, seen = source.prepare(picture.pixels)
+    features = block_features(source.backbone, image, blocks=blocks, patch=patch)
+    return PictureFeatures(
+        name=picture.path.name,
+        pixels=seen,
+        patch=patch_in(features[0].patches.shape[:2], patch),
+        patch_size=source.backbone.patch_size,
+        blocks=features,
+    )
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="%(prog)s [CONFIG] CHECKPOINT PICTURES [options]",
+    )
+    parser.add_argument(
+        "paths",
+        nargs="+",
+        metavar="PATH",
+        help="the config of a detector, if it is one; a checkpoint; pictures, folders, patterns",
+    )
+    parser.add_argument("--out", default="features.png", metavar="FILE.png", help="the figure")
+    parser.add_argument(
+        "--blocks", type=int, nargs="+", default=[-1], help="from 0; -1 is the last (default)"
+    )
+    parser.add_argument(
+        "--patch",
+        type=int,
+        nargs=2,
+        metavar=("ROW", "COL"),
+        help="whose attention to show, from 0 0 at the top left (default: the middle one)",
+    )
+    parser.add_argument(
+        "--per-head", action="store_true", help="also FILE_heads.png: the attention head by head"
+    )
+    parser.add_argument(
+        "--size",
+        type=int,
+        metavar="PIXELS",
+        help="longer side of a picture for a birder checkpoint (default: as it was trained); a "
+        "detector's pictures go through its test pipeline",
+    )
+    parser.add_argument("--device", help="cpu, cuda:0 ... (default: the first GPU, else the CPU)")
+    parser.add_argument(
+        "--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE", help="of the config"
+    )
+    args = parser.parse_args(argv)
+    args.config = args.paths.pop(0) if args.paths[0].endswith(CONFIG_SUFFIXES) else None
+    if len(args.paths) < 2:
+        parser.error("give a checkpoint and pictures; for a detector, its config ahead of them")
+    args.checkpoint, *args.pictures = args.paths
+    if args.size is not None and (args.config or args.size < 1):
+        parser.error("--size is for birder checkpoints, a number of pixels")
+    return args
+
+
+if __name__ == "__main__":
+    main()
