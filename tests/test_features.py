@@ -1,18 +1,28 @@
 """Features: attention weights that are those of the block, tokens in their places, figures."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from ropevit_mmdet import RoPEViT
+from ropevit_mmdet.analysis.feature_source import from_checkpoint, from_detector
 from ropevit_mmdet.analysis.features import (
     attention_weights,
     block_features,
     patch_in,
     principal_colors,
 )
+from ropevit_mmdet.pictures import read_picture
+from ropevit_mmdet.run_config import build_detector, load_config
 from ropevit_mmdet.windows import split_windows, window_groups
 from tests import oracle
+from tests.test_tools import fails, load_tool
+from tests.tiny_coco import write_tiny
+
+show_features = load_tool("show_features")
 
 SIDE = 14 * 7, 14 * 10  # 7 x 10 patches: windows of 4 leave ragged ones on both sides
 
@@ -158,3 +168,64 @@ def test_principal_colors_are_the_leading_components_in_common():
     np.testing.assert_allclose(principal_colors(maps)[1], colors[1], atol=1e-3)
     assert abs(principal_colors(maps[1:])[0] - colors[1]).max() > 0.1
     assert (principal_colors([torch.ones(1, 1, 16)])[0] == 0.5).all()
+
+
+@pytest.fixture
+def picture(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 90, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "picture.png")
+    return tmp_path / "picture.png"
+
+
+def test_the_tool_on_a_birder_checkpoint(tmp_path, picture, capsys):
+    pytest.importorskip("birder")
+    config = dict(oracle.SMALL)
+    net = oracle.birder_net("rope_vit_reg4_b14", config, size=(56, 56))
+    checkpoint = oracle.write_checkpoint(net, tmp_path)
+    out, arch = tmp_path / "out" / "a.png", ["--arch", json.dumps(config)]
+    argv = [str(checkpoint), str(picture), str(picture.parent / "*.png"), "--out", str(out), *arch]
+    show_features.main([*argv, "--blocks", "0", "-1", "--per-head", "--size", "112"])
+    for file in (out, tmp_path / "out" / "a_heads.png"):
+        with Image.open(file) as image:
+            assert image.format == "PNG" and min(image.size) > 200
+    source = from_checkpoint(str(checkpoint), config, size=112, device="cpu")
+    image, seen = source.prepare(read_picture(picture))
+    assert image.shape == (1, 3, 70, 112) and seen.shape == (70, 112, 3)  # 5 x 8 patches
+    mean, std = (torch.tensor(oracle.RGB_STATS[key]).view(3, 1, 1) for key in ("mean", "std"))
+    back = image[0] * std + mean
+    torch.testing.assert_close(back, torch.tensor(seen).permute(2, 0, 1) / 255)
+    capsys.readouterr()  # birder's lines too
+    assert "patch 5 0 is outside" in fails(
+        capsys, show_features.main, *argv, "--size", "112", "--patch", "5", "0"
+    )
+    assert "block 4 is not there" in fails(capsys, show_features.main, *argv, "--blocks", "4")
+    assert "must end in .png" in fails(capsys, show_features.main, *argv[:-4], "--out", "a.jpg")
+
+
+@pytest.mark.parametrize("bgr_to_rgb", [True, False])
+def test_a_detectors_pictures_go_through_its_pipeline(tmp_path, picture, bgr_to_rgb):
+    config = load_config(write_tiny(tmp_path))
+    settings = dict(oracle.SMALL, hidden_dim=16, mlp_dim=32)
+    config.model.backbone = dict(type="RoPEViT", arch=settings, pretrain_img_size=56,
+                                 window_size=2, out_indices=(1, 3))  # fmt: skip
+    config.model.neck.in_channels = [16, 16]
+    config.model.data_preprocessor.bgr_to_rgb = bgr_to_rgb
+    model = build_detector(config)
+    torch.save({"state_dict": model.state_dict()}, tmp_path / "tiny.pth")
+    source = from_detector(config, str(tmp_path / "tiny.pth"), device="cpu")
+    pixels = read_picture(picture)
+    image, seen = source.prepare(pixels)
+    assert image.shape == (1, 3, 64, 64) and seen.shape == (64, 64, 3)  # 43 x 64, padded
+    small = np.asarray(Image.fromarray(pixels).resize((64, 43), Image.Resampling.BILINEAR))
+    by_channel = [np.corrcoef(small[..., i].flat, seen[:43, :, i].flat)[0, 1] for i in range(3)]
+    crossed = np.corrcoef(small[..., 0].flat, seen[:43, :, 2].flat)[0, 1]
+    assert min(by_channel) > 0.6 > crossed + 0.3  # red is red, whatever the order inside
+    found = block_features(source.backbone, image)
+    assert found[0].patches.shape == (5, 5, 16) and not found[0].windowed
+
+    config = load_config(write_tiny(tmp_path / "resnet"))
+    torch.save({"state_dict": build_detector(config).state_dict()}, tmp_path / "other.pth")
+    with pytest.raises(ValueError, match="backbone is a ResNet, not a RoPEViT"):
+        from_detector(config, str(tmp_path / "other.pth"))
+    with pytest.raises(ValueError, match="give its config ahead of it"):
+        from_checkpoint(str(tmp_path / "tiny.pth"))

@@ -5,6 +5,7 @@ show_features.py CONFIG CHECKPOINT PICTURES    the backbone of a trained detecto
 """
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             config = load_config(args.config, args.cfg_options)
             source = from_detector(config, args.checkpoint, device=args.device)
         else:
-            source = from_checkpoint(args.checkpoint, size=args.size, device=args.device)
+            source = from_checkpoint(args.checkpoint, args.arch, size=args.size, device=args.device)
         bar = tqdm(read_pictures(pictures), total=len(pictures), unit="picture", disable=None)
         looks = [look(source, picture, args.blocks, args.patch) for picture in bar]
         registers = source.backbone.arch.num_reg_tokens
@@ -97,6 +98,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         metavar="PIXELS",
         help="longer side of a picture for a birder checkpoint (default: as it was trained); a "
         "detector's pictures go through its test pipeline",
+    )
+    parser.add_argument(
+        "--arch",
+        type=lambda text: json.loads(text) if text.startswith("{") else text,
+        help="of a birder checkpoint, where its weights do not show it: a name, or the settings "
+        "as JSON",
     )
     parser.add_argument("--device", help="cpu, cuda:0 ... (default: the first GPU, else the CPU)")
     parser.add_argument(

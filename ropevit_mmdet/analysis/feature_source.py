@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,12 +31,17 @@ class FeatureSource:
 
 
 def from_checkpoint(
-    checkpoint: str, *, size: int | None = None, device: str | None = None
+    checkpoint: str,
+    arch: str | Mapping[str, Any] | None = None,
+    *,
+    size: int | None = None,
+    device: str | None = None,
 ) -> FeatureSource:
     """The encoder of a birder checkpoint: a file, a URL or `birder://NAME`.
 
     A picture is resized so that its longer side has `size` pixels, default the side that the
-    weights were trained at, and both sides are whole patches. On grids of another size, rope
+    weights were trained at, and both sides are whole patches. `arch` is as for `RoPEViT`, default
+    what the file shows. On grids of another size, rope
     coordinates are fitted to the pretraining grid. Raises ValueError for a file that does not
     say all this, and for a detector's.
     """
@@ -45,7 +51,9 @@ def from_checkpoint(
         raise ValueError(f"{checkpoint} is of a detector: give its config ahead of it")
     if content.img_size is None or content.rgb_stats is None:
         raise ValueError(f"{checkpoint} does not say for which pictures it was trained")
-    backbone = RoPEViT(identify(content)[1], pretrain_img_size=content.img_size)
+    backbone = RoPEViT(
+        identify(content)[1] if arch is None else arch, pretrain_img_size=content.img_size
+    )
     backbone.load_pretrained(checkpoint)
     backbone = backbone.to(place).eval()
     mean, std = (

@@ -97,11 +97,15 @@ def _map(axis: Axes, values: np.ndarray, title: str, **settings: object):
 
 
 def _attention(axis: Axes, picture: PictureFeatures, weights: np.ndarray, title: str) -> None:
-    """Weights over the picture in gray; what is outside of the patch's window is the gray alone."""
+    """Weights over the picture in gray; what is outside of the patch's window is the gray alone.
+
+    Colours go by the square root of weights: most are far below the largest.
+    """
     gray = picture.pixels.mean(axis=2) * 0.5 + 90
     axis.imshow(gray, extent=_extent(picture), cmap="gray", vmin=0, vmax=255)
-    colors = matplotlib.colormaps["inferno"](weights / np.nanmax(weights))
-    colors[..., 3] = np.where(np.isnan(weights), 0.0, 0.85)
+    shares = np.sqrt(weights / np.nanmax(weights))
+    colors = matplotlib.colormaps["inferno"](shares)
+    colors[..., 3] = np.nan_to_num(0.5 + 0.45 * shares)
     _map(axis, colors, title)
     _mark(axis, picture.patch)
 
