@@ -1,0 +1,107 @@
+"""See what the pipeline feeds the model: pictures after augmentation, boxes and masks over them."""
+
+import argparse
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+
+try:
+    import ropevit_mmdet  # noqa: F401  makes the mm packages usable, ahead of all that need them
+except ModuleNotFoundError as error:
+    sys.exit(f"error: {error}; install the project first: pip install -e .")
+except ImportError as error:  # of the checks of the installed packages, with the cure
+    sys.exit(f"error: {error}")
+
+from mmengine.config import DictAction
+from mmengine.visualization import Visualizer
+from PIL import Image
+from tqdm import tqdm
+
+from ropevit_mmdet.analysis.browse import FedDataset, FedPicture, file_name, spread_indices
+from ropevit_mmdet.drawing import contact_sheet
+from ropevit_mmdet.errors import one_line_errors
+from ropevit_mmdet.output import output_folder
+from ropevit_mmdet.run_config import load_config
+
+SHEET = "contact_sheet.png"
+ON_SHEET = 48  # pictures; more would be too small to see
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_args(argv)
+    with one_line_errors():
+        config = load_config(args.config, args.cfg_options)
+        data = FedDataset(config, args.split, batch=args.batch)
+        indices = spread_indices(len(data), args.num or None)
+        pictures = tqdm(
+            data.pictures(indices, seed=args.seed),
+            total=len(indices),
+            desc="browsing",
+            unit="picture",
+            disable=None,
+        )
+        with output_folder(args.output_dir) if args.output_dir else nullcontext() as folder:
+            browse(pictures, folder, None if args.not_show else args.show_interval)
+    print(f"{len(indices)} of the {len(data)} pictures of the {args.split} split")
+    if args.output_dir:
+        print(f"all of them on one sheet: {Path(args.output_dir) / SHEET}")
+
+
+def browse(pictures: Iterator[FedPicture], folder: Path | None, seconds: float | None) -> None:
+    """Write overlays and their sheet into a folder, show them for some seconds each, or both."""
+    drawn = []
+    window = Visualizer() if seconds is not None else None
+    for picture in pictures:
+        if window is not None:
+            title = f"{picture.index} {Path(picture.path).name}"
+            window.show(picture.overlay, win_name=title, wait_time=seconds)
+        if folder is not None:
+            Image.fromarray(picture.overlay).save(folder / file_name(picture))
+            drawn.append(picture.overlay)
+    if folder is not None:
+        # Few pictures are as large as many small ones, so that labels can be read.
+        cell = 480 if len(drawn) <= 16 else 360
+        Image.fromarray(contact_sheet(drawn[:ON_SHEET], cell=cell)).save(folder / SHEET)
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("config", help="config file")
+    parser.add_argument(
+        "--output-dir", metavar="FOLDER", help=f"write pictures there, and all on one {SHEET}"
+    )
+    parser.add_argument("--not-show", action="store_true", help="do not show them on the screen")
+    parser.add_argument(
+        "--show-interval", type=float, default=2, help="seconds that each is shown (default: 2)"
+    )
+    parser.add_argument("--split", choices=["train", "val", "test"], default="train")
+    parser.add_argument(
+        "--num", type=int, default=16, help="pictures, spread over the data; 0: all (default: 16)"
+    )
+    parser.add_argument(
+        "--batch",
+        action="store_true",
+        help="as they reach the network: in batches, padded, with batch augmentations",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the augmentation (default: 0)")
+    parser.add_argument(
+        "--cfg-options",
+        nargs="+",
+        action=DictAction,
+        metavar="KEY=VALUE",
+        help="override settings of the config",
+    )
+    args = parser.parse_args(argv)
+    if args.num < 0:
+        parser.error(f"--num {args.num} must be 0 or more")
+    if args.not_show and not args.output_dir:
+        parser.error("--not-show without --output-dir leaves nothing to see")
+    if not args.not_show and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+        parser.error("no screen here (DISPLAY is not set): use --not-show --output-dir FOLDER")
+    return args
+
+
+if __name__ == "__main__":
+    main()
