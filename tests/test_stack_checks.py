@@ -1,5 +1,6 @@
 """The checks of the installed packages: each trouble is one line that names it and its cure."""
 
+import importlib.machinery
 import subprocess
 import sys
 import time
@@ -24,7 +25,15 @@ def message_of(check, *arguments):
         check(*arguments)
     assert isinstance(caught.value, ImportError)
     assert "\n" not in str(caught.value) and "pip " in str(caught.value)
+    assert caught.value.code  # a heading in docs/troubleshooting.md, see test_doctor.py
     return str(caught.value)
+
+
+def run_all(installed):
+    """The checks of versions but for what torchvision asks for: GOOD's is made up."""
+    for check in checks.distribution_checks(installed):
+        if check.func is not checks.check_torchvision:
+            check()
 
 
 def test_this_environment_passes_quickly():
@@ -103,7 +112,7 @@ def test_torchvision_does_not_match(requirement, torch):
     ],
 )
 def test_two_distributions_of_one_package(doubled):
-    text = message_of(checks.check_one_family, GOOD | doubled)
+    text = message_of(run_all, GOOD | doubled)
     (name,) = doubled
     uninstalled = text.partition("pip uninstall -y ")[2].partition(" && ")[0].split()
     assert name in uninstalled and len(uninstalled) == 2
@@ -126,8 +135,7 @@ def test_one_family_is_fine(suffix):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for family in (GOOD, fork):
-            checks.check_one_family(family)
-            checks.check_mm_versions(family)
+            run_all(family)
 
 
 @pytest.mark.parametrize(
@@ -144,16 +152,24 @@ def test_one_family_is_fine(suffix):
     ],
 )
 def test_mm_versions_that_refuse_each_other(installed, words):
-    text = message_of(checks.check_mm_versions, GOOD | installed)
+    text = message_of(run_all, GOOD | installed)
     assert all(word in text for word in words), text
+
+
+def test_a_folder_that_pip_left_behind_is_no_package(tmp_path, monkeypatch):
+    (tmp_path / "mmcv").mkdir()
+    (tmp_path / "mmcv" / "_ext.py").touch()
+    left = importlib.machinery.PathFinder.find_spec("mmcv", [str(tmp_path)])
+    monkeypatch.setattr(checks.importlib.util, "find_spec", lambda name: left)
+    others = {name: version for name, version in GOOD.items() if name != "mmcv-lite"}
+    assert "mmcv is not installed" in message_of(checks.check_mm_version, others, "mmcv")
 
 
 @pytest.mark.parametrize("package", ["torch", "torchvision", "mmdet", "mmcv", "mmengine"])
 def test_a_package_is_missing(package, monkeypatch):
     monkeypatch.setattr(checks.importlib.util, "find_spec", lambda name: None)
     others = {name: v for name, v in GOOD.items() if name.removesuffix("-lite") != package}
-    check = checks.check_torch if package.startswith("torch") else checks.check_mm_versions
-    text = message_of(check, others)
+    text = message_of(run_all, others)
     assert f"{package} is not installed" in text and "pip install" in text
 
 

@@ -10,7 +10,8 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 
 MIN_TORCH = "2.7"
 # Distributions by the package that they install; a fork may have a suffix such as -cu128-torch2-8.
@@ -32,18 +33,42 @@ HEADLESS_OPENCV = (
 
 
 class StackError(ImportError):
-    """The installed packages cannot work together; the message names them and the cure."""
+    """The installed packages cannot work together; the message names them and the cure.
+
+    `code` is the heading in docs/troubleshooting.md.
+    """
+
+    def __init__(self, message: str, code: str = "") -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class StackWarning(UserWarning):
+    """The installed packages may not work together; `code` as of StackError."""
+
+    def __init__(self, message: str, code: str = "") -> None:
+        super().__init__(message)
+        self.code = code
 
 
 def check_distributions(installed: Mapping[str, str]) -> None:
     """Run the checks that need only versions, `installed` as installed_versions returns it."""
-    check_torch(installed)
+    for check in distribution_checks(installed):
+        check()
+
+
+def distribution_checks(installed: Mapping[str, str]) -> list[Callable[[], None]]:
+    """The same checks one by one, each of which finds one trouble at most."""
     requirements = (
         importlib.metadata.requires("torchvision") if "torchvision" in installed else None
     )
-    check_torchvision(installed, requirements or ())
-    check_one_family(installed)
-    check_mm_versions(installed)
+    return [
+        partial(check_torch, installed),
+        partial(check_torchvision, installed, requirements or ()),
+        *(partial(check_one_provider, installed, package) for package in PROVIDERS),
+        partial(check_one_family, installed),
+        *(partial(check_mm_version, installed, package) for package in PROVIDERS),
+    ]
 
 
 def installed_versions(paths: Iterable[str] | None = None) -> dict[str, str]:
@@ -68,12 +93,15 @@ def check_torch(installed: Mapping[str, str]) -> None:
     """torch and torchvision are there, and torch is at least MIN_TORCH."""
     for name in ("torch", "torchvision"):
         if name not in installed and importlib.util.find_spec(name) is None:
-            raise StackError(f"{name} is not installed: pip install torch torchvision")
+            raise StackError(
+                f"{name} is not installed: pip install torch torchvision", "torch-missing"
+            )
     torch = installed.get("torch")
     if torch and _release(torch) < _release(MIN_TORCH):
         raise StackError(
             f"torch {torch} is too old, {MIN_TORCH} or later is needed: "
-            "pip install -U torch torchvision"
+            "pip install -U torch torchvision",
+            "torch-too-old",
         )
 
 
@@ -89,51 +117,62 @@ def check_torchvision(installed: Mapping[str, str], requirements: Iterable[str])
         if ours < theirs or (operator == "==" and ours != theirs):
             raise StackError(
                 f"torchvision {installed['torchvision']} was built for torch {operator} {version}, "
-                f"installed is torch {torch}: {_reinstall_torchvision(torch)}"
+                f"installed is torch {torch}: {_reinstall_torchvision(torch)}",
+                "torchvision-mismatch",
             )
 
 
-def check_one_family(installed: Mapping[str, str]) -> None:
-    """No import name is installed twice; the two families side by side are a warning."""
-    found = {package: _providers(package, installed) for package in PROVIDERS}
-    for package, distributions in found.items():
-        if len(distributions) > 1:
-            keep = DEFAULT_INSTALL[package]
-            raise StackError(
-                f"{' and '.join(distributions)} install the package '{package}' over each other: "
-                f"pip uninstall -y {' '.join(distributions)} && pip install {keep} (or your choice)"
-            )
-    names = [name for distributions in found.values() for name in distributions]
-    forks = [name for name in names if name.startswith("onedl-")]
-    originals = [name for name in names if not name.startswith("onedl-")]
-    if forks and originals:
-        warnings.warn(
-            f"two families of mm packages mixed, {', '.join(forks)} and {', '.join(originals)}; "
-            f"should they misbehave, keep to one, pip uninstall -y {' '.join(forks)} && pip "
-            f"install {' '.join(DEFAULT_INSTALL.values())}",
-            stacklevel=3,
+def check_one_provider(installed: Mapping[str, str], package: str) -> None:
+    """No two distributions install `package`, a key of PROVIDERS, over each other."""
+    distributions = providers(package, installed)
+    if len(distributions) > 1:
+        keep = DEFAULT_INSTALL[package]
+        raise StackError(
+            f"{' and '.join(distributions)} install the package '{package}' over each other: "
+            f"pip uninstall -y {' '.join(distributions)} && pip install {keep} (or your choice)",
+            "package-twice",
         )
 
 
-def check_mm_versions(installed: Mapping[str, str]) -> None:
-    """mmdet, mmcv and mmengine are there, and mmdet 3.x takes the versions of the other two."""
-    for package, install in DEFAULT_INSTALL.items():
-        if not _providers(package, installed) and importlib.util.find_spec(package) is None:
-            raise StackError(f"{package} is not installed: pip install {install}")
+def check_one_family(installed: Mapping[str, str]) -> None:
+    """Warn where the packages of OpenMMLab and those of the fork stand side by side."""
+    names = [name for package in PROVIDERS for name in providers(package, installed)]
+    forks = [name for name in names if name.startswith("onedl-")]
+    originals = [name for name in names if not name.startswith("onedl-")]
+    if forks and originals:
+        message = (
+            f"two families of mm packages mixed, {', '.join(forks)} and {', '.join(originals)}; "
+            f"should they misbehave, keep to one, pip uninstall -y {' '.join(forks)} && pip "
+            f"install {' '.join(DEFAULT_INSTALL.values())}"
+        )
+        warnings.warn(StackWarning(message, "two-families"), stacklevel=3)
+
+
+def check_mm_version(installed: Mapping[str, str], package: str) -> None:
+    """`package`, a key of PROVIDERS, is there, in a version that mmdet 3.x takes."""
+    if not providers(package, installed) and not is_importable(package):
+        raise StackError(
+            f"{package} is not installed: pip install {DEFAULT_INSTALL[package]}", "mm-missing"
+        )
     mmdet = installed.get("mmdet")
     if not mmdet:
         return  # a fork or a source tree has bounds of its own; import_mmdet explains them
-    if _release(mmdet)[0] < 3:
-        raise StackError(f"mmdet {mmdet} is too old: pip install {DEFAULT_INSTALL['mmdet']}")
-    for package, (lowest, end) in MMDET_NEEDS.items():
-        for distribution in _providers(package, installed):
-            version = installed[distribution]
-            if version and not _release(lowest) <= _release(version) < _release(end):
-                raise StackError(
-                    f"mmdet {mmdet} refuses {distribution} {version}, it takes "
-                    f"{package} >= {lowest}, < {end}: pip uninstall -y {distribution} && "
-                    f"pip install {DEFAULT_INSTALL[package]}"
-                )
+    if package == "mmdet":
+        if _release(mmdet)[0] < 3:
+            raise StackError(
+                f"mmdet {mmdet} is too old: pip install {DEFAULT_INSTALL['mmdet']}", "mmdet-too-old"
+            )
+        return
+    lowest, end = MMDET_NEEDS[package]
+    for distribution in providers(package, installed):
+        version = installed[distribution]
+        if version and not _release(lowest) <= _release(version) < _release(end):
+            raise StackError(
+                f"mmdet {mmdet} refuses {distribution} {version}, it takes "
+                f"{package} >= {lowest}, < {end}: pip uninstall -y {distribution} && "
+                f"pip install {DEFAULT_INSTALL[package]}",
+                "mm-versions",
+            )
 
 
 def import_cv2() -> None:
@@ -143,14 +182,17 @@ def import_cv2() -> None:
     except ModuleNotFoundError as error:
         if error.name != "cv2":
             raise
-        raise StackError("cv2 is not installed: pip install opencv-python-headless") from error
+        raise StackError(
+            "cv2 is not installed: pip install opencv-python-headless", "cv2-missing"
+        ) from error
     except ImportError as error:
         library = re.search(r"lib[\w.+-]*\.so[.\d]*", str(error))
         if library is None:
             raise
         raise StackError(
             f"cv2 cannot load {library.group(0)}, which this machine lacks and the headless OpenCV "
-            f"does not need: {HEADLESS_OPENCV}"
+            f"does not need: {HEADLESS_OPENCV}",
+            "cv2-library",
         ) from error
 
 
@@ -164,14 +206,16 @@ def import_torchvision() -> None:
         reason = str(error).strip().splitlines()[0]
         raise StackError(
             f"torchvision does not match torch {torch.__version__} ({reason}): "
-            f"{_reinstall_torchvision(torch.__version__)}"
+            f"{_reinstall_torchvision(torch.__version__)}",
+            "torchvision-mismatch",
         ) from error
     gpu_build = torch.version.cuda is not None and torch.cuda.is_available()
     if gpu_build and torchvision.version.cuda is None:
         raise StackError(
             f"torchvision {torchvision.__version__} was built without CUDA, torch "
             f"{torch.__version__} with it: {_reinstall_torchvision(torch.__version__)}, both from "
-            "where torch came from"
+            "where torch came from",
+            "torchvision-without-cuda",
         )
 
 
@@ -185,7 +229,8 @@ def import_compiled_ops() -> None:
         reason = str(error).strip().splitlines()[0]
         raise StackError(
             f"the compiled mmcv was built for another torch ({reason}): build it again, or "
-            f"pip uninstall -y mmcv && pip install {DEFAULT_INSTALL['mmcv']}"
+            f"pip uninstall -y mmcv && pip install {DEFAULT_INSTALL['mmcv']}",
+            "compiled-ops-broken",
         ) from error
 
 
@@ -199,11 +244,12 @@ def import_mmdet() -> None:
 
         raise StackError(
             f"mmdet refuses mmcv {mmcv.__version__} or mmengine {mmengine.__version__} ({error}): "
-            f"pip install {' '.join(DEFAULT_INSTALL.values())}"
+            f"pip install {' '.join(DEFAULT_INSTALL.values())}",
+            "mm-versions",
         ) from error
 
 
-def _providers(package: str, installed: Mapping[str, str]) -> list[str]:
+def providers(package: str, installed: Mapping[str, str]) -> list[str]:
     """The installed distributions that install `package`, in the order of PROVIDERS."""
     return [
         name
@@ -211,6 +257,11 @@ def _providers(package: str, installed: Mapping[str, str]) -> list[str]:
         for name in sorted(installed)
         if name == known or (known.startswith("onedl-") and name.startswith(f"{known}-"))
     ]
+
+
+def is_importable(package: str) -> bool:
+    spec = importlib.util.find_spec(package)
+    return spec is not None and spec.origin is not None  # None: a folder that was left behind
 
 
 def _reinstall_torchvision(torch: str) -> str:

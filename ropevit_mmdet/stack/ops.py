@@ -12,6 +12,9 @@ from collections.abc import Callable, Sequence
 from types import ModuleType
 
 EXT_NAME = "mmcv._ext"
+# Marks by which a module and a function are known, also to another copy of this file.
+FILLED = "ropevit_mmdet_standin"
+RAISES = "ropevit_mmdet_unsupported"
 
 # Everything that mmcv 2.1.0's `mmcv/ops/*.py` look up through `ext_loader.load_ext`; a name that
 # is missing makes `import mmcv.ops` fail as a whole.
@@ -75,21 +78,27 @@ class StandInFinder:
         return None  # an ordinary module
 
     def exec_module(self, module: ModuleType) -> None:
-        from . import ops_boxes, ops_losses, ops_sampling  # torch, only now
-
-        for name in EXT_FUNCTIONS:
-            setattr(module, name, _unsupported(name))
-        for part in (ops_boxes, ops_losses, ops_sampling):
-            for function in part.OPS:
-                setattr(module, function.__name__, function)
-        module.get_compiler_version = lambda: "not compiled (torchvision stand-in)"
-        module.get_compiling_cuda_version = lambda: "not compiled (torchvision stand-in)"
+        fill(module)
 
 
 def install() -> None:
     """Let `import mmcv._ext` find the stand-in where mmcv has no compiled one. Idempotent."""
     if not any(isinstance(finder, StandInFinder) for finder in sys.meta_path):
         sys.meta_path.append(StandInFinder())  # last: whatever finds a compiled module comes first
+
+
+def fill(module: ModuleType) -> None:
+    """Put every name of EXT_FUNCTIONS into an empty module, say that of `ops_file`."""
+    from . import ops_boxes, ops_losses, ops_sampling  # torch, only now
+
+    for name in EXT_FUNCTIONS:
+        setattr(module, name, _unsupported(name))
+    for part in (ops_boxes, ops_losses, ops_sampling):
+        for function in part.OPS:
+            setattr(module, function.__name__, function)
+    module.get_compiler_version = lambda: "not compiled (torchvision stand-in)"
+    module.get_compiling_cuda_version = lambda: "not compiled (torchvision stand-in)"
+    setattr(module, FILLED, True)
 
 
 def build_module() -> ModuleType:
@@ -102,7 +111,13 @@ def build_module() -> ModuleType:
 
 def is_standin(module: ModuleType) -> bool:
     """Whether `module`, say `sys.modules['mmcv._ext']`, is the stand-in and not a compiled mmcv."""
-    return isinstance(module.__spec__.loader, StandInFinder)
+    return hasattr(module, FILLED)
+
+
+def unsupported_names(module: ModuleType) -> list[str]:
+    """Those of EXT_FUNCTIONS that `module` lacks, or that only raise NotImplementedError."""
+    functions = {name: getattr(module, name, None) for name in EXT_FUNCTIONS}
+    return [name for name, call in functions.items() if call is None or hasattr(call, RAISES)]
 
 
 def _unsupported(name: str) -> Callable:
@@ -112,4 +127,5 @@ def _unsupported(name: str) -> Callable:
         )
 
     raise_unsupported.__name__ = raise_unsupported.__qualname__ = name
+    setattr(raise_unsupported, RAISES, True)
     return raise_unsupported
