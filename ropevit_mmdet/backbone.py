@@ -195,7 +195,7 @@ class RoPEViT(BaseModule):
         """Merged tokens [B, S + N, C] after every out_index, and the windows that order them."""
         _check_images(images)
         grid_map = self.patch_embed(images)
-        grid = tuple(grid_map.shape[1:3])
+        grid = _grid_of(grid_map)
         groups = window_groups(grid, self.window_size)
         whole, windows = self.rope_tables.segments(  # ahead of dropout: birder's order of draws
             grid, groups, device=grid_map.device, training=self.training
@@ -219,7 +219,7 @@ class RoPEViT(BaseModule):
 
     def _embed(self, grid_map: Tensor, groups: tuple[WindowGroup, ...]) -> Tensor:
         """Merged tokens [B, S + N, C]: special tokens, then patches, with their positions."""
-        arch, grid = self.arch, tuple(grid_map.shape[1:3])
+        arch, grid = self.arch, _grid_of(grid_map)
         special = [
             getattr(self, name) for name in ("reg_tokens", "cls_token") if hasattr(self, name)
         ]
@@ -339,6 +339,17 @@ class RoPEViT(BaseModule):
                     getattr(self, name).requires_grad_(False)
         for module in self._frozen_modules():
             module.requires_grad_(False).eval()
+
+
+def _grid_of(grid_map: Tensor) -> tuple[int, int]:
+    """(rows, columns) of a map [B, rows, columns, C].
+
+    torch.jit.trace, by which mmengine counts operations, gives tensors for numbers.
+    """
+    rows, columns = (
+        int(side) if isinstance(side, Tensor) else side for side in grid_map.shape[1:3]
+    )
+    return rows, columns
 
 
 def _check_images(images: Tensor) -> None:

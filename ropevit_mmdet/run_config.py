@@ -96,6 +96,25 @@ def use_auto_scale_lr(config: Config) -> None:
     config.auto_scale_lr.enable = True
 
 
+def use_tensorboard(config: Config) -> None:
+    """Write losses, learning rates and metrics for TensorBoard too, as `--tensorboard` does.
+
+    They go into `<work dir>/<time>/vis_data`. Raises ValueError where tensorboard is missing.
+    """
+    try:
+        import torch.utils.tensorboard  # noqa: F401
+    except ImportError as error:
+        raise ValueError(
+            f"--tensorboard needs the package tensorboard ({error}): pip install tensorboard"
+        ) from error
+    if not config.get("visualizer"):
+        config.visualizer = {"type": "DetLocalVisualizer", "name": "visualizer"}
+    backends = config.visualizer.get("vis_backends") or [{"type": "LocalVisBackend"}]
+    if all("TensorboardVisBackend" not in backend["type"] for backend in backends):
+        backends = [*backends, {"type": "TensorboardVisBackend"}]
+    config.visualizer.vis_backends = backends
+
+
 def use_show(config: Config, *, show: bool, show_dir: str | None, wait_time: float) -> None:
     """Draw predictions while testing, on the screen (`--show`) or into files (`--show-dir`).
 

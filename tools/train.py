@@ -23,7 +23,13 @@ from ropevit_mmdet.distributed import use_launcher
 from ropevit_mmdet.errors import one_line_errors
 from ropevit_mmdet.hooks import check_colours, check_strides
 from ropevit_mmdet.resume import latest_checkpoint
-from ropevit_mmdet.run_config import build_detector, load_config, use_amp, use_auto_scale_lr
+from ropevit_mmdet.run_config import (
+    build_detector,
+    load_config,
+    use_amp,
+    use_auto_scale_lr,
+    use_tensorboard,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -46,6 +52,8 @@ def prepare(args: argparse.Namespace) -> Config:
         use_amp(config)
     if args.auto_scale_lr:
         use_auto_scale_lr(config)
+    if args.tensorboard:
+        use_tensorboard(config)
     if args.resume is not None:
         config.resume = True
         newest = latest_checkpoint(config.work_dir) if args.resume == "auto" else args.resume
@@ -67,6 +75,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--auto-scale-lr",
         action="store_true",
         help="scale the learning rate by the batch size, from the config's base_batch_size",
+    )
+    parser.add_argument(
+        "--tensorboard",
+        action="store_true",
+        help="write for TensorBoard too: tensorboard --logdir WORK_DIR",
     )
     parser.add_argument(
         "--resume",

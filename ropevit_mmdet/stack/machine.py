@@ -1,4 +1,4 @@
-"""Facts of the machine for the doctor: Python, system, cores, memory, GPUs. Standard library only."""
+"""Facts of the machine for the doctor: Python, system, cores, memory, GPUs. Standard library."""
 
 import os
 import platform

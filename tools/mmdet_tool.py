@@ -1,0 +1,52 @@
+"""Run one of mmdet's own tools where mmcv's ops are stood in for: mmdet_tool.py NAME ARGS...
+
+Without NAME, or with --list: the table of them. docs/mmdet_tools.md says which of them work.
+"""
+
+import sys
+from collections.abc import Sequence
+
+try:
+    import ropevit_mmdet  # noqa: F401  makes the mm packages usable, ahead of all that need them
+except ModuleNotFoundError as error:
+    sys.exit(f"error: {error}; install the project first: pip install -e .")
+except ImportError as error:  # of the checks of the installed packages, with the cure
+    sys.exit(f"error: {error}")
+
+from ropevit_mmdet.errors import one_line_errors
+from ropevit_mmdet.mmdet_tools import (
+    choose_tool,
+    description,
+    find_tools,
+    run_tool,
+    short_name,
+    tools_folder,
+)
+
+USAGE = "usage: mmdet_tool.py NAME ARGS...   (the tool's own: mmdet_tool.py NAME --help)"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    argv = sys.argv[1:] if argv is None else list(argv)
+    with one_line_errors():
+        tools = find_tools(tools_folder())
+        if not argv or argv[0] in ("--list", "-h", "--help"):
+            print(f"{__doc__.splitlines()[0]}\n\n{USAGE}")
+            print_table(tools)
+            return
+        run_tool(choose_tool(argv[0], tools), argv[1:])
+
+
+def print_table(tools) -> None:
+    folder = None
+    for path, file in sorted(tools.items(), key=lambda item: item[0].rpartition("/")):
+        if path.rpartition("/")[0] != folder:
+            folder = path.rpartition("/")[0]
+            print(f"\n{folder or 'training and testing'}")
+        text = description(file)
+        text = text if len(text) <= 64 else text[:61] + "..."
+        print(f"  {short_name(path, tools):33} {text}".rstrip())
+
+
+if __name__ == "__main__":
+    main()
