@@ -143,8 +143,11 @@ def _resample(level: Tensor, factor: float) -> Tensor:
     if factor == 1:
         return level
     size = [-int(-(side * factor) // 1) for side in level.shape[-2:]]
-    # F.interpolate takes a size or a factor; a size alone would stretch what rounding added.
-    return torch.ops.aten.upsample_bilinear2d(level, size, False, factor, factor)
+    # F.interpolate takes a size or a factor; a size alone would stretch what rounding added. Where
+    # a side stays the same, the operator copies and forgets the factor: so one cell more, cut off.
+    asked = [new + (new == old) for new, old in zip(size, level.shape[-2:])]
+    resampled = torch.ops.aten.upsample_bilinear2d(level, asked, False, factor, factor)
+    return resampled[:, :, : size[0], : size[1]]
 
 
 def _plain(stride: float) -> int | float:

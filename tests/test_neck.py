@@ -87,6 +87,17 @@ def test_resampling_keeps_positions():
     assert sizes == [224, 112, 56, 28, 14]  # 896 pixels over 4 ... 64
 
 
+def test_resampling_keeps_positions_where_rounding_keeps_the_size():
+    """7 cells at stride 56 are 7 at 64, yet elsewhere: PyTorch's operator alone would copy them."""
+    from ropevit_mmdet.neck import _resample
+
+    for old, new in ((7, 7), (9, 8)):
+        columns = (torch.arange(old, dtype=torch.float64) + 0.5) * 56  # pixels
+        resampled = _resample(columns.expand(1, 1, 5, old), 56 / 64)
+        centres = ((torch.arange(new, dtype=torch.float64) + 0.5) * 64).clamp(max=columns[-1])
+        torch.testing.assert_close(resampled, centres.expand(1, 1, 5, new))
+
+
 def test_layer_norm_2d_is_layer_norm_over_channels():
     norm, x = LayerNorm2d(8, eps=1e-6), torch.randn(2, 8, 3, 5)
     torch.nn.init.normal_(norm.weight)
