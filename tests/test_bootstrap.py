@@ -210,6 +210,7 @@ def test_constraints_pin_every_direct_requirement():
     text = (ROOT / "requirements" / "constraints.txt").read_text()
     for name in ("torch", "torchvision", "mmdet", "mmengine", "mmcv-lite", "numpy", "pillow",
                  "matplotlib", "pycocotools", "tqdm", "pytest", "ruff", "birder", "hypothesis",
-                 "safetensors", "setuptools", "pip"):  # fmt: skip
+                 "safetensors", "setuptools", "pip", "onnx", "onnxruntime",
+                 "onnxscript"):  # fmt: skip
         assert f"\n{name}==" in text, name
     assert "nvidia" not in text and "triton" not in text

@@ -19,7 +19,7 @@ FLOORS = [
     {"hooks", "flops", "layer_decay", "classifier", "inspection", "resume", "distributed"},
     {"run_config", "benchmark"},
     {"predict", "publish"},
-    {"analysis"},
+    {"analysis", "export"},
     {"experiment"},
     {"compare"},
 ]

@@ -105,21 +105,26 @@ def detections(model: nn.Module, picture: Tensor, score_thr: float | None = None
 def differences(expected: Detections, got: Detections, test_cfg: dict) -> tuple[float, float]:
     """Largest difference of boxes (pixels) and of scores between matched detections.
 
-    A detection's match is the nearest one of its label. One that has none is no difference where
-    rounding alone decides: its score is at the threshold or at the cut after `max_per_img`, or it
-    ties with one that it overlaps. Else the distance to the nearest stands, or infinity.
+    A detection's match is the nearest one of its label. One that has none within BOX_TOLERANCE
+    counts by its distance, infinity if there is none. A few, at most one in twenty, do not count
+    where rounding alone decides that they are missing: the score is at the threshold or at the cut
+    after `max_per_img`, or it ties with the score of one that it overlaps.
     """
     boxes = scores = 0.0
     for one, other in ((expected, got), (got, expected)):
+        rounded = []
         for box, score, label in zip(*one):
             same = other.labels == label
             apart = (other.boxes[same] - box).abs().amax(dim=1)
-            if len(apart) and apart.min() <= BOX_TOLERANCE:
-                place = apart.argmin()
-                boxes = max(boxes, apart[place].item())
-                scores = max(scores, (other.scores[same][place] - score).abs().item())
-            elif not _decided_by_rounding(box, score, label, other, test_cfg):
-                boxes = max(boxes, apart.min().item() if len(apart) else float("inf"))
+            nearest = apart.min().item() if len(apart) else float("inf")
+            if nearest <= BOX_TOLERANCE:
+                scores = max(scores, (other.scores[same][apart.argmin()] - score).abs().item())
+            elif _decided_by_rounding(box, score, label, other, test_cfg):
+                rounded.append(nearest)
+                continue
+            boxes = max(boxes, nearest)
+        if len(rounded) > max(1, len(one.scores) // 20):
+            boxes = max(boxes, *rounded)
     return boxes, scores
 
 

@@ -44,6 +44,7 @@ class DynamicFeatures(nn.Module):
             )
         self.backbone = DynamicBackbone(backbone)
         self.neck = None if neck is None else DynamicNeck(neck)
+        self.num_maps = len(backbone.out_indices) if neck is None else len(neck.strides)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Images [B, 3, H, W], normalised, to the maps of the neck, or of the backbone without one.

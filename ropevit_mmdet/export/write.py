@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import re
 import warnings
 from collections.abc import Callable, Mapping
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -12,8 +14,9 @@ import torch
 from mmengine import fileio
 from mmengine.config import Config
 from torch import Tensor, nn
-from torch.fx.experimental import _config as shapes
+from torch.fx.experimental import _config as shape_reasoning
 
+import ropevit_mmdet
 from ropevit_mmdet.predict import Predictor
 
 from .check import Run, check_detections, check_features, check_sizes, example_picture
@@ -22,11 +25,12 @@ from .features import DynamicFeatures
 from .metadata import file_facts
 
 PARTS = ("detector", "features")
-SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
+FORMATS = ("onnx", "torch")
 INPUT = "images"
 OPSET = 18
-LONGEST_SIDE = 16384  # pixels; torch.export asks for a bound
-_LARGEST_ONNX = 2**31 - 1  # bytes of a file without a second one beside it
+LONGEST_SIDE = 16384  # pixels; torch.export wants a bound
+_SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
+_LARGEST_ONNX = 2_000_000_000  # bytes of weights; protobuf ends at 2 GiB
 
 Say = Callable[[str], None]
 
@@ -34,29 +38,39 @@ Say = Callable[[str], None]
 def export(
     predictor: Predictor, config: Config, path: Path, *, part: str, kind: str, say: Say
 ) -> None:
-    """Write the `part` of a detector, 'detector' or 'features', to `path`, of `kind` 'onnx' or
-    'torch'.
+    """Write a part of a detector to `path`.
 
-    `say` hears what is going on, a line at a time. Raises ValueError, with nothing written, for a
-    detector that cannot be exported, a wrong suffix, and a graph that does not compute what the
-    model does; ImportError for packages that are missing.
+    Args:
+        part: one of PARTS.
+        kind: one of FORMATS.
+        say: hears what is going on, a line at a time.
+
+    Raises:
+        ValueError: a detector that cannot be exported, a wrong suffix, or a graph that does not
+            compute what the model does; nothing is written.
+        ImportError: packages that are missing, with the line that installs them.
     """
     check_request(path, kind)
     model = predictor.model
     if part == "detector":
         check_detector(model)
         if kind == "torch":
-            raise ValueError("--format torch exports backbone and neck: add --part features")
+            raise ValueError("--format torch takes backbone and neck alone: --part features")
         graph, outputs = DynamicDetector(model), list(Detections._fields)
     else:
         graph = DynamicFeatures(model)
-        outputs = [f"map{i}" for i in range(len(model.backbone.out_indices))]
-        if graph.neck is not None:
-            outputs = [f"level{i}" for i in range(len(model.neck.strides))]
+        outputs = [f"map{i}" for i in range(graph.num_maps)]
+    size = sum(value.numel() * value.element_size() for value in graph.parameters())
+    if kind == "onnx" and size > _LARGEST_ONNX:
+        raise ValueError(
+            f"weights of {size / 1e9:.1f} GB do not fit into one ONNX file, which ends at 2 GB; "
+            "--format torch takes them, without decoding and NMS"
+        )
     facts = file_facts(config, model, predictor.names, part)
-    say(f"tracing {part}")
+    say(f"tracing the {part}")
     program = trace(graph.eval(), _example(model), shortest_side(model))
     if kind == "onnx":
+        say("translating to ONNX")
         data = onnx_bytes(program, outputs, facts)
         run = onnx_runner(data)
     else:
@@ -64,43 +78,42 @@ def export(
         run = torch_runner(data)
     check = check_detections if part == "detector" else check_features
     for line in check(model, run, check_sizes(model)):
-        say(line)
-    fileio.put(data, path)
+        say(f"checked against PyTorch, {line}")
+    fileio.put(data, path)  # written beside and renamed
 
 
 def check_request(path: Path, kind: str) -> None:
     """Raise what is wrong with a path or the installed packages, before the work begins."""
-    if path.suffix != SUFFIXES[kind]:
-        raise ValueError(f"{path}: a file of --format {kind} is named *{SUFFIXES[kind]}")
+    if path.suffix != _SUFFIXES[kind]:
+        raise ValueError(f"{path}: files of --format {kind} end in {_SUFFIXES[kind]}")
     if path.is_dir():
         raise ValueError(f"{path} is a folder")
     packages = ("onnx", "onnxscript", "onnxruntime") if kind == "onnx" else ()
     missing = [name for name in packages if find_spec(name) is None]
     if missing:
         raise ImportError(
-            f"exporting to ONNX needs {' and '.join(missing)}: pip install onnx onnxscript "
-            "onnxruntime"
+            f"ONNX files need {' and '.join(missing)}: pip install 'ropevit-mmdet[export]', or "
+            f"pip install {' '.join(missing)}"
         )
 
 
 def trace(graph: nn.Module, example: Tensor, shortest: int) -> torch.export.ExportedProgram:
-    """`torch.export` with dynamic height and width, for one picture at a time.
+    """`torch.export` with dynamic height and width, of `shortest` pixels and more, for one picture.
 
-    `shortest`: pixels of the shortest side that the program takes. Sizes are reasoned about as if
-    none were 1, since the graph would otherwise be that of the example's number of windows.
+    Without its guesses at sizes of 0 and 1 the program would be that of the example's number of
+    windows: one, or several.
     """
-    sides = [
-        torch.export.Dim(name, min=shortest, max=LONGEST_SIDE) for name in "height width".split()
-    ]
-    with warnings.catch_warnings(), torch.no_grad(), shapes.patch(backed_size_oblivious=True):
+    sides = [torch.export.Dim(name, min=shortest, max=LONGEST_SIDE) for name in ("height", "width")]
+    with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
-        return torch.export.export(
-            graph,
-            (example,),
-            dynamic_shapes=({2: sides[0], 3: sides[1]},),
-            strict=False,
-            prefer_deferred_runtime_asserts_over_guards=True,
-        )
+        with shape_reasoning.patch(backed_size_oblivious=True):
+            return torch.export.export(
+                graph,
+                (example,),
+                dynamic_shapes=({2: sides[0], 3: sides[1]},),
+                strict=False,
+                prefer_deferred_runtime_asserts_over_guards=True,
+            )
 
 
 def onnx_bytes(
@@ -109,27 +122,25 @@ def onnx_bytes(
     """An ONNX file in one piece, with `facts` as its text fields."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        onnx_program = torch.onnx.export(
+        proto = torch.onnx.export(
             program,
             dynamo=True,
             verbose=False,
             opset_version=OPSET,
             input_names=[INPUT],
             output_names=outputs,
-        )
-    proto = onnx_program.model_proto
+        ).model_proto
     for key, value in facts.items():
         proto.metadata_props.add(key=key, value=value)
-    proto.producer_name = "ropevit_mmdet"
-    if proto.ByteSize() > _LARGEST_ONNX:
-        raise ValueError(
-            "weights of more than 2 GB do not fit into one ONNX file; --format torch takes them"
-        )
+    _tidy(proto)
     return proto.SerializeToString()
 
 
 def torch_bytes(program: torch.export.ExportedProgram, facts: Mapping[str, str]) -> bytes:
     """A .pt2 file; the facts stand in it as files of their names."""
+    for module in program.graph_module.modules():
+        for node in getattr(getattr(module, "graph", None), "nodes", ()):
+            node.meta.pop("stack_trace", None)  # paths of this machine
     buffer = io.BytesIO()
     torch.export.save(program, buffer, extra_files=dict(facts))
     return buffer.getvalue()
@@ -139,23 +150,24 @@ def onnx_runner(data: bytes) -> Run:
     """Runs an ONNX file on the CPU."""
     import onnxruntime
 
-    def run(picture: Tensor, score_thr: float | None) -> list[Tensor]:
-        options = onnxruntime.SessionOptions()
-        if score_thr is not None:
-            value = torch.tensor(score_thr).numpy()
-            value = onnxruntime.OrtValue.ortvalue_from_numpy(value)
-            options.add_initializer("score_thr", value)
-        session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-        return [torch.from_numpy(x) for x in session.run(None, {INPUT: picture.numpy()})]
+    @cache
+    def session(score_thr: float | None) -> onnxruntime.InferenceSession:
+        file = data if score_thr is None else _with_threshold(data, score_thr)
+        return onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+
+    def run(picture: Tensor, score_thr: float | None = None) -> list[Tensor]:
+        outputs = session(score_thr).run(None, {INPUT: picture.numpy()})
+        return [torch.from_numpy(output) for output in outputs]
 
     return run
 
 
 def torch_runner(data: bytes) -> Run:
-    """Runs a .pt2 file."""
+    """Runs a .pt2 file of backbone and neck."""
     module = torch.export.load(io.BytesIO(data)).module()
 
-    def run(picture: Tensor, score_thr: float | None) -> list[Tensor]:
+    def run(picture: Tensor, score_thr: float | None = None) -> list[Tensor]:
+        assert score_thr is None, "maps have no scores"
         with torch.no_grad():
             return list(module(picture))
 
@@ -169,9 +181,39 @@ def shortest_side(model: nn.Module) -> int:
 
 
 def _example(model: nn.Module) -> Tensor:
-    """A picture to trace with: several windows and no whole number of them, along both axes.
-
-    It is larger than all that the smallest level of the pyramid rounds to one cell.
-    """
-    height, width = (max(sides) for sides in zip(*check_sizes(model)))
+    """A picture to trace with, of several windows and of two cells and more at every level."""
+    least = 2 * shortest_side(model)
+    height, width = (max(least, *sides) for sides in zip(*check_sizes(model)))
     return example_picture((height + 3, width + 5))
+
+
+def _with_threshold(data: bytes, score_thr: float) -> bytes:
+    """A detector's ONNX file with another score threshold."""
+    import onnx
+
+    proto = onnx.load_model_from_string(data)
+    (constant,) = (one for one in proto.graph.initializer if one.name == "score_thr")
+    changed = onnx.numpy_helper.from_array(torch.tensor(score_thr).numpy(), constant.name)
+    constant.CopyFrom(changed)
+    return proto.SerializeToString()
+
+
+def _tidy(proto) -> None:
+    """Name the free sizes, and take out the exporter's notes: they hold paths of this machine."""
+    graph = proto.graph
+    height, width = (dim.dim_param for dim in graph.input[0].type.tensor_type.shape.dim[2:])
+    names = {height: "height", width: "width"}
+    count = graph.output[0].type.tensor_type.shape.dim[0].dim_param
+    if count:
+        names[count] = "detections"
+    pattern = re.compile("|".join(rf"\b{re.escape(name)}\b" for name in names))
+    values = (*graph.input, *graph.output, *graph.value_info)
+    for value in values:
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param:
+                dim.dim_param = pattern.sub(lambda match: names[match[0]], dim.dim_param)
+    for noted in (graph, *values, *graph.node, *graph.initializer, *proto.functions):
+        noted.ClearField("metadata_props")
+        noted.ClearField("doc_string")
+    proto.producer_name = "ropevit_mmdet"
+    proto.producer_version = ropevit_mmdet.__version__

@@ -1,0 +1,66 @@
+"""Export a detector to ONNX, or its backbone and neck to ONNX or torch.export's .pt2, for pictures
+of any height and width; the file is checked against PyTorch before it is written.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+try:
+    import ropevit_mmdet  # noqa: F401  makes the mm packages usable, ahead of all that need them
+except ModuleNotFoundError as error:
+    sys.exit(f"error: {error}; install the project first: pip install -e .")
+except ImportError as error:  # of the checks of the installed packages, with the cure
+    sys.exit(f"error: {error}")
+
+from mmengine.config import DictAction
+
+from ropevit_mmdet.errors import one_line_errors
+from ropevit_mmdet.export.write import FORMATS, PARTS, check_request, export
+from ropevit_mmdet.predict import Predictor
+from ropevit_mmdet.run_config import load_config
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_args(argv)
+    path = Path(args.out)
+    with one_line_errors():
+        check_request(path, args.format)
+        config = load_config(args.config, args.cfg_options)
+        predictor = Predictor(config, args.checkpoint, "cpu")
+        export(predictor, config, path, part=args.part, kind=args.format, say=say)
+    print(f"{path}, {path.stat().st_size / 1e6:.1f} MB")
+
+
+def say(line: str) -> None:
+    print(line, flush=True)  # tracing takes a minute, also where the output goes into a log
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("config", help="config file")
+    parser.add_argument("checkpoint", help="checkpoint of a detector")
+    parser.add_argument("out", help="file to write: *.onnx, or *.pt2 with --format torch")
+    parser.add_argument(
+        "--part",
+        choices=PARTS,
+        help="detector: RetinaNet with decoding and NMS (the default of onnx); features: backbone "
+        "and neck of any detector (the default of torch)",
+    )
+    parser.add_argument("--format", choices=FORMATS, default="onnx", help="default: onnx")
+    parser.add_argument(
+        "--cfg-options",
+        nargs="+",
+        action=DictAction,
+        metavar="KEY=VALUE",
+        help="override settings of the config",
+    )
+    args = parser.parse_args(argv)
+    if args.part is None:
+        args.part = "detector" if args.format == "onnx" else "features"
+    return args
+
+
+if __name__ == "__main__":
+    main()
