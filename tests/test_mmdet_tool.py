@@ -13,17 +13,26 @@ DOCS = ROOT / "docs" / "mmdet_tools.md"
 TOOLS = mmdet_tools.find_tools(mmdet_tools.tools_folder())
 # tools/mmdet_tool.py over and over, forked from a process that has paid for the imports.
 FORKED = """
-import json, os, runpy, sys
+import gc, json, os, runpy, sys, traceback
 import ropevit_mmdet, mmdet.apis, matplotlib.pyplot, pycocotools.cocoeval, mmengine.analysis
 tool, folder, commands = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
+gc.freeze()
 for name, argv in commands.items():
     child = os.fork()
     if child == 0:
         output = os.open(f"{folder}/{name}.txt", os.O_WRONLY | os.O_CREAT, 0o600)
         os.dup2(output, 1), os.dup2(output, 2)
         sys.argv = [tool, *argv]
-        runpy.run_path(tool, run_name="__main__")
-        sys.exit()
+        status = 0
+        try:
+            runpy.run_path(tool, run_name="__main__")
+        except SystemExit as error:
+            status = error.code or 0
+        except BaseException:
+            traceback.print_exc()
+            status = 1
+        sys.stdout.flush()
+        os._exit(status)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     open(f"{folder}/{name}.status", "w").write(str(status))
 """

@@ -51,8 +51,8 @@ def install():
     if folder is None:
         raise ops_file.OpsFileError("mmcv is not installed: pip install mmcv-lite==2.1.0")
     path = ops_file.install_file(folder)
-    print(f"wrote {path}: `import mmcv.ops` now works in every program of this Python")
-    print("python tools/doctor.py --uninstall-ops takes it away; `pip uninstall` leaves it there")
+    print(f"{path} is in place: `import mmcv.ops` works in every program of this Python")
+    print("--uninstall-ops takes it away; `pip uninstall mmcv-lite` would leave it there")
     return 0
 
 
@@ -90,14 +90,14 @@ def import_line(step, outcome):
         return f"  OK    {step}"
     if "error" in outcome:
         return f"  FAIL  {step}"
-    waits = f"not tried: it needs {outcome['skipped']}" if outcome["skipped"] else "not installed"
-    return f"  --    {step} ({waits})"
+    cause = f"it needs {outcome['skipped']}" if outcome["skipped"] else "see below"
+    return f"  --    {step} (not tried: {cause})"
 
 
 def ops_lines(report):
     source, outcome = report.ops_source, report.imports.get("mmcv._ext", {})
     if source is None or "facts" not in outcome:
-        yield "  --    not tried, see above"
+        yield "  --    not tried"
         return
     facts = outcome["facts"]
     yield (
@@ -132,7 +132,7 @@ def finding_lines(findings):
     if not findings:
         yield "All is well."
         return
-    yield "To be mended"
+    yield "To be mended" if any(one.level == "FAIL" for one in findings) else "To be known"
     for finding in findings:
         yield f"  {finding.level}  {finding.text}"
         yield f"        more: {DOCS}#{finding.code}"

@@ -68,6 +68,8 @@ def install_file(folder: Path) -> Path:
         )
     path = folder / "_ext.py"
     _refuse_foreign(path)
+    if path.is_file() and path.read_bytes() == TEMPLATE.read_bytes():
+        return path
     partial = folder / f".{path.name}.partial-{os.getpid()}"
     try:
         partial.write_bytes(TEMPLATE.read_bytes())
