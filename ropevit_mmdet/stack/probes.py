@@ -57,7 +57,8 @@ def probe(absent: Sequence[str] = (), timeout: float = TIMEOUT) -> dict[str, Out
         outcomes |= answers
         if len(outcomes) < len(steps):
             step = steps[len(outcomes)]
-            outcomes[step] = {"code": "import-crashes", "error": f"import {step} {end}"}
+            error = f"import {step} {end}: {_reinstall(step)}"
+            outcomes[step] = {"code": "import-crashes", "error": error}
     return outcomes
 
 
@@ -118,7 +119,16 @@ def _attempt(step: str) -> Outcome:
         return {"code": "package-missing", "error": f"import {step}: {error}: {cure}"}
     except (Exception, SystemExit) as error:  # anything: that is what is being asked
         first = str(error).strip().partition("\n")[0]
-        return {"code": "import-fails", "error": f"import {step}: {type(error).__name__}: {first}"}
+        said = f"import {step} fails, {type(error).__name__}: {first}: {_reinstall(step)}"
+        return {"code": "import-fails", "error": said}
+
+
+def _reinstall(step: str) -> str:
+    fresh = "a fresh environment, python3 tools/bootstrap.py env"
+    package = step.partition(".")[0]
+    if package == "ropevit_mmdet":
+        return fresh
+    return f"pip install --force-reinstall {DISTRIBUTIONS.get(package, package)}, or {fresh}"
 
 
 def _version(package: str) -> Callable[[], Outcome]:
