@@ -19,6 +19,9 @@ SMALL_ARCH = dict(
 )
 WINDOWED = dict(pretrain_img_size=56, window_size=4, global_attn_indices=(1,))
 INTERLEAVED = dict(rope_rot_type="interleaved", num_reg_tokens=0)
+HMLP = dict(stem_type="hmlp", patch_size=16, pos_embed_antialias=True)
+GATED = dict(mlp_layer_type="SwiGLU_FFN", norm_layer_type="RMSNorm", layer_scale_init_value=0.5)
+GATED |= dict(attn_norm=True, rope_grid_indexing="xy", rope_grid_offset=1)
 SIZES = [(56, 56), (56, 112), (70, 154), (14, 14), (1, 1), (57, 100), (200, 131), (20, 300)]
 LEVELS = dict(scale_factors=(2, 1, 0.5), num_outs=5, add_extra_convs="on_output")
 
@@ -77,6 +80,9 @@ def small_retinanet() -> nn.Module:
         (WINDOWED, dict(out_strides=(4, 8, 16, 32, 64))),
         (dict(WINDOWED, patch_size=16), dict(in_stride=16)),
         (dict(WINDOWED, arch={**SMALL_ARCH, "rope_style": "axial", **INTERLEAVED}), None),
+        (dict(WINDOWED, pretrain_img_size=64, arch={**SMALL_ARCH, **HMLP}), None),
+        (dict(WINDOWED, arch={**SMALL_ARCH, **GATED}), None),
+        (dict(WINDOWED, arch={**SMALL_ARCH, "rope_style": "centered_separate"}), None),
         (dict(arch={**SMALL_ARCH, "class_token": False, "num_reg_tokens": 0}, **WINDOWED), None),
         (dict(arch={**SMALL_ARCH, "pos_embed_special_tokens": False}, **WINDOWED), None),
         (dict(arch={**SMALL_ARCH, "qk_norm": True, **INTERLEAVED}), None),

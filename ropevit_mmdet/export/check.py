@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 import torch.nn.functional as F
 from mmdet.structures import DetDataSample
+from mmengine.model.utils import stack_batch
 from torch import Tensor, nn
 
 from .detector import Detections
-from .features import pad_to_multiple
 
 MAP_TOLERANCE = 1e-4  # of the maps' largest value, at least of 1
 BOX_TOLERANCE = 1e-3  # pixels
@@ -91,7 +91,7 @@ def detections(model: nn.Module, picture: Tensor, score_thr: float | None = None
     """What mmdet finds in a normalised picture [1, 3, H, W], in its pixels."""
     preprocessor, head = model.data_preprocessor, model.bbox_head
     sample = DetDataSample(metainfo=dict(img_shape=tuple(picture.shape[-2:]), scale_factor=(1, 1)))
-    padded = pad_to_multiple(picture, preprocessor.pad_size_divisor, preprocessor.pad_value)
+    padded = stack_batch([picture[0]], preprocessor.pad_size_divisor, preprocessor.pad_value)
     cfg = copy.deepcopy(head.test_cfg)
     if score_thr is not None:
         cfg.score_thr = score_thr

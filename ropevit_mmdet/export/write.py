@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import re
 import warnings
@@ -31,6 +32,8 @@ OPSET = 18
 LONGEST_SIDE = 16384  # pixels; torch.export wants a bound
 _SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
 _LARGEST_ONNX = 2_000_000_000  # bytes of weights; protobuf ends at 2 GiB
+
+_NEEDED = "prefer_deferred_runtime_asserts_over_guards"  # a late argument of torch.export.export
 
 Say = Callable[[str], None]
 
@@ -88,6 +91,8 @@ def check_request(path: Path, kind: str) -> None:
         raise ValueError(f"{path}: files of --format {kind} end in {_SUFFIXES[kind]}")
     if path.is_dir():
         raise ValueError(f"{path} is a folder")
+    if _NEEDED not in inspect.signature(torch.export.export).parameters:
+        raise ImportError(f"export needs a newer PyTorch than {torch.__version__}: tried with 2.15")
     packages = ("onnx", "onnxscript", "onnxruntime") if kind == "onnx" else ()
     missing = [name for name in packages if find_spec(name) is None]
     if missing:
