@@ -188,6 +188,19 @@ def test_videos_give_a_video_and_the_frames_in_the_json(tmp_path, every, expecte
     assert (out / "overlays" / "still.png").exists()
 
 
+def test_videos_keep_colours_and_odd_sides(tmp_path):
+    frame = np.full((481, 643, 3), (200, 40, 90), np.uint8)
+    writer = VideoWriter(tmp_path / "odd.mp4", 25)
+    for _ in range(3):
+        writer.write(frame)
+    writer.close()
+    found = list(Video(tmp_path / "odd.mp4").frames())
+    assert (
+        len(found) == 3 and abs(found[2][1][100:300, 100:300].astype(int) - frame[0, 0]).max() < 6
+    )
+    assert abs(np.subtract(found[0][1].shape, frame.shape)).max() <= 1
+
+
 def test_bad_videos_are_named(tmp_path):
     path = write_video(tmp_path / "clip.mp4")
     assert is_video(path) and [number for number, _ in Video(path).frames(4)] == [0, 4]
