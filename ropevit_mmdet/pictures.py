@@ -23,22 +23,26 @@ class Picture:
     frame: int | None = None  # from 0
 
 
-def find_pictures(paths: Sequence[str | os.PathLike[str]]) -> list[Path]:
+def find_pictures(paths: Sequence[str | os.PathLike[str]], *, videos: bool = True) -> list[Path]:
     """The files named, those in the folders named and those that patterns fit, by name.
 
     In folders and by patterns (`*`, `?`, `[...]`, and `**` for folders at any depth) only files
     with the suffix of a picture or a video are found. Raises ValueError for a path that is not
-    there, a folder or pattern without pictures, and two files whose overlays would have one name.
+    there, a folder or pattern without pictures, two files whose overlays would have one name, and
+    without `videos` for a video.
     """
+    suffixes = SUFFIXES + VIDEO_SUFFIXES if videos else SUFFIXES
     found: list[Path] = []
     for path in map(Path, paths):
         if path.is_file():
+            if is_video(path) and not videos:
+                raise ValueError(f"{path} is a video, and pictures are needed here")
             found.append(path)
         elif path.is_dir():
-            found += _known(path.iterdir(), f"folder {path} holds")
+            found += _known(path.iterdir(), suffixes, f"folder {path} holds")
         elif glob.has_magic(str(path)):
             matches = map(Path, glob.glob(str(path), recursive=True))
-            found += _known(matches, f"pattern {path} fits")
+            found += _known(matches, suffixes, f"pattern {path} fits")
         else:
             raise ValueError(f"picture {path} does not exist")
     overlays: dict[str, Path] = {}
@@ -183,11 +187,11 @@ class VideoWriter:
             self._writer.release()
 
 
-def _known(paths: Iterable[Path], found: str) -> list[Path]:
-    """The files with a suffix that is read, in order of name; ValueError if there is none."""
-    known = sorted(path for path in paths if path.suffix.lower() in SUFFIXES + VIDEO_SUFFIXES)
+def _known(paths: Iterable[Path], suffixes: tuple[str, ...], found: str) -> list[Path]:
+    """The files with one of the suffixes, in order of name; ValueError if there is none."""
+    known = sorted(path for path in paths if path.suffix.lower() in suffixes)
     if not known:
-        raise ValueError(f"{found} no pictures ({', '.join(SUFFIXES + VIDEO_SUFFIXES)})")
+        raise ValueError(f"{found} no pictures ({', '.join(suffixes)})")
     return known
 
 

@@ -200,6 +200,8 @@ def test_the_tool_on_a_birder_checkpoint(tmp_path, picture, capsys):
     )
     assert "block 4 is not there" in fails(capsys, show_features.main, *argv, "--blocks", "4")
     assert "must end in .png" in fails(capsys, show_features.main, *argv[:-4], "--out", "a.jpg")
+    many = ["--blocks", *map(str, [0] * 49)]
+    assert "are 49 rows of a figure" in fails(capsys, show_features.main, *argv, *many)
 
 
 @pytest.mark.parametrize("bgr_to_rgb", [True, False])

@@ -203,6 +203,10 @@ def test_videos_keep_colours_and_odd_sides(tmp_path):
 
 def test_bad_videos_are_named(tmp_path):
     path = write_video(tmp_path / "clip.mp4")
+    with pytest.raises(ValueError, match=r"clip\.mp4 is a video, and pictures are needed"):
+        find_pictures([path], videos=False)
+    with pytest.raises(ValueError, match="holds no pictures"):
+        find_pictures([tmp_path], videos=False)
     assert is_video(path) and [number for number, _ in Video(path).frames(4)] == [0, 4]
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(ValueError, match=r"clip\.mp4 cannot be read"):

@@ -22,7 +22,12 @@ from tqdm import tqdm
 
 from ropevit_mmdet.analysis.feature_source import FeatureSource, from_checkpoint, from_detector
 from ropevit_mmdet.analysis.features import block_features, patch_in
-from ropevit_mmdet.analysis.features_figure import PictureFeatures, plot_features, plot_heads
+from ropevit_mmdet.analysis.features_figure import (
+    PictureFeatures,
+    check_rows,
+    plot_features,
+    plot_heads,
+)
 from ropevit_mmdet.analysis.figure_file import check_png
 from ropevit_mmdet.errors import one_line_errors
 from ropevit_mmdet.pictures import Picture, find_pictures, read_pictures
@@ -35,7 +40,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     with one_line_errors():
         check_png(args.out)
-        pictures = find_pictures(args.pictures)
+        pictures = find_pictures(args.pictures, videos=False)
+        check_rows(len(pictures), len(args.blocks))
         if args.config:
             config = load_config(args.config, args.cfg_options)
             source = from_detector(config, args.checkpoint, device=args.device)

@@ -14,6 +14,7 @@ from ropevit_mmdet.analysis.figure_file import save_figure
 from ropevit_mmdet.palette import COLORS
 
 _SIDE = 2.5  # inches of a panel
+_MOST_ROWS = 48  # more are too much for a figure, and for its reader
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,15 @@ class PictureFeatures:
     patch: tuple[int, int]
     patch_size: int
     blocks: list[BlockFeatures]
+
+
+def check_rows(pictures: int, blocks: int) -> None:
+    """Raise ValueError for more pictures times blocks than there can be rows in a figure."""
+    if pictures * blocks > _MOST_ROWS:
+        raise ValueError(
+            f"{pictures} pictures at {blocks} blocks are {pictures * blocks} rows of a figure: "
+            f"give fewer, {_MOST_ROWS} rows at most"
+        )
 
 
 def plot_features(
