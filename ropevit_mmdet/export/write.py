@@ -108,14 +108,14 @@ def trace(graph: nn.Module, example: Tensor, shortest: int) -> torch.export.Expo
     Without its guesses at sizes of 0 and 1 the program would be that of the example's number of
     windows: one, or several.
     """
-    sides = [torch.export.Dim(name, min=shortest, max=LONGEST_SIDE) for name in ("height", "width")]
+    side = torch.export.Dim.DYNAMIC(min=shortest, max=LONGEST_SIDE)  # a named Dim solves too much
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         with shape_reasoning.patch(backed_size_oblivious=True):
             return torch.export.export(
                 graph,
                 (example,),
-                dynamic_shapes=({2: sides[0], 3: sides[1]},),
+                dynamic_shapes=({2: side, 3: side},),
                 strict=False,
                 prefer_deferred_runtime_asserts_over_guards=True,
             )
