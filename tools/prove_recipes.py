@@ -23,7 +23,7 @@ SMALL, LARGE, OTHER = (
     f"configs/shapes_{name}.py" for name in ("transfer", "transfer_448", "resnet18")
 )
 NETWORK = "rope_vit_reg4_b14"
-STAGES = ((112, 20, 1e-3), (224, 22, 3e-4))  # pixels, up to which epoch, learning rate
+STAGES = ((112, 20, 1e-3), (224, 27, 5e-4))  # pixels, up to which epoch, learning rate
 PRETRAINING = f"""--network {NETWORK} --tag shapes --device cpu --batch-size 64
     --opt adamw --wd 0.05 --clip-grad-norm 1 --aug-level 0 --save-frequency 1 --seed 0
     --lr-scheduler cosine --lr-scheduler-update step --warmup-steps 50
