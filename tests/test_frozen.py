@@ -4,9 +4,13 @@ import pytest
 import torch
 from mmdet.registry import MODELS
 from mmengine.logging import MMLogger
+from mmengine.runner import Runner
 
 from ropevit_mmdet import FrozenBackbone
+from ropevit_mmdet.analysis.run_log import read_run
 from ropevit_mmdet.frozen import MapCache
+from ropevit_mmdet.run_config import load_config
+from tests.tiny_coco import write_tiny
 
 PLAIN = dict(type="RoPEViT", arch="rope_vit_t14", window_size=4, out_indices=(5, 11))
 
@@ -131,3 +135,34 @@ def test_the_limit_counts_what_was_there_before(tmp_path):
     cache = MapCache(tmp_path, "ours", 700)
     cache.write("picture", [level])
     assert cache.read("picture") is None
+
+
+def test_a_cached_run_has_the_losses_of_one_that_is_not(tmp_path):
+    config = write_tiny(tmp_path)
+    losses = []
+    for name, folder in (("plain", None), ("cached", str(tmp_path / "maps"))):
+        backbone = dict(PLAIN, out_indices=1, window_size=None)
+        changes = {
+            "model.backbone": dict(
+                _delete_=True, type="FrozenBackbone", backbone=backbone, cache_dir=folder
+            ),
+            "model.neck": dict(
+                _delete_=True,
+                type="SimpleFeaturePyramid",
+                in_channels=192,
+                out_channels=16,
+                scale_factors=(1, 0.5),
+                num_outs=2,
+            ),
+            "model.bbox_head.anchor_generator.strides": [14, 28],
+            "train_cfg.max_iters": 6,  # three times through the four pictures
+            "default_hooks.logger": dict(type="LoggerHook", interval=1),
+        }
+        loaded = load_config(config, changes, work_dir=str(tmp_path / name))
+        runner = Runner.from_cfg(loaded)
+        calls = spied(runner.model.backbone)
+        runner.train()
+        assert calls.count(2) == (6 if folder is None else 2)  # single ones are validation
+        losses.append([entry["loss"] for entry in read_run(tmp_path / name).train])
+    assert len(losses[0]) == 6 and losses[0][0] != losses[0][4]
+    torch.testing.assert_close(losses[1], losses[0], rtol=1e-6, atol=1e-6)
