@@ -3,6 +3,7 @@
 Each function finds its share of what a user can get wrong and raises ValueError with one line.
 """
 
+import argparse
 import ast
 import os
 from copy import deepcopy
@@ -11,7 +12,7 @@ from typing import Any
 
 import torch
 from mmdet.registry import MODELS
-from mmengine.config import Config, ConfigDict
+from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.registry import init_default_scope
 from torch import nn
 
@@ -46,6 +47,17 @@ def load_config(
     config.launcher = launcher
     config.work_dir = work_dir or config.get("work_dir") or str(Path("work_dirs") / path.stem)
     return config
+
+
+def add_cfg_options(parser: argparse.ArgumentParser) -> None:
+    """Give a tool `--cfg-options`, as mmdet's tools have it; its value goes into `load_config`."""
+    parser.add_argument(
+        "--cfg-options",
+        nargs="+",
+        action=DictAction,
+        metavar="KEY=VALUE",
+        help='override settings of the config: a.b=1 c="[1,2]" d="[(1,2),(3,4)]"',
+    )
 
 
 def build_detector(config: Config) -> nn.Module:

@@ -107,7 +107,7 @@ class RopeTables:
     ) -> tuple[Tensor, Tensor]:
         cos, sin = self.global_rope.table(grid, period=self.period, noise=noise, device=device)
         cos, sin = (to_window_order(t.view(1, *grid, -1), groups)[0] for t in (cos, sin))
-        return self._with_special(cos, sin)
+        return self.with_special(cos, sin)
 
     def _window_table(
         self,
@@ -120,9 +120,9 @@ class RopeTables:
         whole = (self.window_size, self.window_size)
         cos, sin = self.window_rope.table(whole, noise=noise, device=device)
         cos, sin = (t.view(*whole, -1)[: grid[0], : grid[1]].flatten(0, 1) for t in (cos, sin))
-        return self._with_special(cos, sin)
+        return self.with_special(cos, sin)
 
-    def _with_special(self, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    def with_special(self, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
         """[N, D] to [S + N, 1, D]: special tokens are turned by (1, 0), that is, left alone."""
         cos = torch.cat((cos.new_ones(self.num_special, cos.shape[-1]), cos))
         sin = torch.cat((sin.new_zeros(self.num_special, sin.shape[-1]), sin))

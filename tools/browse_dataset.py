@@ -9,12 +9,9 @@ from pathlib import Path
 
 try:
     import ropevit_mmdet  # noqa: F401  makes the mm packages usable, ahead of all that need them
-except ModuleNotFoundError as error:
-    sys.exit(f"error: {error}; install the project first: pip install -e .")
-except ImportError as error:  # of the checks of the installed packages, with the cure
-    sys.exit(f"error: {error}")
+except ImportError as error:
+    sys.exit(f"error: {error}; more is said by: python tools/doctor.py")
 
-from mmengine.config import DictAction
 from mmengine.visualization import Visualizer
 from PIL import Image
 from tqdm import tqdm
@@ -23,7 +20,7 @@ from ropevit_mmdet.analysis.browse import FedDataset, FedPicture, file_name, spr
 from ropevit_mmdet.drawing import contact_sheet
 from ropevit_mmdet.errors import one_line_errors
 from ropevit_mmdet.output import output_folder
-from ropevit_mmdet.run_config import load_config
+from ropevit_mmdet.run_config import add_cfg_options, load_config
 
 SHEET = "contact_sheet.png"
 ON_SHEET = 48  # pictures; more would be too small to see
@@ -86,13 +83,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="as they reach the network: in batches, padded, with batch augmentations",
     )
     parser.add_argument("--seed", type=int, default=0, help="of the augmentation (default: 0)")
-    parser.add_argument(
-        "--cfg-options",
-        nargs="+",
-        action=DictAction,
-        metavar="KEY=VALUE",
-        help="override settings of the config",
-    )
+    add_cfg_options(parser)
     args = parser.parse_args(argv)
     if args.num < 0:
         parser.error(f"--num {args.num} must be 0 or more")

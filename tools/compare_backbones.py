@@ -14,13 +14,10 @@ from pathlib import Path
 
 try:
     import ropevit_mmdet  # noqa: F401  makes the mm packages usable, ahead of all that need them
-except ModuleNotFoundError as error:
-    sys.exit(f"error: {error}; install the project first: pip install -e .")
-except ImportError as error:  # of the checks of the installed packages, with the cure
-    sys.exit(f"error: {error}")
+except ImportError as error:
+    sys.exit(f"error: {error}; more is said by: python tools/doctor.py")
 
 from mmengine import fileio
-from mmengine.config import DictAction
 
 from ropevit_mmdet.analysis.run_figure import plot_runs
 from ropevit_mmdet.analysis.run_log import read_run
@@ -30,7 +27,7 @@ from ropevit_mmdet.compare.figure import plot_cost
 from ropevit_mmdet.compare.table import as_json, comma_separated, markdown, rows_of, two_evaluators
 from ropevit_mmdet.errors import one_line_errors
 from ropevit_mmdet.experiment import Run, execute, result_of
-from ropevit_mmdet.run_config import load_config
+from ropevit_mmdet.run_config import add_cfg_options, load_config
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -109,13 +106,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("candidates", nargs="+", metavar="NAME=SOURCE", help="backbones to compare")
     parser.add_argument("--work-dir", help="folder (default: work_dirs/compare_<config>)")
     parser.add_argument("--seeds", type=int, default=2, help="runs of each backbone (default: 2)")
-    parser.add_argument(
-        "--cfg-options",
-        nargs="+",
-        action=DictAction,
-        metavar="KEY=VALUE",
-        help="override settings of the protocol",
-    )
+    add_cfg_options(parser)
     args = parser.parse_args(argv)
     args.execute = None
     if args.seeds < 1:

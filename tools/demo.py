@@ -16,10 +16,8 @@ from typing import Any
 
 try:
     import ropevit_mmdet
-except ModuleNotFoundError as error:
-    sys.exit(f"error: {error}; install the project first: pip install -e .")
-except ImportError as error:  # of the checks of the installed packages, with the cure
-    sys.exit(f"error: {error}")
+except ImportError as error:
+    sys.exit(f"error: {error}; more is said by: python tools/doctor.py")
 
 import mmcv
 import mmdet
@@ -27,7 +25,7 @@ import mmengine
 import torch
 import torchvision
 from mmdet.utils import setup_cache_size_limit_of_dynamo
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.runner import Runner, find_latest_checkpoint
 from PIL import Image
@@ -40,7 +38,7 @@ from ropevit_mmdet.drawing import contact_sheet
 from ropevit_mmdet.errors import one_line_errors
 from ropevit_mmdet.pictures import SUFFIXES, read_picture
 from ropevit_mmdet.predict import OVERLAY_FOLDER, Predictor, predict_files
-from ropevit_mmdet.run_config import build_detector, load_config
+from ropevit_mmdet.run_config import add_cfg_options, build_detector, load_config
 
 CONFIG = "configs/shapes_maskrcnn.py"
 SHOWN = 12  # test pictures to draw predictions over
@@ -199,13 +197,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--work-dir", help="folder for all results (default: work_dirs/<name of the config>)"
     )
     parser.add_argument("--seed", type=int, default=0, help="of weights and order (default: 0)")
-    parser.add_argument(
-        "--cfg-options",
-        nargs="+",
-        action=DictAction,
-        metavar="KEY=VALUE",
-        help="override settings of the config, e.g. train_cfg.max_iters=100",
-    )
+    add_cfg_options(parser)
     return parser.parse_args(argv)
 
 

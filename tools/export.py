@@ -9,17 +9,14 @@ from pathlib import Path
 
 try:
     import ropevit_mmdet  # noqa: F401  makes the mm packages usable, ahead of all that need them
-except ModuleNotFoundError as error:
-    sys.exit(f"error: {error}; install the project first: pip install -e .")
-except ImportError as error:  # of the checks of the installed packages, with the cure
-    sys.exit(f"error: {error}")
+except ImportError as error:
+    sys.exit(f"error: {error}; more is said by: python tools/doctor.py")
 
-from mmengine.config import DictAction
 
 from ropevit_mmdet.errors import one_line_errors
 from ropevit_mmdet.export.write import FORMATS, PARTS, check_request, export
 from ropevit_mmdet.predict import Predictor
-from ropevit_mmdet.run_config import load_config
+from ropevit_mmdet.run_config import add_cfg_options, load_config
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -49,13 +46,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "and neck of any detector (the default of torch)",
     )
     parser.add_argument("--format", choices=FORMATS, default="onnx", help="default: onnx")
-    parser.add_argument(
-        "--cfg-options",
-        nargs="+",
-        action=DictAction,
-        metavar="KEY=VALUE",
-        help="override settings of the config",
-    )
+    add_cfg_options(parser)
     args = parser.parse_args(argv)
     if args.part is None:
         args.part = "detector" if args.format == "onnx" else "features"

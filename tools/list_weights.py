@@ -13,10 +13,8 @@ from itertools import groupby
 
 try:
     from ropevit_mmdet.weights import cache_folder
-except ModuleNotFoundError as error:
-    sys.exit(f"error: {error}; install the project first: pip install -e .")
-except ImportError as error:  # of the checks of the installed packages, with the cure
-    sys.exit(f"error: {error}")
+except ImportError as error:
+    sys.exit(f"error: {error}; more is said by: python tools/doctor.py")
 
 from ropevit_mmdet.weights_table import WEIGHTS, PublishedWeights
 

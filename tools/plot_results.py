@@ -11,12 +11,9 @@ from pathlib import Path
 
 try:
     import ropevit_mmdet  # noqa: F401  makes the mm packages usable, ahead of all that need them
-except ModuleNotFoundError as error:
-    sys.exit(f"error: {error}; install the project first: pip install -e .")
-except ImportError as error:  # of the checks of the installed packages, with the cure
-    sys.exit(f"error: {error}")
+except ImportError as error:
+    sys.exit(f"error: {error}; more is said by: python tools/doctor.py")
 
-from mmengine.config import DictAction
 
 from ropevit_mmdet.analysis.result_file import read_results
 from ropevit_mmdet.analysis.results import (
@@ -32,7 +29,7 @@ from ropevit_mmdet.errors import one_line_errors
 from ropevit_mmdet.ground_truth import read_coco
 from ropevit_mmdet.output import output_folder
 from ropevit_mmdet.predict import class_names
-from ropevit_mmdet.run_config import load_config
+from ropevit_mmdet.run_config import add_cfg_options, load_config
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -76,13 +73,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         default=0.5,
         help="confusion matrix: IoU from which a box is that of an object (default: 0.5)",
     )
-    parser.add_argument(
-        "--cfg-options",
-        nargs="+",
-        action=DictAction,
-        metavar="KEY=VALUE",
-        help="override settings of the config",
-    )
+    add_cfg_options(parser)
     return parser.parse_args(argv)
 
 

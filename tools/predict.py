@@ -7,19 +7,16 @@ from pathlib import Path
 
 try:
     import ropevit_mmdet  # noqa: F401  makes the mm packages usable, ahead of all that need them
-except ModuleNotFoundError as error:
-    sys.exit(f"error: {error}; install the project first: pip install -e .")
-except ImportError as error:  # of the checks of the installed packages, with the cure
-    sys.exit(f"error: {error}")
+except ImportError as error:
+    sys.exit(f"error: {error}; more is said by: python tools/doctor.py")
 
-from mmengine.config import DictAction
 from tqdm import tqdm
 
 from ropevit_mmdet.errors import one_line_errors
 from ropevit_mmdet.ground_truth import GroundTruth
 from ropevit_mmdet.pictures import check_readable, find_pictures
 from ropevit_mmdet.predict import OVERLAY_FOLDER, RESULT_FILE, Predictor, predict_files
-from ropevit_mmdet.run_config import load_config
+from ropevit_mmdet.run_config import add_cfg_options, load_config
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -85,13 +82,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="draw the ground truth beside the predictions, where this file has the picture",
     )
     parser.add_argument("--batch-size", type=int, default=1, help="pictures at a time (default: 1)")
-    parser.add_argument(
-        "--cfg-options",
-        nargs="+",
-        action=DictAction,
-        metavar="KEY=VALUE",
-        help="override settings of the config",
-    )
+    add_cfg_options(parser)
     args = parser.parse_args(argv)
     for name in ("batch_size", "top_k", "every"):
         value = getattr(args, name)

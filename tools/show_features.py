@@ -12,12 +12,9 @@ from pathlib import Path
 
 try:
     import ropevit_mmdet  # noqa: F401  makes the mm packages usable, ahead of all that need them
-except ModuleNotFoundError as error:
-    sys.exit(f"error: {error}; install the project first: pip install -e .")
-except ImportError as error:  # of the checks of the installed packages, with the cure
-    sys.exit(f"error: {error}")
+except ImportError as error:
+    sys.exit(f"error: {error}; more is said by: python tools/doctor.py")
 
-from mmengine.config import DictAction
 from tqdm import tqdm
 
 from ropevit_mmdet.analysis.feature_source import FeatureSource, from_checkpoint, from_detector
@@ -31,7 +28,7 @@ from ropevit_mmdet.analysis.features_figure import (
 from ropevit_mmdet.analysis.figure_file import check_png
 from ropevit_mmdet.errors import one_line_errors
 from ropevit_mmdet.pictures import Picture, find_pictures, read_pictures
-from ropevit_mmdet.run_config import load_config
+from ropevit_mmdet.run_config import add_cfg_options, load_config
 
 CONFIG_SUFFIXES = (".py", ".json", ".yaml", ".yml")
 
@@ -112,9 +109,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "as JSON",
     )
     parser.add_argument("--device", help="cpu, cuda:0 ... (default: the first GPU, else the CPU)")
-    parser.add_argument(
-        "--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE", help="of the config"
-    )
+    add_cfg_options(parser)
     args = parser.parse_args(argv)
     args.config = args.paths.pop(0) if args.paths[0].endswith(CONFIG_SUFFIXES) else None
     if len(args.paths) < 2:

@@ -7,15 +7,13 @@ from collections.abc import Sequence
 
 try:
     import ropevit_mmdet  # noqa: F401  makes the mm packages usable, ahead of all that need them
-except ModuleNotFoundError as error:
-    sys.exit(f"error: {error}; install the project first: pip install -e .")
-except ImportError as error:  # of the checks of the installed packages, with the cure
-    sys.exit(f"error: {error}")
+except ImportError as error:
+    sys.exit(f"error: {error}; more is said by: python tools/doctor.py")
 
 from mmdet.evaluation import DumpDetResults
 from mmdet.registry import RUNNERS
 from mmdet.utils import setup_cache_size_limit_of_dynamo
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.runner import Runner
 
 from ropevit_mmdet.checkpoint import check_fit
@@ -23,7 +21,7 @@ from ropevit_mmdet.dataset_checks import check_datasets
 from ropevit_mmdet.detector_checkpoint import read_detector_checkpoint
 from ropevit_mmdet.distributed import use_launcher
 from ropevit_mmdet.errors import one_line_errors
-from ropevit_mmdet.run_config import build_detector, load_config, use_show, use_tta
+from ropevit_mmdet.run_config import add_cfg_options, build_detector, load_config, use_show, use_tta
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, float]:
@@ -80,13 +78,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         action="store_true",
         help="test-time augmentation: merge the boxes of a picture and its mirror image, no masks",
     )
-    parser.add_argument(
-        "--cfg-options",
-        nargs="+",
-        action=DictAction,
-        metavar="KEY=VALUE",
-        help='override settings of the config: a.b=1 c="[1,2]" d="[(1,2),(3,4)]"',
-    )
+    add_cfg_options(parser)
     parser.add_argument(
         "--launcher",
         choices=["none", "pytorch", "slurm", "mpi"],

@@ -7,14 +7,12 @@ from collections.abc import Sequence
 
 try:
     import ropevit_mmdet  # noqa: F401  makes the mm packages usable, ahead of all that need them
-except ModuleNotFoundError as error:
-    sys.exit(f"error: {error}; install the project first: pip install -e .")
-except ImportError as error:  # of the checks of the installed packages, with the cure
-    sys.exit(f"error: {error}")
+except ImportError as error:
+    sys.exit(f"error: {error}; more is said by: python tools/doctor.py")
 
 from mmdet.registry import RUNNERS
 from mmdet.utils import setup_cache_size_limit_of_dynamo
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.runner import Runner
 
 from ropevit_mmdet.dataset_checks import check_datasets
@@ -24,6 +22,7 @@ from ropevit_mmdet.errors import one_line_errors
 from ropevit_mmdet.hooks import check_colours, check_strides
 from ropevit_mmdet.resume import latest_checkpoint
 from ropevit_mmdet.run_config import (
+    add_cfg_options,
     build_detector,
     load_config,
     use_amp,
@@ -88,13 +87,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         metavar="CKPT",
         help="go on from this checkpoint, or without a name from the last one in the work dir",
     )
-    parser.add_argument(
-        "--cfg-options",
-        nargs="+",
-        action=DictAction,
-        metavar="KEY=VALUE",
-        help='override settings of the config: a.b=1 c="[1,2]" d="[(1,2),(3,4)]"',
-    )
+    add_cfg_options(parser)
     parser.add_argument(
         "--launcher",
         choices=["none", "pytorch", "slurm", "mpi"],

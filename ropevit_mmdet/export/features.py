@@ -125,22 +125,15 @@ class DynamicBackbone(nn.Module):
 
     def _global_rope(self, grid: tuple[int, int], device: torch.device) -> tuple[Tensor, Tensor]:
         tables = self.model.rope_tables
-        return self._with_special(
-            tables.global_rope.table(grid, period=tables.period, device=device)
+        return tables.with_special(
+            *tables.global_rope.table(grid, period=tables.period, device=device)
         )
 
     def _window_rope(self, device: torch.device) -> tuple[Tensor, Tensor] | None:
         tables, window = self.model.rope_tables, self.model.window_size
         if window is None:
             return None
-        return self._with_special(tables.window_rope.table((window, window), device=device))
-
-    def _with_special(self, table: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """[N, D] to [S + N, 1, D]: special tokens are turned by (1, 0), that is, left alone."""
-        cos, sin = table
-        cos = torch.cat((cos.new_ones(self.num_special, cos.shape[-1]), cos))
-        sin = torch.cat((sin.new_zeros(self.num_special, sin.shape[-1]), sin))
-        return cos[:, None], sin[:, None]
+        return tables.with_special(*tables.window_rope.table((window, window), device=device))
 
 
 class DynamicNeck(nn.Module):
