@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as run_checkpointed
 
 from .arch import Arch
+from .linear import Linear
 from .rope import rotate
 from .tables import Segment
 
@@ -127,11 +128,11 @@ class Attention(nn.Module):
         self.num_heads = arch.num_heads
         self.rotation = arch.rope_rot_type
         self.dropout = arch.attention_dropout
-        self.qkv = nn.Linear(dim, 3 * dim, bias=arch.qkv_bias)
+        self.qkv = Linear(dim, 3 * dim, bias=arch.qkv_bias)
         self.q_norm = norm(arch.head_dim) if arch.qk_norm else nn.Identity()
         self.k_norm = norm(arch.head_dim) if arch.qk_norm else nn.Identity()
         self.norm = norm(dim) if arch.attn_norm else nn.Identity()
-        self.proj = nn.Linear(dim, dim)
+        self.proj = Linear(dim, dim)
         self.proj_drop = nn.Dropout(arch.projection_dropout)
 
     def forward(self, x: Tensor, segments: Sequence[Segment]) -> Tensor:
@@ -169,13 +170,17 @@ class Mlp(nn.Module):
 
     def __init__(self, arch: Arch) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(arch.hidden_dim, arch.mlp_dim)
+        self.fc1 = Linear(arch.hidden_dim, arch.mlp_dim)
         self.act = ACTIVATIONS[arch.act_layer_type or "gelu"]()
         self.drop = nn.Dropout(arch.dropout)
-        self.fc2 = nn.Linear(arch.mlp_dim, arch.hidden_dim)
+        self.fc2 = Linear(arch.mlp_dim, arch.hidden_dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.drop(self.fc2(self.drop(self.act(self.fc1(x)))))
+        if isinstance(self.act, nn.GELU) and self.act.approximate == "none":
+            x = self.fc1(x, gelu=True)
+        else:
+            x = self.act(self.fc1(x))
+        return self.drop(self.fc2(self.drop(x)))
 
 
 class SwiGLU(nn.Module):
@@ -183,13 +188,13 @@ class SwiGLU(nn.Module):
 
     def __init__(self, arch: Arch) -> None:
         super().__init__()
-        self.fc1_g = nn.Linear(arch.hidden_dim, arch.mlp_dim)
-        self.fc1_x = nn.Linear(arch.hidden_dim, arch.mlp_dim)
+        self.fc1_g = Linear(arch.hidden_dim, arch.mlp_dim)
+        self.fc1_x = Linear(arch.hidden_dim, arch.mlp_dim)
         self.act = ACTIVATIONS[arch.act_layer_type or "silu"]()
         self.drop = nn.Dropout(arch.dropout)
         normed = arch.mlp_layer_type == "Norm_SwiGLU_FFN"
         self.norm = norm_layer(arch)(arch.mlp_dim) if normed else nn.Identity()
-        self.fc2 = nn.Linear(arch.mlp_dim, arch.hidden_dim)
+        self.fc2 = Linear(arch.mlp_dim, arch.hidden_dim)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.drop(self.act(self.fc1_g(x)) * self.fc1_x(x))

@@ -9,7 +9,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "ropevit_mmdet"
 # Lowest floor first: a module imports from floors below its own. The same floor: not each other.
 FLOORS = [
-    {"stack", "arch", "rope", "windows", "datasets", "download", "weights_table"}
+    {"stack", "arch", "linear", "rope", "windows", "datasets", "download", "weights_table"}
     | {"output", "palette"},
     {"errors", "drawing", "dataset_checks", "benchmark_report", "facts", "resample", "arguments"},
     {"tables", "weights", "frozen", "pictures", "ground_truth", "mmdet_tools", "redaction"},
@@ -24,7 +24,7 @@ FLOORS = [
     {"compare"},
 ]
 # What the arithmetic may need beside the standard library and the package.
-TORCH_ONLY = {"arch", "rope", "windows", "tables", "vit", "checkpoint", "download"}
+TORCH_ONLY = {"arch", "linear", "rope", "windows", "tables", "vit", "checkpoint", "download"}
 TORCH_ONLY |= {"arguments", "facts", "identify", "resample", "weights", "weights_table"}
 SOURCES = [
     path
