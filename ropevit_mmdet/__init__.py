@@ -15,6 +15,8 @@ from ropevit_mmdet.frozen import FrozenBackbone  # noqa: E402
 from ropevit_mmdet.hooks import RoPEViTChecks  # noqa: E402
 from ropevit_mmdet.layer_decay import RoPEViTLayerDecay  # noqa: E402
 from ropevit_mmdet.neck import LayerNorm2d, SimpleFeaturePyramid  # noqa: E402
+from ropevit_mmdet.non_finite import NonFiniteGuard  # noqa: E402
+from ropevit_mmdet.preemption import PreemptionHook  # noqa: E402
 from ropevit_mmdet.resume import ResumableCheckpointHook  # noqa: E402
 
 __version__ = "0.1.0"
@@ -23,6 +25,8 @@ __all__ = [
     "CheckedCocoDataset",
     "FrozenBackbone",
     "LayerNorm2d",
+    "NonFiniteGuard",
+    "PreemptionHook",
     "RoPEViT",
     "RoPEViTChecks",
     "RoPEViTLayerDecay",

@@ -24,6 +24,7 @@ from mmengine.hooks import CheckpointHook
 from mmengine.logging import print_log
 from mmengine.runner import EpochBasedTrainLoop, Runner
 
+INTERIM = "interim_checkpoint"  # in the message hub: the name of one saved within an epoch
 EPOCH_SEED_STEP = 100_003  # between the seeds of two epochs: more than there are worker processes
 
 
@@ -39,12 +40,14 @@ class ResumableCheckpointHook(CheckpointHook):
       not kept; a warning says so.
 
     Validation leaves the random numbers of training alone. In an EpochBasedTrainLoop, worker
-    processes are started and seeded anew for every epoch, by its number.
+    processes are started and seeded anew for every epoch, by its number, and a run that is resumed
+    within an epoch skips the batches of it that were trained on.
     """
 
     _states: list[dict[str, Any]] | None = None  # of a checkpoint to be written, by rank
     _resumed: dict[str, Any] | None = None
     _before_val: dict[str, Any] | None = None
+    _saved_iter: int | None = None  # iterations behind the newest checkpoint to resume from
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         if runner._resume:
@@ -61,12 +64,32 @@ class ResumableCheckpointHook(CheckpointHook):
         loop = runner.train_loop
         if isinstance(loop, EpochBasedTrainLoop):
             _renew_workers(runner.train_dataloader, runner.epoch)
-            self._restore(runner)
+            done = runner.iter - runner.epoch * len(runner.train_dataloader)
+            if self._resumed is not None and done > 0:
+                _skip_batches(loop, done, partial(self._restore, runner))
+            else:
+                self._restore(runner)
         elif self._resumed is not None:
             # The loop skips the batches that were trained on; states belong behind the last one.
             loop.dataloader_iterator = _call_after(
                 loop.dataloader_iterator, runner.iter, partial(self._restore, runner)
             )
+
+    def save_now(self, runner: Runner, done: int) -> None:
+        """Save out of turn, `done` iterations behind the start, unless that is saved already.
+
+        Within an epoch of a run whose checkpoints count epochs the file is called by the iteration
+        all the same, and removed behind the next one.
+        """
+        if self._saved_iter == done:
+            return
+        meta = dict(epoch=runner.epoch, iter=done)
+        if not self.by_epoch:
+            self._save_checkpoint_with_step(runner, done, meta)
+        elif done == runner.iter:  # a validation stands between two epochs
+            self._save_checkpoint_with_step(runner, runner.epoch, meta)
+        else:
+            self._save_within_epoch(runner, done, meta)
 
     def before_val_epoch(self, runner: Runner) -> None:
         self._before_val = random_states()
@@ -82,6 +105,7 @@ class ResumableCheckpointHook(CheckpointHook):
         if self._states is None:
             return  # a best checkpoint: not to resume from
         checkpoint["random_states"] = self._states
+        self._saved_iter = checkpoint["meta"]["iter"]
         if runner.optim_wrapper.should_update():
             return
         if get_world_size() > 1:
@@ -99,15 +123,30 @@ class ResumableCheckpointHook(CheckpointHook):
         }
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict[str, Any]) -> None:
-        outdated = self._outdated(runner, step)
+        outdated = [self._outdated(runner, step), runner.message_hub.pop_info(INTERIM)]
+        self._write(runner, step, meta)
+        for name in filter(None, outdated):
+            self._remove(self.file_backend.join_path(self.out_dir, name))
+
+    def _save_within_epoch(self, runner: Runner, done: int, meta: dict[str, Any]) -> None:
+        """Save a checkpoint that counts iterations, which the next one replaces."""
+        kept, outdated = self.filename_tmpl, runner.message_hub.pop_info(INTERIM)
+        self.by_epoch, self.filename_tmpl = False, "iter_{}.pth"
+        runner.message_hub.update_info(INTERIM, self.filename_tmpl.format(done))
+        try:
+            self._write(runner, done, meta)
+        finally:
+            self.by_epoch, self.filename_tmpl = True, kept
+        if outdated is not None:
+            self._remove(self.file_backend.join_path(self.out_dir, outdated))
+
+    def _write(self, runner: Runner, step: int, meta: dict[str, Any]) -> None:
         self._states = all_gather_object(random_states())
         keep, self.max_keep_ckpts = self.max_keep_ckpts, -1  # mmengine would remove first
         try:
             super()._save_checkpoint_with_step(runner, step, meta)
         finally:
             self.max_keep_ckpts, self._states = keep, None
-        if outdated is not None:
-            self._remove(self.file_backend.join_path(self.out_dir, outdated))
 
     def _outdated(self, runner: Runner, step: int) -> str | None:
         """Note `step` as the newest checkpoint; the name of the one that it makes too many."""
@@ -211,6 +250,27 @@ def _call_after(batches: Iterator[Any], count: int, action: Callable[[], None]) 
     yield from itertools.islice(batches, count)
     action()
     yield from batches
+
+
+def _skip_batches(loop: EpochBasedTrainLoop, count: int, action: Callable[[], None]) -> None:
+    """Have the loop pass over the first `count` batches of an epoch; `action` is called behind.
+
+    Raises ValueError where the epoch has fewer.
+    """
+    batches = len(loop.dataloader)
+    if count > batches:
+        raise ValueError(
+            f"the checkpoint was saved behind {count} batches of an epoch, which has {batches} of "
+            "them now: give the batch size and the data that it was saved with"
+        )
+    print_log(f"skipping {count} of {batches} batches, which were trained on", "current")
+
+    def skip(index: int, batch: Any) -> None:
+        if index + 1 == count:
+            del loop.run_iter  # its class has it again
+            action()
+
+    loop.run_iter = skip
 
 
 def _renew_workers(dataloader: torch.utils.data.DataLoader, epoch: int) -> None:

@@ -17,7 +17,7 @@ FLOORS = [
     {"identify", "neck", "detector_checkpoint"},
     {"backbone"},
     {"hooks", "flops", "layer_decay", "classifier", "inspection", "resume", "distributed"},
-    {"run_config", "benchmark"},
+    {"run_config", "benchmark", "non_finite", "preemption"},
     {"predict", "publish"},
     {"analysis", "export"},
     {"experiment"},

@@ -11,6 +11,8 @@ default_hooks = dict(
     ),
     sampler_seed=dict(type="DistSamplerSeedHook"),
     visualization=dict(type="DetVisualizationHook"),
+    non_finite=dict(type="NonFiniteGuard", action="stop"),  # or "skip", with a count
+    preemption=dict(type="PreemptionHook"),  # SIGTERM saves, and leaves with status 75
 )
 custom_hooks = [dict(type="RoPEViTChecks")]  # strides and colours, before the first iteration
 
