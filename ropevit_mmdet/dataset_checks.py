@@ -9,13 +9,20 @@ import mmap
 import os
 import re
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from mmdet.datasets import CocoDataset
+from mmdet.datasets.api_wrappers import COCO
 from mmdet.registry import DATASETS
 from mmengine.config import Config
+from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
+
+from ropevit_mmdet.annotation_checks import check_annotations, check_lists
+from ropevit_mmdet.picture_checks import picture_error
+from ropevit_mmdet.troubles import ERROR, WARNING
 
 SPLITS = ("train", "val", "test")
 _CURES = (  # what a path looks like, how to get what it should hold
@@ -32,9 +39,11 @@ _CATEGORIES = b'"categories"'
 
 @DATASETS.register_module()
 class CheckedCocoDataset(CocoDataset):
-    """CocoDataset that says what is missing and where to get it, whichever tool builds it.
+    """CocoDataset that names what is missing or wrong, whichever tool builds it.
 
-    Raises ValueError as `check_datasets` does, when it loads its annotations.
+    Raises ValueError when it loads its annotations, as `check_datasets` does and for every error
+    that `check_annotations` finds; warnings go to the log in one line. It raises ValueError for a
+    picture that cannot be read or has another size than its annotations say, naming the file.
     """
 
     def load_data_list(self) -> list[dict]:
@@ -42,7 +51,85 @@ class CheckedCocoDataset(CocoDataset):
         for key in ("ann_file", "data_prefix", "backend_args"):
             settings[key] = getattr(self, key)
         _check_dataset("test" if self.test_mode else "train", settings)
-        return super().load_data_list()
+        masks = any(getattr(step, "with_mask", False) for step in self.pipeline.transforms)
+        self.COCOAPI = partial(_CheckedCOCO, masks=masks, evaluated=self.test_mode)
+        try:
+            return super().load_data_list()
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise ValueError(f"annotation file {self.ann_file} is not JSON: {error}") from error
+        finally:
+            del self.COCOAPI
+
+    def filter_data(self) -> list[dict]:
+        kept = super().filter_data()
+        if not kept:  # mmengine's samplers would look for a first picture for ever
+            raise ValueError(
+                f"annotation file {self.ann_file}: none of its {len(self.data_list)} pictures is "
+                f"left by filter_cfg={dict(self.filter_cfg or {})}"
+            )
+        return kept
+
+    def prepare_data(self, idx: int) -> Any:
+        info = self.get_data_info(idx)
+        path, size = info["img_path"], (info["height"], info["width"])
+        local = _is_local(vars(self), path)
+        said = picture_error(path, size) if local else None  # its header, ahead of all its pixels
+        if said:
+            raise ValueError(said)
+        try:
+            packed = self.pipeline(info)
+        except Exception as error:
+            said = picture_error(path, size, decode=True) if local else None
+            if said:
+                raise ValueError(said) from error
+            if hasattr(error, "add_note"):  # Python 3.11
+                error.add_note(f"while picture {path} was prepared")
+            raise
+        sample = packed.get("data_samples") if isinstance(packed, dict) else None
+        loaded = tuple(getattr(sample, "ori_shape", size))
+        if loaded != size:  # OpenCV 4 does not turn WebP files
+            raise ValueError(f"picture {path} is loaded as {loaded}, and its header says {size}")
+        return packed
+
+
+class CocoFiles(NamedTuple):
+    """The files of a data set in COCO's format, and what is done with them."""
+
+    ann_file: Path
+    img_dir: Path
+    masks: bool  # segmentations are read
+    evaluated: bool
+    classes: tuple[str, ...] | None  # of the config
+
+
+def coco_files(config: Config, splits: Sequence[str] | None = None) -> dict[CocoFiles, str]:
+    """The local data sets in COCO's format of some splits of a config, those in wrappers too.
+
+    Each with the names of its splits: those of validation and test are often one. By default all
+    splits that the config has. Raises ValueError for a split that it does not have, and if there is
+    no such data set.
+    """
+    init_default_scope(config.get("default_scope") or "mmdet")
+    there = [split for split in SPLITS if config.get(f"{split}_dataloader") is not None]
+    found: dict[CocoFiles, str] = {}
+    for split in splits or there:
+        if split not in there:
+            raise ValueError(f"the config has no {split}_dataloader")
+        for dataset in _innermost(config[f"{split}_dataloader"]["dataset"]):
+            root, ann_file = Path(dataset.get("data_root") or ""), dataset.get("ann_file")
+            if not ann_file or not _is_local(dataset, ann_file, root) or not _is_coco(dataset):
+                continue
+            files = CocoFiles(
+                root / ann_file,
+                root / (dataset.get("data_prefix") or {}).get("img", ""),
+                masks=any(step.get("with_mask") for step in dataset.get("pipeline") or []),
+                evaluated=split != "train",
+                classes=_classes(dataset),
+            )
+            found[files] = f"{found[files]}, {split}" if files in found else split
+    if not found:
+        raise ValueError(f"{', '.join(splits or there)}: no local data set in COCO's format")
+    return found
 
 
 def check_datasets(config: Config, splits: Sequence[str] = SPLITS) -> None:
@@ -98,27 +185,63 @@ def _check_dataset(split: str, dataset: dict[str, Any]) -> None:
         _require(split, "picture folder", root / prefix)
         if not any(os.scandir(root / prefix)):
             raise ValueError(f"{split} data set: picture folder {root / prefix} is empty")
+    classes = _classes(dataset) if _is_coco(dataset) and path.suffix == ".json" else None
+    if classes:
+        try:
+            check_classes(path, annotated_categories(path), classes)
+        except ValueError as error:
+            raise ValueError(f"{split} data set: {error}") from error
+
+
+class _CheckedCOCO(COCO):
+    """mmdet's reader of annotation files, which looks at what it read before it uses it."""
+
+    def __init__(self, path: str, *, masks: bool, evaluated: bool) -> None:
+        self._path, self._masks, self._evaluated = path, masks, evaluated
+        super().__init__(path)
+
+    def createIndex(self) -> None:
+        check_lists(self.dataset, self._path, ("images", "categories"))
+        troubles = check_annotations(self.dataset, masks=self._masks, evaluated=self._evaluated)
+        if troubles.of(ERROR):
+            raise ValueError(
+                f"annotation file {self._path}: {troubles.summary(ERROR)}; "
+                "tools/check_dataset.py lists all that is wrong"
+            )
+        if troubles.of(WARNING):
+            said = f"annotation file {self._path}: {troubles.summary(WARNING)}"
+            MMLogger.get_current_instance().warning(said)
+        super().createIndex()
+
+
+def _is_coco(dataset: dict[str, Any]) -> bool:
     kind = DATASETS.get(dataset["type"]) if isinstance(dataset["type"], str) else dataset["type"]
-    if kind is not None and issubclass(kind, CocoDataset) and path.suffix == ".json":
-        classes = (dataset.get("metainfo") or {}).get("classes") or kind.METAINFO.get("classes")
-        if classes and not isinstance(classes, str):  # a string is a file that lists them
-            _check_classes(split, path, list(classes))
+    return kind is not None and issubclass(kind, CocoDataset)
 
 
-def _check_classes(split: str, path: Path, classes: list[str]) -> None:
-    names = annotated_categories(path)
+def _classes(dataset: dict[str, Any]) -> tuple[str, ...] | None:
+    """The class names of a data set in COCO's format; None where a file lists them."""
+    kind = DATASETS.get(dataset["type"]) if isinstance(dataset["type"], str) else dataset["type"]
+    classes = (dataset.get("metainfo") or {}).get("classes") or kind.METAINFO.get("classes")
+    return None if not classes or isinstance(classes, str) else tuple(classes)
+
+
+def check_classes(path: Path, names: Sequence[str], classes: Sequence[str]) -> None:
+    """Raises ValueError if a file's category names do not give the labels of the classes."""
     found = [name for name in names if name in set(classes)]
-    if found == classes:
+    if found == list(classes):
         return
     if not found:
         problem = "share no name with the config's classes"
     elif len(found) < len(classes):
         missing = [name for name in classes if name not in found]
         problem = f"lack {_listed(missing)} of the config's classes"
+    elif len(set(found)) < len(found):
+        problem = "have a name several times, and labels would shift against the config's classes"
     else:
         problem = "have another order than the config's classes, and labels go by the file's"
     raise ValueError(
-        f"{split} data set: the categories of {path} ({_listed(names)}) {problem} "
+        f"the categories of {path} ({_listed(names)}) {problem} "
         f"({_listed(classes)}); set metainfo = dict(classes=(...)) in the config to names of the "
         "file, in its order"
     )

@@ -13,6 +13,8 @@ from pathlib import Path
 _ADDRESSED = (ValueError, OSError, ImportError, NotImplementedError)
 # mmcv, on a picture that OpenCV cannot decode; the text comes through data loader workers too.
 _UNREADABLE_PICTURE = re.compile(r"failed to load image: (.+)")
+# torch.utils.data, around the traceback of an error in a worker process.
+_FROM_WORKER = re.compile(r"Caught (\w+) in \w+ worker process \d+\.\n")
 _PACKAGE = Path(__file__).parent
 
 
@@ -41,6 +43,12 @@ def user_message(error: BaseException) -> str | None:
         return f"picture {unreadable[1].strip()} cannot be read: truncated or not a picture"
     if not isinstance(error, _ADDRESSED):
         return None
-    frames = traceback.extract_tb(error.__traceback__)
-    by_us = bool(frames) and _PACKAGE in Path(frames[-1].filename).parents
-    return str(error) if by_us else None
+    kind = _FROM_WORKER.match(str(error))
+    if kind:
+        before, _, message = str(error).rpartition(f"\n{kind[1]}: ")
+        files = re.findall(r'^  File "(.+)", line \d+', before, re.MULTILINE)
+    else:
+        files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
+        message = str(error)
+    by_us = bool(files) and _PACKAGE in Path(files[-1]).parents
+    return message.strip() if by_us else None

@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +9,10 @@ from typing import Any
 
 from pycocotools.coco import COCO
 
+from ropevit_mmdet.annotation_checks import check_annotations, read_annotation_file
 from ropevit_mmdet.drawing import Detection
+from ropevit_mmdet.segmentation_checks import segmentation_trouble
+from ropevit_mmdet.troubles import ERROR
 
 
 class GroundTruth:
@@ -55,7 +57,8 @@ class GroundTruth:
                 f"the picture has {size[1]} x {size[0]}"
             )
         annotations = self.coco.imgToAnns.get(image["id"], [])
-        return [self._detection(one) for one in annotations if not one.get("iscrowd")]
+        known = (one for one in annotations if one["category_id"] in self._labels)
+        return [self._detection(one) for one in known if not one.get("iscrowd")]
 
     def _image(self, path: Path) -> dict[str, Any] | None:
         """The entry whose `file_name` is the longest end of a path."""
@@ -67,22 +70,28 @@ class GroundTruth:
         x, y, width, height = annotation["bbox"]
         mask = None
         if annotation.get("segmentation"):
+            self._check_mask(annotation)
             mask = self.coco.annToMask(annotation).astype(bool)
         label = self._labels[annotation["category_id"]]
         return Detection((x, y, x + width, y + height), label, None, mask)
 
+    def _check_mask(self, annotation: dict[str, Any]) -> None:
+        image = self.coco.imgs[annotation["image_id"]]
+        found = segmentation_trouble(annotation["segmentation"], image["height"], image["width"])
+        if found:
+            kind, said = found
+            raise ValueError(
+                f"{self.ann_file}: the segmentation of annotation {annotation.get('id')} of "
+                f"{image['file_name']} cannot be drawn ({kind}{said})"
+            )
+
 
 def read_coco(path: str | os.PathLike[str]) -> COCO:
     """An annotation file; raises ValueError if it is not there or not in COCO's format."""
-    if not Path(path).is_file():
-        raise ValueError(f"annotation file {path} does not exist")
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"annotation file {path} is not JSON, or cut short: {error}") from error
-    missing = [key for key in ("images", "annotations", "categories") if key not in content]
-    if missing:
-        raise ValueError(f"annotation file {path} has no {missing[0]!r}: is it in COCO's format?")
+    content = read_annotation_file(path)
+    troubles = check_annotations(content, masks=False, drawn=True)
+    if troubles.of(ERROR):
+        raise ValueError(f"annotation file {path}: {troubles.summary(ERROR)}")
     coco = COCO()
     coco.dataset = content
     with contextlib.redirect_stdout(io.StringIO()):  # it prints

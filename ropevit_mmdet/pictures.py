@@ -12,6 +12,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm")
+MAX_PIXELS = 178_956_970  # of a picture: where Pillow refuses what may be a decompression bomb
 
 
 @dataclass(frozen=True)
@@ -95,12 +96,23 @@ def read_pictures(paths: Iterable[Path], every: int = 1) -> Iterator[Picture]:
 def read_picture(path: str | os.PathLike[str]) -> np.ndarray:
     """A picture file as RGB [H, W, 3], uint8, turned upright as its EXIF data says.
 
-    Raises ValueError, naming the file, if it cannot be decoded, has no pixels or holds NaN.
+    Colours are those that a training sees, which reads by OpenCV: alpha is dropped, in TIFF files
+    laid over black; of 16 bits the upper 8 are taken. CMYK may differ by 1. OpenCV does not read 32
+    bits; here they are 0 to 255, or 0 to 65535 if integers and above 255.
+
+    Raises ValueError, naming the file, if it cannot be decoded, has no pixels, holds NaN or has
+    more than `MAX_PIXELS`.
     """
     try:
         with Image.open(path) as image:
+            image.load()
+            drop_xmp(image)
             upright = ImageOps.exif_transpose(image)
             deep = upright.mode[0] in "IF"  # one channel of 16 or 32 bits
+            sixteen = upright.mode.startswith("I;16") or (deep and image.format == "PPM")
+            if upright.mode == "RGBA" and image.format == "TIFF":
+                black = Image.new("RGBA", upright.size, (0, 0, 0, 255))
+                upright = Image.alpha_composite(black, upright)
             picture = np.asarray(upright if deep else upright.convert("RGB"))
     except UnidentifiedImageError as error:
         raise ValueError(f"picture {path} cannot be read: not a picture, or cut short") from error
@@ -108,14 +120,22 @@ def read_picture(path: str | os.PathLike[str]) -> np.ndarray:
         raise ValueError(f"picture {path} cannot be read: {error}") from error
     if picture.size == 0:
         raise ValueError(f"picture {path} has no pixels")
-    if not np.isfinite(picture).all():
-        raise ValueError(f"picture {path} holds NaN or infinite values")
     if not deep:
         return picture
-    if picture.dtype.kind in "iu" and picture.max() > 255:
+    if not np.isfinite(picture).all():
+        raise ValueError(f"picture {path} holds NaN or infinite values")
+    if sixteen:
+        picture = picture // 256
+    elif picture.dtype.kind in "iu" and picture.max() > 255:
         picture = picture / 257.0  # 65535 -> 255, where Pillow's own conversion would clip
     gray = np.clip(np.round(picture), 0, 255).astype(np.uint8)
     return np.repeat(gray[:, :, None], 3, axis=2)
+
+
+def drop_xmp(image: Image.Image) -> None:
+    """Make Pillow take the orientation from EXIF alone, as OpenCV does, and never from XMP."""
+    for key in ("xmp", "XML:com.adobe.xmp"):
+        image.info.pop(key, None)
 
 
 class Video:

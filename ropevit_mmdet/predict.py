@@ -22,6 +22,7 @@ from ropevit_mmdet.detector_checkpoint import read_detector_checkpoint
 from ropevit_mmdet.drawing import Detection, draw_detections, side_by_side
 from ropevit_mmdet.ground_truth import GroundTruth
 from ropevit_mmdet.output import output_folder
+from ropevit_mmdet.picture_checks import THINNEST
 from ropevit_mmdet.pictures import (
     Picture,
     Video,
@@ -61,7 +62,7 @@ class Predictor:
         """The detections of a batch of RGB pictures [H, W, 3], uint8, best first.
 
         Boxes are in pixels of the picture as given, masks [H, W] likewise. Raises ValueError for a
-        picture without pixels.
+        picture without pixels, and for one too thin to be resized.
         """
         batch = self.packed(pictures)
         return [_detections(sample, score_thr) for sample in self.model.test_step(batch)]
@@ -72,6 +73,11 @@ class Predictor:
         for picture in pictures:
             if picture.ndim != 3 or picture.shape[2] != 3 or picture.size == 0:
                 raise ValueError(f"a picture must be [H, W, 3] with pixels, not {picture.shape}")
+            if max(picture.shape[:2]) > THINNEST * min(picture.shape[:2]):
+                raise ValueError(
+                    f"a picture of {picture.shape[1]} x {picture.shape[0]} pixels is more than "
+                    f"{THINNEST} times as long as wide: made smaller, it has no pixel left"
+                )
             bgr = np.ascontiguousarray(picture[:, :, ::-1])  # the order of mmdet's pipelines
             packed = self.pipeline({"img": bgr, "img_id": 0})
             batch["inputs"].append(packed["inputs"])
@@ -127,7 +133,11 @@ def predict_files(
     items = progress(read_pictures(pictures, every), count_pictures(pictures, every))
     with output_folder(out_dir) as folder, _Overlays(folder / OVERLAY_FOLDER, every) as overlays:
         for batch in _batches(items, batch_size):
-            found = predictor.predict([item.pixels for item in batch], score_thr=score_thr)
+            try:
+                found = predictor.predict([item.pixels for item in batch], score_thr=score_thr)
+            except ValueError as error:
+                names = ", ".join(str(item.path) for item in batch)
+                raise ValueError(f"{names}: {error}") from error
             for item, detections in zip(batch, found, strict=True):
                 detections = [one for one in detections if one.label in wanted][:top_k]
                 overlays.add(item, _overlay(item, detections, predictor.names, truth))

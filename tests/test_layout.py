@@ -10,11 +10,12 @@ PACKAGE = ROOT / "ropevit_mmdet"
 # Lowest floor first: a module imports from floors below its own. The same floor: not each other.
 FLOORS = [
     {"stack", "arch", "linear", "rope", "windows", "datasets", "download", "weights_table"}
-    | {"output", "palette"},
-    {"errors", "drawing", "dataset_checks", "benchmark_report", "facts", "resample", "arguments"},
-    {"tables", "weights", "frozen", "pictures", "ground_truth", "mmdet_tools", "redaction"},
-    {"vit", "checkpoint"},
-    {"identify", "neck", "detector_checkpoint"},
+    | {"output", "palette", "pictures", "troubles"},
+    {"errors", "drawing", "benchmark_report", "facts", "resample", "arguments"}
+    | {"segmentation_checks", "picture_checks"},
+    {"tables", "weights", "frozen", "annotation_checks", "mmdet_tools", "redaction"},
+    {"vit", "checkpoint", "dataset_checks", "ground_truth"},
+    {"identify", "neck", "detector_checkpoint", "dataset_report"},
     {"backbone"},
     {"hooks", "flops", "layer_decay", "classifier", "inspection", "resume", "distributed"},
     {"run_config", "benchmark", "non_finite", "preemption"},

@@ -1,0 +1,201 @@
+"""Check a picture file against what its annotations say of it, by its header or by decoding it."""
+
+import os
+import unicodedata
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import mmcv
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+from ropevit_mmdet.pictures import MAX_PIXELS, drop_xmp, read_picture
+from ropevit_mmdet.troubles import ERROR, NOTE, WARNING, Kind
+
+THINNEST = 100
+KINDS = {
+    "missing": Kind(ERROR, "picture files that are not there"),
+    "unreadable": Kind(ERROR, "picture files that cannot be decoded"),
+    "too large": Kind(
+        ERROR, f"pictures of more than {MAX_PIXELS:,} pixels, which are not read: cut them up"
+    ),
+    "32 bits": Kind(
+        ERROR, "pictures of 32 bits a channel, which OpenCV does not read: convert them"
+    ),
+    "other size": Kind(ERROR, "pictures of another size than their annotations say"),
+    "stored size": Kind(
+        ERROR,
+        "annotations with the size of the picture as it is stored, while EXIF turns it: boxes "
+        "must lie on the upright picture, which is what a detector sees",
+    ),
+    "thin": Kind(
+        ERROR,
+        f"pictures more than {THINNEST} times as long as wide: made smaller, they have no pixel "
+        "left",
+    ),
+    "turned": Kind(WARNING, "pictures turned by EXIF: boxes must lie on the upright picture"),
+    "Lab": Kind(WARNING, "Lab pictures: training and prediction see other colours: convert them"),
+    "several frames": Kind(WARNING, "files of several pictures: only the first one is seen"),
+    "small": Kind(WARNING, "pictures less than 32 pixels wide or high: configs for COCO skip them"),
+    "gray": Kind(NOTE, "gray pictures: fine, all three channels are the same"),
+    "16 bits": Kind(NOTE, "pictures of 16 bits a channel: fine, the upper 8 are seen"),
+    "alpha": Kind(NOTE, "pictures with transparency: what is under it is seen, in TIFF black"),
+    "CMYK": Kind(NOTE, "CMYK pictures: fine, made RGB without a colour profile"),
+}
+_OF_ONE = {  # the errors, said of one picture
+    "missing": "does not exist",
+    "unreadable": "cannot be decoded",
+    "too large": "cannot be read",
+    "32 bits": "has 32 bits a channel, which OpenCV does not read",
+    "other size": "is not of the size that its annotations say",
+    "thin": f"is more than {THINNEST} times as long as wide",
+    "stored size": "is turned upright by EXIF, and its annotations have the size from before",
+}
+_UPRIGHT = ((1, 2, 3, 4), (5, 6, 7, 8))  # EXIF orientations that keep the sides, and that swap them
+_MODES = {"I": "32 bits", "F": "32 bits", "L": "gray", "1": "gray", "CMYK": "CMYK", "LAB": "Lab"}
+_MODES |= dict.fromkeys(("I;16", "I;16B", "I;16L", "I;16N"), "16 bits")
+_MODES |= dict.fromkeys(("LA", "La", "PA", "RGBA", "RGBa"), "alpha")
+_ENDS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND"}
+_TAIL = 64  # bytes at the end in which a whole file has its end mark, mostly
+
+
+class _Header(NamedTuple):
+    """What a file says of its picture, `stored` and `upright` as (height, width) in pixels."""
+
+    format: str
+    mode: str
+    stored: tuple[int, int]
+    orientation: int
+    frames: int
+
+    @property
+    def upright(self) -> tuple[int, int]:
+        return self.stored[::-1] if self.orientation in _UPRIGHT[1] else self.stored
+
+
+def check_picture(
+    path: str | os.PathLike[str], size: tuple[int, int] | None, *, decode: bool = False
+) -> list[tuple[str, str]]:
+    """The kinds of trouble of a picture file, each with what more there is to say, or "".
+
+    Only the header is read, unless the end of the file is missing or `decode` says so; then it is
+    decoded as training does, and as prediction does.
+
+    Args:
+        size: (height, width) in pixels that the annotations give it; None: not compared.
+    """
+    path = Path(path)
+    if not path.is_file():
+        near = _near_name(path)
+        return [("missing", f"there is {near!r}" if near else "")]
+    try:
+        header = _read_header(path)
+    except Image.DecompressionBombError as error:
+        return [("too large", str(error))]
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        return [("unreadable", _why(error))]
+    found = list(_of_header(header, size))
+    if decode or _seems_cut(path, header.format):
+        said = _undecodable(path)
+        if said and all(kind != "32 bits" for kind, _ in found):
+            found.append(("unreadable", said))
+    return found
+
+
+def picture_error(
+    path: str | os.PathLike[str], size: tuple[int, int] | None, *, decode: bool = False
+) -> str | None:
+    """Why a picture cannot be trained on, in one line that names it; None if it can.
+
+    Arguments as for `check_picture`.
+    """
+    for kind, said in check_picture(path, size, decode=decode):
+        if kind in _OF_ONE:
+            return f"picture {path} {_OF_ONE[kind]}" + (f": {said}" if said else "")
+    return None
+
+
+def _of_header(header: _Header, size: tuple[int, int] | None) -> Iterator[tuple[str, str]]:
+    height, width = header.upright
+    turned = header.orientation != 1
+    if size is not None and size != header.upright:
+        kind = "stored size" if turned and size == header.stored else "other size"
+        yield kind, f"{width} x {height}, annotated as {size[1]} x {size[0]}"
+    elif turned:
+        yield "turned", f"EXIF orientation {header.orientation}"
+    if max(header.upright) > THINNEST * min(header.upright):
+        yield "thin", f"{width} x {height}"
+    elif min(header.upright) < 32:
+        yield "small", f"{width} x {height}"
+    if header.frames > 1:
+        yield "several frames", str(header.frames)
+    kind = _MODES.get(header.mode)
+    if header.mode == "I" and header.format in ("PPM", "PNG"):
+        kind = "16 bits"
+    if kind:
+        yield kind, ""
+
+
+def _read_header(path: Path) -> _Header:
+    with Image.open(path) as image:
+        orientation = 1
+        # Pillow would decode a PNG in search of EXIF data behind the pixels.
+        if image.format != "PNG" or "exif" in image.info:
+            drop_xmp(image)
+            orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+        if orientation not in (*_UPRIGHT[0], *_UPRIGHT[1]):
+            orientation = 1
+        width, height = image.size
+        frames = 1
+        if image.format in ("GIF", "TIFF", "WEBP", "PNG"):
+            frames = getattr(image, "n_frames", 1)
+        return _Header(image.format or "", image.mode, (height, width), orientation, frames)
+
+
+def _seems_cut(path: Path, kind: str) -> bool:
+    if kind not in _ENDS:
+        return False
+    with open(path, "rb") as file:
+        file.seek(-min(_TAIL, path.stat().st_size), os.SEEK_END)
+        return _ENDS[kind] not in file.read()
+
+
+def _undecodable(path: Path) -> str | None:
+    """Why training or prediction cannot decode a picture; None if both can."""
+    try:
+        if mmcv.imfrombytes(path.read_bytes()) is None:
+            cause: Exception | None = None
+        else:
+            read_picture(path)
+            return None
+    except (cv2.error, OSError, ValueError) as error:
+        cause = error
+    try:
+        read_picture(path)
+    except ValueError as error:
+        return str(error).partition("cannot be read: ")[2] or str(error)
+    return "OpenCV cannot decode it" if not isinstance(cause, OSError) else str(cause)
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return "not a picture, or cut short"
+    return str(error) or type(error).__name__
+
+
+def _near_name(path: Path) -> str | None:
+    """The name of a file that is there and differs in case or in the form of its accents."""
+    return _names(path.parent).get(_folded(path.name))
+
+
+@lru_cache(maxsize=16)
+def _names(folder: Path) -> dict[str, str]:
+    if not folder.is_dir():
+        return {}
+    return {_folded(name): name for name in os.listdir(folder)}
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
