@@ -1,12 +1,16 @@
 """Say what a user got wrong in one line instead of a traceback, and leave real bugs alone."""
 
+import errno
 import os
 import re
 import sys
+import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from torch import distributed
 
 # Raised by this package's own lines, these are addressed to the user; raised anywhere else they
 # may be a bug and keep their traceback.
@@ -15,6 +19,11 @@ _ADDRESSED = (ValueError, OSError, ImportError, NotImplementedError)
 _UNREADABLE_PICTURE = re.compile(r"failed to load image: (.+)")
 # torch.utils.data, around the traceback of an error in a worker process.
 _FROM_WORKER = re.compile(r"Caught (\w+) in \w+ worker process \d+\.\n")
+# PyTorch, where the system ends one of its processes.
+_LOST_WORKER = re.compile(
+    r"DataLoader worker \(pid\D*([\d, ]+)\) (?:is killed by signal: (\w+)|exited)"
+)
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _PACKAGE = Path(__file__).parent
 
 
@@ -23,17 +32,34 @@ def one_line_errors() -> Iterator[None]:
     """Turn errors that are addressed to the user into `error: ...` on stderr and exit status 2.
 
     Everything else passes with its traceback. With ROPEVIT_DEBUG=1 in the environment everything
-    does. In a distributed run only the first process speaks.
+    does. Of a distributed run the first process speaks; once they work together, the others too, of
+    errors that are not marked `of_all_processes`.
     """
     try:
         yield
     except Exception as error:
-        message = user_message(error)
+        message = _message(error)
         if message is None or os.environ.get("ROPEVIT_DEBUG") == "1":
             raise
-        if os.environ.get("RANK", "0") == "0":
+        rank = os.environ.get("RANK", "0")
+        if rank == "0":
             sys.stderr.write(f"error: {message}\n")
+        elif distributed.is_initialized() and not getattr(error, "of_all_processes", False):
+            sys.stderr.write(f"error: process {rank}: {message}\n")
         raise SystemExit(2) from error
+
+
+def _message(error: Exception) -> str | None:
+    """`user_message`, also where a lost data loader worker shows first as a broken connection.
+
+    PyTorch raises what it was in a signal handler, wherever this process is by then.
+    """
+    try:
+        if isinstance(error, (ConnectionError, EOFError)):
+            time.sleep(1)
+        return user_message(error)
+    except RuntimeError as lost:
+        return user_message(lost)
 
 
 def user_message(error: BaseException) -> str | None:
@@ -41,6 +67,13 @@ def user_message(error: BaseException) -> str | None:
     unreadable = _UNREADABLE_PICTURE.search(str(error))
     if isinstance(error, AssertionError) and unreadable:
         return f"picture {unreadable[1].strip()} cannot be read: truncated or not a picture"
+    lost = _LOST_WORKER.search(str(error))
+    if isinstance(error, RuntimeError) and lost:
+        return (
+            f"data loader worker {lost[1]} was ended by {lost[2] or 'the system'}: mostly memory "
+            "ran out; try fewer num_workers or a smaller batch_size. --resume goes on from the last"
+            " checkpoint"
+        )
     if not isinstance(error, _ADDRESSED):
         return None
     kind = _FROM_WORKER.match(str(error))
@@ -51,4 +84,6 @@ def user_message(error: BaseException) -> str | None:
         files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
         message = str(error)
     by_us = bool(files) and _PACKAGE in Path(files[-1]).parents
+    if isinstance(error, OSError) and error.errno in _FULL and not by_us:
+        return f"{error}: what was written before is whole"
     return message.strip() if by_us else None

@@ -18,6 +18,7 @@ from mmengine.runner import Runner
 from .analysis.run_log import elapsed_seconds, log_files, read_run
 from .resume import latest_checkpoint
 from .run_config import load_config
+from .work_dir_lock import lock_work_dir
 
 RESULT_FILE = "result.json"
 CONFIG_FILE = "run.py"
@@ -72,10 +73,11 @@ def execute(folder: Path) -> None:
     newest = latest_checkpoint(folder)
     if newest is not None:
         config.resume, config.load_from = True, str(newest)
-    runner = Runner.from_cfg(config)
-    if config.train_cfg is not None:
-        runner.train()
-    metrics = {key: float(value) for key, value in runner.test().items()}
+    with lock_work_dir(folder):
+        runner = Runner.from_cfg(config)
+        if config.train_cfg is not None:
+            runner.train()
+        metrics = {key: float(value) for key, value in runner.test().items()}
     result = {
         "metrics": metrics,
         "iterations": runner.iter,

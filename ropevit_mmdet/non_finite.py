@@ -28,6 +28,8 @@ SHOWN = 3  # names of a kind in a message
 class NonFiniteError(ValueError):
     """The training went wrong: the message says where, and what is left of it."""
 
+    of_all_processes = True  # one of them tells it
+
 
 @HOOKS.register_module()
 class NonFiniteGuard(Hook):

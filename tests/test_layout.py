@@ -10,7 +10,7 @@ PACKAGE = ROOT / "ropevit_mmdet"
 # Lowest floor first: a module imports from floors below its own. The same floor: not each other.
 FLOORS = [
     {"stack", "arch", "linear", "rope", "windows", "datasets", "download", "weights_table"}
-    | {"output", "palette", "pictures", "troubles"},
+    | {"output", "palette", "work_dir_lock", "pictures", "troubles"},
     {"errors", "drawing", "benchmark_report", "facts", "resample", "arguments"}
     | {"segmentation_checks", "picture_checks"},
     {"tables", "weights", "frozen", "annotation_checks", "mmdet_tools", "redaction"},

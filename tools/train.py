@@ -29,6 +29,7 @@ from ropevit_mmdet.run_config import (
     use_auto_scale_lr,
     use_tensorboard,
 )
+from ropevit_mmdet.work_dir_lock import lock_work_dir
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -37,9 +38,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     setup_cache_size_limit_of_dynamo()
     with one_line_errors():
         config = prepare(args)
-        use_launcher(config)
-        runner_type = RUNNERS.get(config.runner_type) if "runner_type" in config else Runner
-        runner_type.from_cfg(config).train()
+        with lock_work_dir(config.work_dir):
+            use_launcher(config)
+            runner_type = RUNNERS.get(config.runner_type) if "runner_type" in config else Runner
+            runner_type.from_cfg(config).train()
 
 
 def prepare(args: argparse.Namespace) -> Config:

@@ -7,6 +7,7 @@ local files are written in place, where a kill or a full disk leaves half of one
 
 import os
 import pickle
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlparse
@@ -27,6 +28,7 @@ PICKLED_METHODS = {
     HistoryBuffer: ("min", "max", "current", "mean"),
     OneCycleParamScheduler: ("_annealing_cos", "_annealing_linear"),
 }
+MB = 2**20  # bytes
 NUMPY_DTYPES = "?bhilqBHILQefd"  # type characters: bool, integers, half, single, double
 
 
@@ -79,7 +81,11 @@ def load_from_http(
 
 
 def put_atomically(self: LocalBackend, obj: bytes, filepath: str | os.PathLike[str]) -> None:
-    """Write `obj` beside `filepath`, flush it to the disk, and rename it to that."""
+    """Write `obj` beside `filepath`, flush it to the disk, and rename it to that.
+
+    Raises OSError that says what it takes and what there is, where the disk is full; a file of that
+    name is then as it was.
+    """
     path = Path(filepath)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
@@ -89,6 +95,13 @@ def put_atomically(self: LocalBackend, obj: bytes, filepath: str | os.PathLike[s
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
+    except OSError as error:
+        free = shutil.disk_usage(path.parent).free
+        raise OSError(
+            error.errno,
+            f"{error.strerror}: {path} was not written, which takes {len(obj) / MB:.1f} MB of the "
+            f"{free / MB:.1f} MB left; earlier files are whole",
+        ) from error
     finally:
         partial.unlink(missing_ok=True)
 

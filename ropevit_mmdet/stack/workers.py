@@ -4,30 +4,36 @@ A process manager sends it to every process of a job. PyTorch's workers die of i
 them the main process, by an exception that comes anywhere, before it could save anything.
 """
 
+import os
 import signal
-from types import FrameType
+import threading
 
 import mmengine.runner._flexible_runner
 import mmengine.runner.runner
 from mmengine.dataset import worker_init_fn
 
-GRACE = 120  # seconds that a worker stays; it is sent away long before, when the main process ends
-
 
 def outlive_sigterm() -> None:
-    """Have the workers of every run that is built from now on stay for GRACE seconds. Idempotent.
+    """Have the workers of every run that is built from now on obey their main process alone.
 
-    Those whose config names a `worker_init_fn` of its own are not reached.
+    Idempotent. Workers whose config names a `worker_init_fn` of its own are not reached, nor those
+    on systems that do not say who sent a signal.
     """
-    mmengine.runner.runner.default_worker_init_fn = init_worker
-    mmengine.runner._flexible_runner.default_worker_init_fn = init_worker
+    if hasattr(signal, "sigwaitinfo"):
+        mmengine.runner.runner.default_worker_init_fn = init_worker
+        mmengine.runner._flexible_runner.default_worker_init_fn = init_worker
 
 
 def init_worker(worker_id: int, **settings) -> None:
     """mmengine's `worker_init_fn`, which seeds a worker; called in the worker."""
     worker_init_fn(worker_id, **settings)
-    signal.signal(signal.SIGTERM, _stay)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_obey, args=(os.getppid(),), daemon=True).start()
 
 
-def _stay(number: int, frame: FrameType | None) -> None:
-    signal.alarm(GRACE)  # ends the process then, also where it hangs
+def _obey(main_process: int) -> None:
+    """Ends this process on a SIGTERM of the main process, or of anybody once that is gone."""
+    while True:
+        sender = signal.sigwaitinfo({signal.SIGTERM}).si_pid
+        if sender == main_process or os.getppid() != main_process:
+            os._exit(0)

@@ -1,0 +1,106 @@
+"""One training per work dir: a second one is told so, before it writes anything."""
+
+import json
+import logging
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+LOCK = ".train.lock"
+# Data loader workers of a killed process keep its lock until they notice, every 5 s.
+ORPHANS = 10  # seconds
+
+
+@contextmanager
+def lock_work_dir(work_dir: str | os.PathLike[str]) -> Iterator[None]:
+    """Holds the folder's lock, which the system gives back however this process ends.
+
+    Of a distributed run the first process holds it for all. Where the file system knows no locks,
+    a warning says so and the run goes on.
+
+    Raises:
+        ValueError: another training holds it; says which, as far as that is known.
+    """
+    if _rank() != 0:
+        yield
+        return
+    folder = Path(work_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / LOCK)
+    try:
+        _acquire(lock, folder)
+    except (NotImplementedError, OSError) as error:
+        if isinstance(error, Timeout):
+            raise ValueError(_taken(folder)) from error
+        logging.getLogger(__name__).warning("%s cannot be locked: %s", folder, error)
+        yield
+        return
+    try:
+        holder = {"process": os.getpid(), "host": socket.gethostname(), "since": time.time()}
+        _holder_file(folder).write_text(json.dumps(holder) + "\n", encoding="utf-8")
+        yield
+    finally:
+        _holder_file(folder).unlink(missing_ok=True)
+        lock.release()
+
+
+def _acquire(lock: FileLock, folder: Path) -> None:
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        if _is_alive(_holder(folder)):
+            raise
+        lock.acquire(timeout=ORPHANS)
+
+
+def _taken(folder: Path) -> str:
+    holder = _holder(folder)
+    who = "another process"
+    if holder:
+        since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(holder["since"]))
+        who = f"process {holder['process']} on {holder['host']}, since {since},"
+    return (
+        f"{who} is training into {folder}: wait for it or end it, or give this run another "
+        "--work-dir"
+    )
+
+
+def _holder(folder: Path) -> dict:
+    """Who has noted down that it holds the lock; empty where nobody has, or no sense is in it."""
+    try:
+        holder = json.loads(_holder_file(folder).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    fields = {"process": int, "host": str, "since": float}
+    known = isinstance(holder, dict) and all(
+        isinstance(holder.get(key), kind) for key, kind in fields.items()
+    )
+    return holder if known else {}
+
+
+def _is_alive(holder: dict) -> bool:
+    """Whether the noted process may be there: that of another machine always."""
+    if not holder or holder["host"] != socket.gethostname():
+        return bool(holder)
+    try:
+        os.kill(holder["process"], 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _holder_file(folder: Path) -> Path:
+    return folder / f"{LOCK}.json"
+
+
+def _rank() -> int:
+    """The number of this process among all of the run, as its launcher says it."""
+    names = ("RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK")
+    return int(next((os.environ[name] for name in names if name in os.environ), 0))

@@ -1,0 +1,195 @@
+"""What ends a run from outside leaves the last checkpoint whole, an error said, and no hang."""
+
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from ropevit_mmdet import work_dir_lock
+from ropevit_mmdet.errors import user_message
+from ropevit_mmdet.resume import latest_checkpoint
+from ropevit_mmdet.work_dir_lock import LOCK, lock_work_dir
+from tests.misfortunes import TORCHRUN, train_with
+from tests.test_preemption import assert_same, prepared, train
+from tests.test_resume import ITERATIONS
+from tests.test_tools import load_tool
+
+SETTINGS = dict(loop=ITERATIONS, workers=0, accumulated=1, ema=False)
+# Holds the lock of a folder, with a child that lives on as a data loader's worker may.
+HOLDER = """
+import os, runpy, sys, time
+lock = runpy.run_path(sys.argv[1])["lock_work_dir"]
+with lock(sys.argv[2]):
+    if sys.argv[3] == "orphan" and os.fork() == 0:
+        time.sleep(2)
+        os._exit(0)
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_full_disk_leaves_the_checkpoint_before_it(tmp_path):
+    """Writing stops in the middle of the second checkpoint, as the system has it."""
+    config = prepared(tmp_path, **SETTINGS)
+    done = train_with(config, tmp_path / "run", dict(kind="disk_full", iteration=4))
+    assert done.returncode == 2, done.stderr[-3000:]
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert "File too large" in line and "iter_6.pth was not written" in line
+    assert "MB left; earlier files are whole" in line
+    left = {file.name for file in (tmp_path / "run").iterdir() if "iter" in file.name}
+    assert left == {"iter_3.pth"} and latest_checkpoint(tmp_path / "run").name == "iter_3.pth"
+    assert_same(train(config, tmp_path / "run", resume=True), train(config, tmp_path / "whole"))
+
+
+def test_a_dead_worker_ends_the_run(tmp_path):
+    config = prepared(tmp_path, **(SETTINGS | dict(workers=2)))
+    start = time.monotonic()
+    done = train_with(config, tmp_path / "run", dict(kind="worker_killed", iteration=4))
+    assert done.returncode == 2, done.stderr[-3000:]
+    assert "was ended by Killed: mostly memory ran out; try fewer num_workers" in done.stderr
+    assert time.monotonic() - start < 60
+    assert latest_checkpoint(tmp_path / "run").name == "iter_3.pth"
+
+
+@pytest.mark.slow
+def test_a_lost_process_ends_the_others(tmp_path):
+    config = prepared(tmp_path, **SETTINGS)
+    start = time.monotonic()
+    misfortune = dict(kind="killed", iteration=4, rank=1)
+    done = train_with(config, tmp_path / "run", misfortune, command=TORCHRUN)
+    assert done.returncode == 1 and "SIGKILL" in done.stderr, done.stderr[-3000:]
+    assert time.monotonic() - start < 90
+    assert latest_checkpoint(tmp_path / "run").name == "iter_3.pth"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_one_process_with_broken_numbers_stops_all(rank, tmp_path):
+    config = prepared(tmp_path, **SETTINGS)
+    config.write_text(
+        config.read_text() + "default_hooks.update(non_finite=dict(type='NonFiniteGuard'))\n"
+    )
+    misfortune = dict(kind="weights_broken", iteration=4, rank=rank)
+    done = train_with(config, tmp_path / "run", misfortune, command=TORCHRUN)
+    assert done.returncode and done.stderr.count("exitcode  : 2") == 2, done.stderr[-3000:]
+    (line,) = [line for line in done.stderr.splitlines() if "error: iteration 5" in line]
+    assert "iter_3.pth, and --resume goes on" in line and f"process {rank}: loss_" in line
+    assert latest_checkpoint(tmp_path / "run").name == "iter_3.pth"
+
+
+# ---- two runs into one folder
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """Starts a process that holds the lock of a folder, and ends it in the end."""
+    started = []
+
+    def start(kind="alone"):
+        argv = [sys.executable, "-c", HOLDER, work_dir_lock.__file__, str(tmp_path), kind]
+        process = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
+        started.append(process)
+        assert process.stdout.readline() == "held\n"
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def test_a_second_run_is_told_who_is_there(tmp_path, holder):
+    process = holder()
+    with pytest.raises(ValueError, match="wait for it or end it") as error, lock_work_dir(tmp_path):
+        pytest.fail("both hold it")
+    assert f"process {process.pid} on " in str(error.value) and user_message(error.value)
+    assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("kind", ["alone", "orphan"])
+def test_a_killed_run_leaves_no_lock(tmp_path, holder, kind):
+    process = holder(kind)
+    process.kill()
+    process.wait()
+    assert (tmp_path / f"{LOCK}.json").exists()  # what it noted is still there
+    with lock_work_dir(tmp_path):
+        assert str(os.getpid()) in (tmp_path / f"{LOCK}.json").read_text()
+    assert not (tmp_path / f"{LOCK}.json").exists()
+    with lock_work_dir(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize("noted", ["", "{}", "[]", '{"process": "x"}', "\x00"])
+def test_notes_without_sense(tmp_path, holder, noted, monkeypatch):
+    holder()
+    (tmp_path / f"{LOCK}.json").write_text(noted)
+    monkeypatch.setattr(work_dir_lock, "ORPHANS", 0.1)
+    with pytest.raises(ValueError, match="another process is tr"), lock_work_dir(tmp_path):
+        pytest.fail("both hold it")
+
+
+@pytest.mark.parametrize("variable", ["RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK"])
+def test_processes_of_one_run_do_not_lock_each_other_out(tmp_path, holder, variable, monkeypatch):
+    holder()
+    monkeypatch.setenv(variable, "1")
+    with lock_work_dir(tmp_path):
+        pass
+
+
+def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch, caplog):
+    def unsupported(self, **kwargs):
+        raise NotImplementedError("no flock here")
+
+    monkeypatch.setattr(work_dir_lock.FileLock, "acquire", unsupported)
+    with lock_work_dir(tmp_path):
+        pass
+    assert "cannot be locked: no flock here" in caplog.text
+
+
+def test_train_takes_the_lock_before_it_writes(tmp_path, holder, capsys):
+    config = prepared(tmp_path, **SETTINGS)
+    process = holder()
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(SystemExit) as left:
+        load_tool("train").main([str(config), "--work-dir", str(tmp_path)])
+    assert left.value.code == 2
+    assert f"error: process {process.pid} on " in capsys.readouterr().err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+# ---- what is said
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("DataLoader worker (pid 71) is killed by signal: Killed. ", "71 was ended by Killed"),
+        ("DataLoader worker (pid 7) is killed by signal: Bus error. It is", "7 was ended by Bus"),
+        ("DataLoader worker (pid(s) 12, 13) exited unexpectedly", "12, 13 was ended by the system"),
+    ],
+)
+def test_dead_workers_in_words(text, words):
+    assert words in user_message(RuntimeError(text))
+
+
+def test_a_full_disk_elsewhere_in_words():
+    assert "No space left" in user_message(OSError(28, "No space left on device", "vis_data"))
+    assert user_message(OSError(13, "Permission denied")) is None
+
+
+def test_torch_still_says_it_like_this():
+    """The messages above are torch's: it must not change them unnoticed."""
+    loader = torch.utils.data.DataLoader(_Dies(), num_workers=1)
+    with pytest.raises(RuntimeError, match=r"DataLoader worker \(pid\(s\) \d+\) exited|is killed"):
+        next(iter(loader))
+
+
+class _Dies(torch.utils.data.Dataset):
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        os.kill(os.getpid(), 9)
