@@ -26,6 +26,8 @@ from .stack.reading import read_torch_file
 # Parts of a birder classifier that a detector has no use for: its head.
 IGNORED = ("classifier.", "attn_pool.", "embedding_norm.")
 
+MOST_HEADER = 16 * 2**20  # bytes of JSON in a safetensors file, which take 5 times that to read
+
 _RENAMED = (  # birder's key -> ours
     (r"^conv_proj\.", "patch_embed.proj."),
     (r"^pos_embedding$", "pos_embed"),
@@ -93,10 +95,11 @@ def load_into(module: torch.nn.Module, state: Mapping[str, Tensor], source: str)
     """Copies ``state`` into the parameters and buffers of ``module``, in place.
 
     Raises:
-        ValueError: see ``check_fit``; nothing is copied then.
+        ValueError: see ``check_fit`` and ``check_finite``; nothing is copied then.
     """
     targets = module.state_dict(keep_vars=True)
     check_fit(targets, state, source)
+    check_finite(state, source)
     with torch.no_grad():
         for key, target in targets.items():
             target.copy_(state[key])
@@ -126,6 +129,30 @@ def check_fit(targets: Mapping[str, Tensor], state: Mapping[str, Tensor], source
     ]
     if problems:
         raise ValueError(f"checkpoint {source} does not fit the model: {'; '.join(problems)}")
+
+
+def check_finite(state: Mapping[str, Tensor], source: str) -> None:
+    """Refuses weights among which are NaN or infinite numbers: a run that went wrong saved them.
+
+    Raises:
+        ValueError: how many tensors, and the names of up to three; also one that is larger than the
+            numbers in the file.
+    """
+    broken = []
+    for key, value in state.items():
+        for axis, step in enumerate(value.stride()):
+            if step == 0 and value.shape[axis] > 1:
+                value = value.narrow(axis, 0, 1)  # an expanded one: the same numbers again
+        if value.nbytes > value.untyped_storage().nbytes():
+            raise ValueError(f"checkpoint {source}: {key} claims more numbers than it holds")
+        if value.is_floating_point() and not value.isfinite().all():
+            broken.append(key)
+    if broken:
+        raise ValueError(
+            f"checkpoint {source} holds NaN or infinite values in {len(broken)} of {len(state)} "
+            f"tensors: {', '.join(broken[:3])}{', ...' if len(broken) > 3 else ''}; it was saved "
+            "by a run that had gone wrong, or is damaged: take an earlier one"
+        )
 
 
 def check_arch(checkpoint: Checkpoint, arch: Arch) -> None:
@@ -220,6 +247,10 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
         from safetensors import SafetensorError, safe_open
     except ImportError:
         raise ValueError(f"{path}: pip install safetensors to read it") from None
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+    if length > MOST_HEADER and length < path.stat().st_size:
+        raise ValueError(f"{path}: its header of {length / 2**20:.0f} MB is no safetensors file's")
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             metadata = file.metadata() or {}

@@ -7,13 +7,16 @@ among many lines. Here it is an error. Backbone weights are the business of `che
 from pathlib import Path
 from typing import Any
 
+import mmengine.runner.checkpoint as mmengine_checkpoint
 import torch
 from mmengine.config import Config
 from mmengine.runner import CheckpointLoader, find_latest_checkpoint
 from torch import nn
 
-from ropevit_mmdet.checkpoint import check_fit
+from ropevit_mmdet.checkpoint import check_finite, check_fit
+from ropevit_mmdet.stack.checkpoint import register_scheme
 from ropevit_mmdet.stack.reading import read_torch_file
+from ropevit_mmdet.weights import resolve_weights
 
 
 def check_start(model: nn.Module, config: Config) -> None:
@@ -39,8 +42,8 @@ def read_detector_checkpoint(path: str) -> dict[str, Any]:
     """The checkpoint at a path or URL, on the CPU; `state_dict` is always in it, under
     the names of a model that no wrapper holds.
 
-    A local file is mapped into memory, so that only what is looked at is read. Raises
-    FileNotFoundError, or ValueError if it is cut short or not a checkpoint of a detector.
+    A local file is mapped into memory. Raises FileNotFoundError, DownloadError, or ValueError if it
+    is cut short, not a checkpoint of a detector, or not finite.
     """
     if "://" in str(path):
         checkpoint = CheckpointLoader.load_checkpoint(str(path), map_location="cpu")
@@ -57,10 +60,33 @@ def read_detector_checkpoint(path: str) -> dict[str, Any]:
     if "state_dict" not in checkpoint:
         checkpoint = {"state_dict": checkpoint}
     weights = checkpoint["state_dict"]
-    if not weights or not all(isinstance(value, torch.Tensor) for value in weights.values()):
+    if (
+        not isinstance(weights, dict)
+        or not weights
+        or not all(isinstance(value, torch.Tensor) for value in weights.values())
+    ):
         raise ValueError(f"checkpoint {path} holds no weights of a detector")
-    weights = {name.removeprefix("module."): value for name, value in weights.items()}
+    weights = {str(name).removeprefix("module."): value for name, value in weights.items()}
+    check_finite(weights, str(path))
     return {**checkpoint, "state_dict": weights}
+
+
+def load_from_http(filename: str, map_location: Any = None) -> dict[str, Any]:
+    """mmengine's scheme for URLs: fetched once into the cache, bounded in time, and read safely.
+
+    Raises DownloadError, or ValueError as read_torch_file does.
+    """
+    return read_torch_file(resolve_weights(filename), map_location)
+
+
+def take_over_urls() -> None:
+    """Have mmengine load http(s) URLs, also those its other schemes look up, by `load_from_http`.
+
+    Its own waits for ever where a server stalls. Idempotent.
+    """
+    register_scheme(("http://", "https://"), load_from_http)
+    # torchvision://, open-mmlab:// and mmcls:// end in this function, looked up in its module.
+    mmengine_checkpoint.load_from_http = load_from_http
 
 
 def _latest(work_dir: str) -> str | None:

@@ -9,8 +9,10 @@ import hashlib
 import http.client
 import json
 import os
+import queue
 import shutil
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -22,6 +24,7 @@ from urllib.parse import urlsplit
 from tqdm import tqdm
 
 MB = 2**20  # bytes
+_HEADER_PATIENCE = 4  # times the timeout
 _SLOWEST = 1024  # bytes per second; less than that is a server that stalls
 
 
@@ -102,7 +105,7 @@ def _fetch(
         if not hashed:
             headers["If-Range"] = version
     try:
-        response = _opener().open(urllib.request.Request(url, headers=headers), timeout=timeout)
+        response = _open(urllib.request.Request(url, headers=headers), timeout)
     except urllib.error.HTTPError as error:
         error.close()
         if not offset or error.code != HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
@@ -124,6 +127,33 @@ def _fetch(
             version = _version(response.headers)
             write_record(part, {"url_sha256": url_digest(url), "version": version})
         _receive(response, part, name=name, offset=offset, total=total, timeout=timeout)
+
+
+def _open(request: urllib.request.Request, timeout: float) -> http.client.HTTPResponse:
+    """The answer to a request, redirects followed, its headers read.
+
+    A server that drips them, or sends them without end, is never silent: hence a thread of its own,
+    which is left behind after 4 times `timeout`.
+    """
+    answers: queue.SimpleQueue = queue.SimpleQueue()
+
+    def ask() -> None:
+        try:
+            answers.put(_opener().open(request, timeout=timeout))
+        except BaseException as error:  # it is raised where it is waited for
+            answers.put(error)
+
+    threading.Thread(target=ask, daemon=True).start()
+    try:
+        answer = answers.get(timeout=_HEADER_PATIENCE * timeout)
+    except queue.Empty:
+        raise DownloadError(
+            f"the server has not finished its answer's headers after "
+            f"{_HEADER_PATIENCE * timeout:g} s"
+        ) from None
+    if isinstance(answer, BaseException):
+        raise answer
+    return answer
 
 
 def _announced(response: http.client.HTTPResponse, offset: int, limit: int | None) -> int:
@@ -239,7 +269,7 @@ def _version(headers: http.client.HTTPMessage) -> str | None:
 
 def _reason(error: Exception, timeout: float) -> str:
     if isinstance(error, urllib.error.HTTPError):
-        return f"the server answers {error.code} {error.reason}"
+        return f"the server answers {error.code} {' '.join(str(error.reason).split())}"
     cause = error.reason if isinstance(error, urllib.error.URLError) else error
     if isinstance(cause, TimeoutError):
         return f"the server sent nothing, or next to nothing, for {timeout:g} s"

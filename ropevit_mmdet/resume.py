@@ -10,7 +10,6 @@ import itertools
 import logging
 import os
 import random
-import zipfile
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -23,6 +22,8 @@ from mmengine.dist import all_gather_object, get_rank, get_world_size, is_main_p
 from mmengine.hooks import CheckpointHook
 from mmengine.logging import print_log
 from mmengine.runner import EpochBasedTrainLoop, Runner
+
+from .stack.reading import archive_is_whole
 
 INTERIM = "interim_checkpoint"  # in the message hub: the name of one saved within an epoch
 EPOCH_SEED_STEP = 100_003  # between the seeds of two epochs: more than there are worker processes
@@ -105,7 +106,6 @@ class ResumableCheckpointHook(CheckpointHook):
         if self._states is None:
             return  # a best checkpoint: not to resume from
         checkpoint["random_states"] = self._states
-        self._saved_iter = checkpoint["meta"]["iter"]
         if runner.optim_wrapper.should_update():
             return
         if get_world_size() > 1:
@@ -147,6 +147,7 @@ class ResumableCheckpointHook(CheckpointHook):
             super()._save_checkpoint_with_step(runner, step, meta)
         finally:
             self.max_keep_ckpts, self._states = keep, None
+        self._saved_iter = meta["iter"]  # in every process: the first alone writes
 
     def _outdated(self, runner: Runner, step: int) -> str | None:
         """Note `step` as the newest checkpoint; the name of the one that it makes too many."""
@@ -230,19 +231,10 @@ def latest_checkpoint(folder: str | os.PathLike[str]) -> Path | None:
     if named and Path(named).is_file():
         files = [Path(named), *(file for file in files if file.name != Path(named).name)]
     for file in files:
-        if _is_whole(file):
+        if archive_is_whole(file):
             return file
         print_log(f"{file} is damaged, passed over", "current", logging.WARNING)
     return None
-
-
-def _is_whole(file: Path) -> bool:
-    """Whether a checkpoint, which is a zip archive, has its directory and right checksums."""
-    try:
-        with zipfile.ZipFile(file) as archive:
-            return archive.testzip() is None
-    except (zipfile.BadZipFile, OSError):
-        return False
 
 
 def _call_after(batches: Iterator[Any], count: int, action: Callable[[], None]) -> Iterator[Any]:

@@ -25,6 +25,7 @@ class Misfortune(Hook):
 
     def happen(self, runner, **kwargs):
         if runner.iter == self.iteration and get_rank() == self.rank:
+            self.iteration = None  # once
             getattr(self, self.kind)(runner)
 
     def told_to_go(self, runner):
@@ -62,12 +63,19 @@ def train_with(config: Path, work_dir: Path, misfortune: dict, *, command=(), ar
     config.with_name("misfortunes_hook.py").write_text(HOOK)
     argv = [sys.executable, *command, ROOT / "tools" / "train.py", changed]
     launcher = ("--launcher", "pytorch") if command else ()
-    return subprocess.run(
+    process = subprocess.Popen(
         [*map(str, argv), "--work-dir", str(work_dir), *launcher, *arguments],
         cwd=ROOT.parent,
         env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{config.parent}"},
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=120,
         start_new_session=True,
     )
+    try:
+        said = process.communicate(timeout=120)
+    except subprocess.TimeoutExpired:
+        process.terminate()  # torchrun takes its processes along, by force after 30 s
+        process.communicate()
+        raise
+    return subprocess.CompletedProcess(argv, process.returncode, *said)

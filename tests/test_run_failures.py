@@ -1,6 +1,7 @@
 """What ends a run from outside leaves the last checkpoint whole, an error said, and no hang."""
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -49,7 +50,7 @@ def test_a_dead_worker_ends_the_run(tmp_path):
     start = time.monotonic()
     done = train_with(config, tmp_path / "run", dict(kind="worker_killed", iteration=4))
     assert done.returncode == 2, done.stderr[-3000:]
-    assert "was ended by Killed: mostly memory ran out; try fewer num_workers" in done.stderr
+    assert re.search("was ended by (Killed|the system): mostly memory ran out", done.stderr)
     assert time.monotonic() - start < 60
     assert latest_checkpoint(tmp_path / "run").name == "iter_3.pth"
 

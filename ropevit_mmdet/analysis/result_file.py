@@ -56,7 +56,10 @@ class _RefusedError(Exception):
 
 
 # What pickle raises on bytes that are none of its own.
-_DAMAGE = (pickle.UnpicklingError, EOFError, ValueError, IndexError, KeyError, AttributeError)
+_DAMAGE = (
+    *(pickle.UnpicklingError, EOFError, ValueError, LookupError, AttributeError, TypeError),
+    *(OverflowError, MemoryError, RecursionError, RuntimeError, AssertionError),
+)
 
 
 class _TensorUnpickler(pickle.Unpickler):

@@ -10,18 +10,16 @@ import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from urllib.parse import urlparse
 
 import mmengine.runner.checkpoint as mmengine_checkpoint
 import numpy as np
 import torch
 from mmengine.config import ConfigDict
-from mmengine.dist import barrier, get_dist_info
 from mmengine.fileio import LocalBackend
 from mmengine.logging import HistoryBuffer
 from mmengine.optim import OneCycleParamScheduler
 
-from .reading import one_line_errors, read_torch_file
+from .reading import read_torch_file
 
 # Methods that mmengine's own objects carry in their state, pickled as getattr(class, name).
 PICKLED_METHODS = {
@@ -33,12 +31,9 @@ NUMPY_DTYPES = "?bhilqBHILQefd"  # type characters: bool, integers, half, single
 
 
 def install() -> None:
-    """Allow-list what training checkpoints hold, take over local paths and http(s). Idempotent."""
+    """Allow-list what training checkpoints hold, take over local paths. Idempotent."""
     torch.serialization.add_safe_globals(training_globals())
     register_scheme("", load_from_local)
-    register_scheme(("http://", "https://"), load_from_http)
-    # torchvision://, open-mmlab:// and mmcls:// end in this function, looked up in its module.
-    mmengine_checkpoint.load_from_http = load_from_http
     LocalBackend.put = put_atomically
 
 
@@ -53,31 +48,6 @@ def register_scheme(prefixes: str | tuple[str, ...], loader: Callable[..., dict]
 def load_from_local(filename: str, map_location=None) -> dict:
     """mmengine's scheme for plain paths; errors as in read_torch_file."""
     return read_torch_file(filename, map_location)
-
-
-def load_from_http(
-    filename: str, map_location=None, model_dir: str | None = None, progress: bool = os.isatty(0)
-) -> dict:
-    """mmengine's scheme for URLs: download once into torch's hub cache, rank 0 first, and load.
-
-    Raises urllib.error.URLError, or ValueError as read_torch_file does.
-    """
-
-    folder = model_dir or os.path.join(torch.hub.get_dir(), "checkpoints")
-    cached = os.path.join(folder, os.path.basename(urlparse(filename).path))
-
-    def download() -> dict:
-        with one_line_errors(f"{filename} (kept as {cached})"):
-            return torch.hub.load_state_dict_from_url(
-                filename, folder, map_location, progress, weights_only=True
-            )
-
-    rank, _ = get_dist_info()
-    try:
-        checkpoint = download() if rank == 0 else None
-    finally:
-        barrier()  # also when rank 0 failed: the others would wait for it
-    return download() if checkpoint is None else checkpoint
 
 
 def put_atomically(self: LocalBackend, obj: bytes, filepath: str | os.PathLike[str]) -> None:
