@@ -41,7 +41,7 @@ class Report(NamedTuple):
         for severity in SEVERITIES:
             for kind in self.troubles.of(severity):
                 places = self.troubles.places[kind]
-                yield f"  {severity:8} {len(places):,} {self.troubles.kinds[kind].meaning}"
+                yield f"  {severity:8} {self.troubles.kinds[kind].meaning} ({len(places):,})"
                 shown = places if severity != NOTE else places[:1]
                 yield from (f"{'':11}  {place}" for place in shown[:show])
                 if len(places) > len(shown[:show]):

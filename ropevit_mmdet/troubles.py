@@ -42,7 +42,7 @@ class Troubles:
             places = self.places[kind]
             more = ", ..." if len(places) > at_most else ""
             said = "; ".join(places[:at_most])
-            parts.append(f"{len(places)} {self.kinds[kind].meaning} ({said}{more})")
+            parts.append(f"{self.kinds[kind].meaning} ({len(places)}: {said}{more})")
         return "; ".join(parts)
 
 

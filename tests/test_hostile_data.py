@@ -282,7 +282,8 @@ def test_left_out_objects_are_counted_in_the_log(tmp_path, monkeypatch):
     data = dataset(tmp_path)
     assert [len(data.get_data_info(i)["instances"]) for i in range(3)] == [1, 1, 2]
     (line,) = said
-    assert "1 boxes narrower" in line and "1 annotations of categories" in line
+    assert "boxes narrower" in line and "(1: 1.png, annotation 1: bbox" in line
+    assert "annotations of categories that it lacks: left out (1: 2.png, annotation 4" in line
 
 
 def test_annotation_files_that_are_no_json(tmp_path):
@@ -359,7 +360,8 @@ def test_the_tool(tmp_path, capsys):
     assert check_dataset.main(argv) == 1
     lines = capsys.readouterr().out.splitlines()
     assert "5 images, 6 annotations, 5 categories" in lines[0]
-    assert lines[1].split(maxsplit=2)[:2] == ["error", "2"] and lines[2].strip() == "gone.png"
+    assert lines[1].split(maxsplit=1) == ["error", "picture files that are not there (2)"]
+    assert lines[2].strip() == "gone.png"
     assert "2 errors, 1 warning, 3 notes" in lines[-2] and "--decode" in lines[-1]
     written = json.loads((tmp_path / "report.json").read_text())
     assert written["errors"] == 2 and written["data_sets"][0]["images"] == 5

@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             fileio.put(text.encode(), args.json)
     print(", ".join(f"{number:,} {key}{'s' * (number != 1)}" for key, number in totals.items()))
     if not args.decode:
-        print("of whole pictures the headers were read; --decode looks at every pixel")
+        print("only the headers of pictures were read; --decode reads every pixel")
     return 1 if totals[ERROR] else 0
 
 

@@ -1,0 +1,83 @@
+"""Train and predict for long while memory and open files are watched: they must not grow."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+try:
+    import ropevit_mmdet  # noqa: F401  makes the mm packages usable, ahead of all that need them
+except ModuleNotFoundError as error:
+    sys.exit(f"error: {error}; install the project first: pip install -e .")
+except ImportError as error:  # of the checks of the installed packages, with the cure
+    sys.exit(f"error: {error}")
+
+from mmengine.config import DictAction
+from tqdm import tqdm
+
+from ropevit_mmdet.analysis.soak import GROWTH, SETTLED, plot_soak, soak_prediction, soak_training
+from ropevit_mmdet.dataset_checks import check_datasets
+from ropevit_mmdet.errors import one_line_errors
+from ropevit_mmdet.resume import latest_checkpoint
+from ropevit_mmdet.run_config import load_config
+
+CONFIG = "configs/shapes_maskrcnn.py"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """0 if neither training nor prediction grew, 1 if one did."""
+    args = parse_args(argv)
+    with one_line_errors():
+        config = load_config(args.config, args.cfg_options, work_dir=args.work_dir)
+        folder = Path(config.work_dir)
+        check_datasets(config, ("train",))
+        trained = soak_training(config, args.iters)
+        predicted = soak_prediction(
+            config,
+            str(latest_checkpoint(folder)),
+            args.pictures,
+            progress=lambda items: tqdm(items, desc="predicting", unit="picture", disable=None),
+        )
+        watches = {"training": trained, "prediction": predicted}
+        plot_soak(watches, folder / "soak.png", settled=args.settled)
+    for name, watch in watches.items():
+        grown = watch.growth(args.settled)
+        print(f"{name}: {watch.summary(args.settled)}{f': {grown} is growth' if grown else ''}")
+    print(f"plot: {folder / 'soak.png'}")
+    return 1 if any(watch.growth(args.settled) for watch in watches.values()) else 0
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--config", default=CONFIG, help=f"default: {CONFIG}")
+    parser.add_argument("--iters", type=int, default=2000, help="of training (default: 2000)")
+    parser.add_argument("--pictures", type=int, default=500, help="to predict (default: 500)")
+    parser.add_argument(
+        "--settled",
+        type=int,
+        default=SETTLED,
+        metavar="N",
+        help=f"growth of more than {GROWTH:.0%} after this many steps is an error "
+        f"(default: {SETTLED})",
+    )
+    parser.add_argument(
+        "--work-dir", default="work_dirs/soak", help="log and soak.png (default: work_dirs/soak)"
+    )
+    parser.add_argument(
+        "--cfg-options",
+        nargs="+",
+        action=DictAction,
+        metavar="KEY=VALUE",
+        help="override settings of the config",
+    )
+    args = parser.parse_args(argv)
+    for name in ("iters", "pictures"):
+        if getattr(args, name) <= args.settled:
+            parser.error(f"--{name} {getattr(args, name)} must be more than --settled")
+    if not Path("/proc/self/statm").exists():
+        parser.error("memory and open files are read from /proc, which this system does not have")
+    return args
+
+
+if __name__ == "__main__":
+    sys.exit(main())
