@@ -133,7 +133,7 @@ def test_what_is_no_detector_is_refused_and_nothing_is_written(tmp_path, monkeyp
         "gone.pth": "does not exist",
         "birder.pth": "of a backbone alone",
         "classifier.pth": "holds no detector, only backbone and head",
-        "nan.pth": "bbox_head.w holds NaN",
+        "nan.pth": "holds NaN or infinite values in 1 of 2 tensors: bbox_head.w",
         "code.pth": "could run code",
         "cut.pth": "truncated",
         "https://example.org/a.pth": "is a URL",
