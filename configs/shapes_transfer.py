@@ -2,7 +2,7 @@
 # tiled position embedding, layer decay. For weights that birder trained; see docs/recipes.md.
 _base_ = "./shapes_maskrcnn.py"
 embed_dim = 128
-max_iters = 1500
+max_iters = 800
 model = dict(
     data_preprocessor=dict(mean=[132.3705, 135.303, 124.3635], std=[59.058, 58.752, 65.994]),
     backbone=dict(
@@ -13,7 +13,9 @@ model = dict(
             hidden_dim=embed_dim,
             mlp_dim=3 * embed_dim,
             drop_path_rate=0.0,
+            pt_grid_size=(16, 16),  # the weights are of cuts of 4 x 4 patches, of such a grid
         ),
+        pretrain_img_size=56,
         global_attn_indices=None,  # the last of each quarter
         pos_embed_mode="tile",
         rope_interpolation=224,

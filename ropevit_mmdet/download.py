@@ -236,7 +236,11 @@ class _StrictRedirects(urllib.request.HTTPRedirectHandler):
     """Follows redirects to http and https alone, and never from https to http."""
 
     def http_error_302(self, req, fp, code, msg, headers):
-        target = urlsplit(headers.get("Location", ""))
+        try:
+            target = urlsplit(headers.get("Location", ""))
+        except ValueError as error:
+            fp.close()
+            raise DownloadError(f"the server redirects to no URL: {error}") from error
         scheme = target.scheme or req.type  # a relative one keeps the scheme
         if scheme != "https" and (scheme != "http" or req.type != "http"):
             fp.close()

@@ -1,15 +1,26 @@
-"""For tests of runs: what happens to a training in a process, or several, of its own."""
+"""Trainings that something happens to: killed, told to go, out of disk, with broken numbers.
+
+`train_with` runs one in processes of its own, with a `Misfortune`; what is left can be resumed and
+compared with a run that nothing happened to.
+"""
 
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import torch
+from mmengine.runner import Runner
+
+from ropevit_mmdet.resume import latest_checkpoint
+from ropevit_mmdet.run_config import load_config
 from tests.processes import ROOT
+from tests.tiny_coco import write_tiny
 
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
 HOOK = """
 import math, multiprocessing, os, resource, signal, subprocess
+from pathlib import Path
 from mmdet.registry import HOOKS
 from mmengine.dist import get_rank
 from mmengine.hooks import Hook
@@ -39,6 +50,9 @@ class Misfortune(Hook):
     def killed(self, runner):
         os.kill(os.getpid(), signal.SIGKILL)
 
+    def killed_while_writing(self, runner):  # a checkpoint is written, and not yet renamed
+        Path.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+
     def worker_killed(self, runner):
         os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
 
@@ -49,10 +63,87 @@ class Misfortune(Hook):
     def weights_broken(self, runner):
         next(iter(runner.model.parameters())).data.fill_(math.nan)
 """
+# A picture's flip is drawn by numpy, its drop path by torch: both must go on where they were.
+CONFIG = """
+_base_ = './tiny.py'
+model = dict(
+    backbone=dict(_delete_=True, type='RoPEViT', pretrain_img_size=64, drop_path_rate=0.5,
+                  window_size=2, arch=dict(patch_size=16, num_layers=2, num_heads=2, hidden_dim=16,
+                                           mlp_dim=32)),
+    neck=dict(_delete_=True, type='SimpleFeaturePyramid', in_channels=16, in_stride=16,
+              out_channels=16, scale_factors=(1, 0.5), num_outs=2),
+)
+pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='Resize', scale=(64, 64), keep_ratio=True),
+    dict(type='LoadAnnotations', with_bbox=True),
+    dict(type='RandomFlip', prob=0.5),
+    dict(type='PhotoMetricDistortion'),
+    dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape',
+                                          'scale_factor')),
+]
+train_dataloader = dict(num_workers={workers}, persistent_workers={workers} > 0,
+                        sampler=dict(type={sampler!r}, shuffle=True),
+                        dataset=dict(pipeline=pipeline))
+train_cfg = dict(_delete_=True, **{loop})
+optim_wrapper = dict(optimizer=dict(type='AdamW', lr=0.01), accumulative_counts={accumulated})
+param_scheduler = [dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=8)]
+default_hooks = dict(checkpoint=dict(type='ResumableCheckpointHook', by_epoch={by_epoch},
+                                     interval={interval}, max_keep_ckpts=2, save_best=None))
+custom_hooks = [dict(type='EMAHook', momentum=0.1)] if {ema} else []
+"""
+MORE = """
+default_hooks.update(preemption=dict(type='PreemptionHook'))
+"""
 ADDED = """
 custom_imports = dict(imports=['ropevit_mmdet', 'misfortunes_hook'], allow_failed_imports=False)
 custom_hooks = [*locals().get('custom_hooks', []), {hook!r}]
 """
+
+
+ITERATIONS = dict(type="IterBasedTrainLoop", max_iters=9, val_interval=2)
+EPOCHS = dict(type="EpochBasedTrainLoop", max_epochs=4, val_interval=1)
+
+
+def write_config(folder, *, loop, workers, accumulated, ema):
+    write_tiny(folder)
+    by_epoch = loop is EPOCHS
+    text = CONFIG.format(
+        loop=loop,
+        workers=workers,
+        accumulated=accumulated,
+        ema=ema,
+        by_epoch=by_epoch,
+        sampler="DefaultSampler" if by_epoch else "InfiniteSampler",
+        interval=1 if by_epoch else 3,
+    )
+    path = folder / "resumed.py"
+    path.write_text(text)
+    return path
+
+
+def prepared(folder, **settings):
+    """The config of a run that can be told to go."""
+    config = write_config(folder, **settings)
+    config.write_text(config.read_text() + MORE)
+    return config
+
+
+def train(config, work_dir, *, resume=False):
+    """Train to the end in this process; the last checkpoint."""
+    settings = load_config(config, work_dir=str(work_dir))
+    settings.experiment_name = f"{work_dir}-{resume}".replace("/", "_")
+    settings.resume = resume
+    settings.load_from = str(latest_checkpoint(work_dir)) if resume else None
+    Runner.from_cfg(settings).train()
+    return torch.load(latest_checkpoint(work_dir), weights_only=True)
+
+
+def assert_same(found, expected):
+    assert found["meta"]["iter"] == expected["meta"]["iter"]
+    for key in ("state_dict", "ema_state_dict", "optimizer"):
+        assert (key in found) == (key in expected)
+        torch.testing.assert_close(found.get(key), expected.get(key), rtol=0, atol=0)
 
 
 def train_with(config: Path, work_dir: Path, misfortune: dict, *, command=(), arguments=()):

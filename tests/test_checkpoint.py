@@ -10,6 +10,7 @@ from ropevit_mmdet import RoPEViT
 from ropevit_mmdet.arch import arch_names, names_of, resolve_arch
 from ropevit_mmdet.checkpoint import load_into, read_checkpoint
 from ropevit_mmdet.facts import arch_facts, facts_of
+from tests.hostile_files import Payload
 from tests.oracle import RGB_STATS, SMALL, birder_net, fill, write_checkpoint
 
 
@@ -102,13 +103,10 @@ def test_parts_that_are_not_built_are_left_out(birder_file):
 
 
 def test_a_stranger_pickle_is_refused_and_does_not_run(tmp_path):
-    class Payload:
-        def __reduce__(self):
-            return os.mkdir, (str(tmp_path / "owned"),)
-
-    torch.save({"state": {"a": Payload()}}, tmp_path / "bad.pt")
+    payload = Payload(os.mkdir, str(tmp_path / "owned"))
+    torch.save({"state": {"a": payload}}, tmp_path / "bad.pt")
     with open(tmp_path / "plain.pt", "wb") as file:
-        pickle.dump(Payload(), file)
+        pickle.dump(payload, file)
     for name in ("bad.pt", "plain.pt"):
         with pytest.raises(ValueError, match=f"{name} is refused"):
             read_checkpoint(tmp_path / name)

@@ -62,6 +62,21 @@ def test_a_checkpoint_brings_architecture_colours_and_window(protocol, checkpoin
     )
 
 
+def test_a_patch_turns_by_the_angle_that_the_weights_were_trained_with(protocol, checkpoint):
+    """The protocol says it in pixels, of a grid that its own weights are for."""
+    for pixels, grid in ((224, 16), (448, 32)):
+        protocol.model.backbone.rope_interpolation = pixels
+        (candidate,) = parse_candidates([f"ours={checkpoint}"], protocol)
+        assert candidate.options["model.backbone.rope_interpolation"] == 14 * grid
+    protocol.model.backbone.update(arch="rope_vit_t14", pretrain_img_size=112)
+    (candidate,) = parse_candidates([f"ours={checkpoint}"], protocol)
+    assert candidate.options["model.backbone.rope_interpolation"] == 448 * 2
+    assert candidate.options["model.backbone.window_size"] == 16
+    protocol.model.backbone.rope_interpolation = "none"
+    (candidate,) = parse_candidates([f"ours={checkpoint}"], protocol)
+    assert "model.backbone.rope_interpolation" not in candidate.options
+
+
 def test_scratch_takes_the_weights_and_the_layer_decay_away(protocol):
     config, _ = detector(protocol, "none=scratch")
     assert config.model.backbone.init_cfg is None

@@ -34,10 +34,11 @@ def checkpoints(tmp_path_factory):
     folder = tmp_path_factory.mktemp("checkpoints")
 
     @cache
-    def write(name, settings):
+    def write(name, settings, side):
         config = dict(settings) or None
-        net = oracle.birder_net(name, config)
-        return oracle.write_checkpoint(net, folder, f"net{abs(hash(settings))}", config=config)
+        net = oracle.birder_net(name, config, size=(side, side))
+        name = f"net{side}_{abs(hash(settings))}"
+        return oracle.write_checkpoint(net, folder, name, config=config)
 
     return write
 
@@ -56,7 +57,8 @@ def load(path: Path, checkpoints: Callable[..., Path] | None = None) -> Config:
     if checkpoints is not None:
         named = isinstance(backbone.arch, str)
         name, settings = (backbone.arch, {}) if named else ("rope_vit_reg4_b14", backbone.arch)
-        checkpoint = str(checkpoints(name, tuple(settings.items())))
+        side = backbone.get("pretrain_img_size", 224)
+        checkpoint = str(checkpoints(name, tuple(settings.items()), side))
         backbone.init_cfg = dict(type="Pretrained", checkpoint=checkpoint)
     if "roi_head" in config.model:  # the heads' work, not what they are
         config.model.train_cfg.rpn_proposal.max_per_img = 50

@@ -69,16 +69,16 @@ def test_objects_are_cut_into_folders_of_their_classes(tmp_path):
     write_tiny(tmp_path, pictures=6)
     data = tmp_path / "data"
     root = tmp_path / "classes"
-    assert cut_objects(data / "pictures", data / "annotations.json", root) == 6
+    assert cut_objects(data / "pictures", data / "annotations.json", root, side=24) == 6
     assert {folder.name for folder in root.iterdir()} == set(CLASSES)
     for name, bright in zip(CLASSES, (False, True), strict=True):
         files = sorted((root / name).iterdir())
         assert len(files) == 3
         for file in files:
             with Image.open(file) as cut:
-                assert cut.width == cut.height >= 24
+                assert cut.size == (24, 24)
                 red = cut.getpixel((cut.width // 2, cut.height // 2))[0]
                 assert (red == 220) if bright else (red == 20)
     before = {file: file.stat().st_mtime_ns for file in root.glob("*/*")}
-    assert cut_objects(data / "pictures", data / "annotations.json", root) == 6
+    assert cut_objects(data / "pictures", data / "annotations.json", root, side=24) == 6
     assert before == {file: file.stat().st_mtime_ns for file in root.glob("*/*")}

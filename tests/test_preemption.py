@@ -4,41 +4,18 @@ import re
 
 import pytest
 import torch
-from mmengine.runner import Runner
 
 from ropevit_mmdet.preemption import EXIT_STATUS, PreemptionHook
 from ropevit_mmdet.resume import latest_checkpoint
-from ropevit_mmdet.run_config import load_config
-from tests.misfortunes import TORCHRUN, train_with
-from tests.test_resume import EPOCHS, ITERATIONS, write_config
-
-MORE = """
-default_hooks.update(preemption=dict(type='PreemptionHook'))
-"""
-
-
-def prepared(folder, **settings):
-    """The config of a run that can be told to go."""
-    config = write_config(folder, **settings)
-    config.write_text(config.read_text() + MORE)
-    return config
-
-
-def train(config, work_dir, *, resume=False):
-    """Train to the end in this process; the last checkpoint."""
-    settings = load_config(config, work_dir=str(work_dir))
-    settings.experiment_name = f"{work_dir}-{resume}".replace("/", "_")
-    settings.resume = resume
-    settings.load_from = str(latest_checkpoint(work_dir)) if resume else None
-    Runner.from_cfg(settings).train()
-    return torch.load(latest_checkpoint(work_dir), weights_only=True)
-
-
-def assert_same(found, expected):
-    assert found["meta"]["iter"] == expected["meta"]["iter"]
-    for key in ("state_dict", "ema_state_dict", "optimizer"):
-        torch.testing.assert_close(found.get(key), expected.get(key), rtol=0, atol=0)
-
+from tests.misfortunes import (
+    EPOCHS,
+    ITERATIONS,
+    TORCHRUN,
+    assert_same,
+    prepared,
+    train,
+    train_with,
+)
 
 # Settings, the iteration at work, what it saves, and the validations that were over by the end.
 CASES = {

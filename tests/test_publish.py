@@ -12,7 +12,8 @@ from ropevit_mmdet.predict import Predictor
 from ropevit_mmdet.publish import publish
 from ropevit_mmdet.run_config import load_config
 from ropevit_mmdet.stack.reading import read_torch_file
-from tests.test_tools import Payload, fails, load_tool, train
+from tests.hostile_files import Payload
+from tests.test_tools import fails, load_tool, train
 from tests.tiny_coco import write_tiny
 
 tool = load_tool("publish_checkpoint")
@@ -127,7 +128,7 @@ def test_what_is_no_detector_is_refused_and_nothing_is_written(tmp_path, monkeyp
     torch.save({"state": {"norm.weight": ones}, "task": "x"}, "birder.pth")
     torch.save({"backbone.w": ones, "head.fc.weight": ones}, "classifier.pth")
     torch.save({"backbone.w": ones, "bbox_head.w": ones * torch.nan}, "nan.pth")
-    torch.save({"backbone.w": Payload()}, "code.pth")
+    torch.save({"backbone.w": Payload(open, "ran.txt", "w")}, "code.pth")
     Path("cut.pth").write_bytes(b"PK\x03\x04 cut short")
     said = {
         "gone.pth": "does not exist",

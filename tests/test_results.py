@@ -20,6 +20,7 @@ from ropevit_mmdet.analysis.results import (
 from ropevit_mmdet.analysis.results_figure import plot_confusion_matrix, plot_precision_recall
 from ropevit_mmdet.ground_truth import read_coco
 from ropevit_mmdet.run_config import load_config
+from tests.hostile_files import Payload
 from tests.test_tools import fails, load_tool, test, trained  # noqa: F401  (a fixture)
 
 plot_results = load_tool("plot_results")
@@ -149,14 +150,11 @@ def test_files_are_read_without_running_them(tmp_path):
         assert one.image_id == 3 and one.boxes.tolist() == [[1, 2, 3, 4]]
         assert one.labels.tolist() == [2] and one.scores.tolist() == [0.5]
 
-    class Payload:
-        def __reduce__(self):
-            return os.mkdir, (str(tmp_path / "ran"),)
-
-    path.write_bytes(pickle.dumps([Payload()]))
+    payload = Payload(os.mkdir, str(tmp_path / "ran"))
+    path.write_bytes(pickle.dumps([payload]))
     with pytest.raises(ValueError, match=r"refused: it holds \w+\.mkdir"):
         read_results(path)
-    torch.save(Payload(), tmp_path / "inner.pt")  # what torch's own function would run
+    torch.save(payload, tmp_path / "inner.pt")  # what torch's own function would run
     inner = pickle.dumps((tmp_path / "inner.pt").read_bytes(), protocol=0)[:-1]
     path.write_bytes(b"ctorch.storage\n_load_from_bytes\n(" + inner + b"tR.")
     with pytest.raises(ValueError, match="refused: it holds a damaged tensor, or one that could"):

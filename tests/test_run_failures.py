@@ -13,9 +13,7 @@ from ropevit_mmdet import work_dir_lock
 from ropevit_mmdet.errors import user_message
 from ropevit_mmdet.resume import latest_checkpoint
 from ropevit_mmdet.work_dir_lock import LOCK, lock_work_dir
-from tests.misfortunes import TORCHRUN, train_with
-from tests.test_preemption import assert_same, prepared, train
-from tests.test_resume import ITERATIONS
+from tests.misfortunes import ITERATIONS, TORCHRUN, assert_same, prepared, train, train_with
 from tests.test_tools import load_tool
 
 SETTINGS = dict(loop=ITERATIONS, workers=0, accumulated=1, ema=False)

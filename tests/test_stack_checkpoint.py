@@ -22,6 +22,7 @@ from torch.testing import assert_close
 
 from ropevit_mmdet.stack import checkpoint
 from ropevit_mmdet.stack.reading import read_torch_file
+from tests.hostile_files import Payload
 
 
 class Samples(torch.utils.data.Dataset):
@@ -86,16 +87,6 @@ def training_checkpoint(tmp_path_factory):
     work_dir = tmp_path_factory.mktemp("run")
     train(work_dir, 2)
     return work_dir / "epoch_2.pth"
-
-
-class Payload:
-    """Runs `function(*arguments)` where it is unpickled without a check."""
-
-    def __init__(self, function, *arguments):
-        self.call = function, arguments
-
-    def __reduce__(self):
-        return self.call
 
 
 def test_a_training_checkpoint_loads(training_checkpoint):

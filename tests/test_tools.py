@@ -13,6 +13,7 @@ from PIL import Image
 
 from ropevit_mmdet.errors import one_line_errors
 from ropevit_mmdet.run_config import load_config, use_tta
+from tests.hostile_files import Payload
 from tests.tiny_coco import write_tiny
 
 TOOLS = Path(__file__).parent.parent / "tools"
@@ -217,13 +218,6 @@ def test_categories_that_do_not_fit(tmp_path, monkeypatch, capsys, categories, s
     assert not Path("work_dirs").exists()
 
 
-class Payload:
-    """Would run code when unpickled."""
-
-    def __reduce__(self):
-        return (open, ("ran.txt", "w"))
-
-
 def test_bad_checkpoints(trained, tmp_path, monkeypatch, capsys):
     config, good = trained
     monkeypatch.chdir(tmp_path)
@@ -233,7 +227,7 @@ def test_bad_checkpoints(trained, tmp_path, monkeypatch, capsys):
     Path("text.pth").write_text("not a checkpoint")
     torch.save({"state": {"norm.weight": torch.ones(3)}, "task": "x"}, "birder.pth")
     torch.save(torch.load(good, weights_only=False)["state_dict"]["backbone.conv1.weight"], "t.pth")
-    Path("code.pth").write_bytes(pickle.dumps({"state_dict": Payload()}))
+    Path("code.pth").write_bytes(pickle.dumps({"state_dict": Payload(open, "ran.txt", "w")}))
     said = {
         "gone.pth": "does not exist",
         "cut.pth": "truncated",

@@ -5,7 +5,6 @@ import hashlib
 import os
 import socket
 import threading
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,13 +24,7 @@ CONTENT = np.random.RandomState(0).bytes(300_000)
 NAME = "rope_vit_reg4_b14_capi-places365"
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch) -> Path:
-    """An empty cache folder of its own."""
-    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
-    return tmp_path / "home" / "hub" / "checkpoints"
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 @pytest.fixture

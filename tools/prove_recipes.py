@@ -23,22 +23,19 @@ SMALL, LARGE, OTHER = (
     f"configs/shapes_{name}.py" for name in ("transfer", "transfer_448", "resnet18")
 )
 NETWORK = "rope_vit_reg4_b14"
-STAGES = ((112, 20, 1e-3), (224, 27, 5e-4))  # pixels, up to which epoch, learning rate
+EPOCHS = 8
 PRETRAINING = f"""--network {NETWORK} --tag shapes --device cpu --batch-size 64
-    --opt adamw --wd 0.05 --clip-grad-norm 1 --aug-level 0 --save-frequency 1 --seed 0
-    --lr-scheduler cosine --lr-scheduler-update step --warmup-steps 50
+    --opt adamw --lr 5e-4 --wd 0.05 --clip-grad-norm 1 --aug-level 0 --save-frequency 1 --seed 0
+    --lr-scheduler cosine --lr-scheduler-update step --warmup-steps 100
     --num-workers 1 --non-interactive --no-summary
     --data-path classes/train --val-path classes/val"""
 DECAYS = (1.0, 0.9, 0.8, 0.7)
 AT_448 = {  # what a detector trained at 224 pixels is fine-tuned to
-    "windows, tile": {},
-    "windows, interpolate": {"pos_embed_mode": "interpolate"},
-    "global, interpolation": dict(
-        window_size=None, pos_embed_mode="interpolate", rope_interpolation="pretrain"
-    ),
-    "global, no interpolation": dict(
-        window_size=None, pos_embed_mode="interpolate", rope_interpolation="none"
-    ),
+    "windows, tile, interpolation": {},
+    "windows, tile, no interpolation": {"rope_interpolation": 224},
+    "windows, interpolate, interpolation": {"pos_embed_mode": "interpolate"},
+    "global, tile, interpolation": {"window_size": None},
+    "global, tile, no interpolation": {"window_size": None, "rope_interpolation": 224},
 }
 PADDINGS = {"own aspect": 28, "square": 224}
 COORDINATES = {"fixed": 224, "fitted": "pretrain"}
@@ -66,6 +63,7 @@ class Proof:
     def __init__(self, root: Path, seeds: int) -> None:
         self.root, self.seeds = root, range(seeds)
         self.data, self.oblong = root / "shapes", root / "oblong"
+        self.cut_side = load_config(SMALL).model.backbone.pretrain_img_size  # pixels
         self.rows: dict[str, dict[str, list[dict]]] = {}
         root.mkdir(parents=True, exist_ok=True)
 
@@ -74,35 +72,32 @@ class Proof:
         shapes.generate(self.data)
         shapes.generate(self.oblong, num_train=0, num_val=0, non_square=1.0, seed=2)
         other = self.root / "pretrain_shapes"
-        shapes.generate(other, num_train=3000, num_val=200, num_test=0, seed=1)
+        shapes.generate(other, num_train=12000, num_val=300, num_test=0, seed=1)
         for split in ("train", "val"):
             ann_file = other / "annotations" / f"instances_{split}.json"
-            cut_objects(other / split, ann_file, self.root / "classes" / split)
+            folder = self.root / "classes" / split
+            cut_objects(other / split, ann_file, folder, side=self.cut_side)
 
     def pretrain(self) -> None:
-        """Runs birder's training script, stage by stage: small pictures learn four times as fast.
-
-        The last stage's size is the one that the weights are for.
-        """
-        models, before = self.root / "models", 0
-        arch = json.dumps(load_config(SMALL).model.backbone.arch.to_dict())
-        for pixels, last, rate in STAGES:
-            self.checkpoint = models / f"{NETWORK}_shapes_{last}.pt"
-            files = models.glob(f"{NETWORK}_shapes_*[0-9].pt")  # beside them: ..._states.pt
-            newest = max((int(file.stem.split("_")[-1]) for file in files), default=0)
-            if newest < last:
-                command = [sys.executable, "-m", "birder.scripts.train", *PRETRAINING.split()]
-                command += ["--model-config", arch, "--size", str(pixels)]
-                command += ["--epochs", str(last), "--lr", str(rate)]
-                command += ["--resume-epoch", str(newest)] if newest else []
-                command += ["--load-states"] if newest > before else []
-                log = self.root / "pretrain.txt"
-                self.say(f"pretraining by birder at {pixels} pixels, log in {log}")
-                with log.open("a", encoding="utf-8") as file:
-                    code = subprocess.run(command, cwd=self.root, stdout=file, stderr=file)
-                if code.returncode or not self.checkpoint.is_file():
-                    sys.exit(f"error: birder's training failed, see {log}")
-            before = last
+        """Runs birder's training script, from its newest checkpoint on."""
+        models = self.root / "models"
+        self.checkpoint = models / f"{NETWORK}_shapes_{EPOCHS}.pt"
+        files = models.glob(f"{NETWORK}_shapes_*[0-9].pt")  # beside them: ..._states.pt
+        newest = max((int(file.stem.split("_")[-1]) for file in files), default=0)
+        if newest == EPOCHS:
+            return
+        arch = load_config(SMALL).model.backbone.arch.to_dict()
+        del arch["pt_grid_size"]  # of the detector: a cut is a piece of its pictures
+        command = [sys.executable, "-m", "birder.scripts.train", *PRETRAINING.split()]
+        command += ["--model-config", json.dumps(arch), "--size", str(self.cut_side)]
+        command += ["--epochs", str(EPOCHS)]
+        command += ["--resume-epoch", str(newest), "--load-states"] if newest else []
+        log = self.root / "pretrain.txt"
+        self.say(f"pretraining by birder, log in {log}")
+        with log.open("a", encoding="utf-8") as file:
+            code = subprocess.run(command, cwd=self.root, stdout=file, stderr=file).returncode
+        if code or not self.checkpoint.is_file():
+            sys.exit(f"error: birder's training failed, see {log}")
 
     def transfer(self) -> None:
         decay = "optim_wrapper.paramwise_cfg.layer_decay_rate"

@@ -3,6 +3,7 @@
 import io
 import os
 import pickle
+import pickletools
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,13 +28,14 @@ def read_results(path: str | os.PathLike[str]) -> list[PictureResult]:
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"result file {path} does not exist; tools/test.py --out writes one")
-    with path.open("rb") as file:
-        try:
-            content = _TensorUnpickler(file).load()
-        except _RefusedError as error:
-            raise ValueError(f"result file {path} is refused: {error}") from error
-        except _DAMAGE as error:
-            raise ValueError(f"result file {path} is cut short or no pickle") from error
+    pickled = path.read_bytes()
+    try:
+        _check_claims(pickled)
+        content = _TensorUnpickler(io.BytesIO(pickled)).load()
+    except _RefusedError as error:
+        raise ValueError(f"result file {path} is refused: {error}") from error
+    except _DAMAGE as error:
+        raise ValueError(f"result file {path} is cut short or no pickle") from error
     if not isinstance(content, list) or not content:
         raise ValueError(f"result file {path} holds no list of pictures, as test.py --out writes")
     return [_picture(path, entry) for entry in content]
@@ -60,6 +62,17 @@ _DAMAGE = (
     *(pickle.UnpicklingError, EOFError, ValueError, LookupError, AttributeError, TypeError),
     *(OverflowError, MemoryError, RecursionError, RuntimeError, AssertionError),
 )
+
+
+def _check_claims(pickled: bytes) -> None:
+    """Refuses a pickle that would take more memory than its bytes: the C unpickler believes it.
+
+    Lengths are compared with what follows by pickletools; a place in the memo is one of a table
+    that is made as long as the highest place needs.
+    """
+    for operation, argument, _ in pickletools.genops(pickled):
+        if operation.name.endswith("PUT") and argument > len(pickled):
+            raise pickle.UnpicklingError(f"place {argument} of a memo")
 
 
 class _TensorUnpickler(pickle.Unpickler):

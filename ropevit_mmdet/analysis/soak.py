@@ -1,10 +1,12 @@
 """Watch a process, and the ones that it started, for memory and open files that grow.
 
-Resident memory is read from /proc (Linux, `man 5 proc`), where pages that several processes share
-count once for each.
+Memory is read from /proc (Linux, `man 5 proc_pid_status`): resident pages that processes made
+themselves. Those of files are left out, which the system drops and fetches again as it likes. What
+several processes share counts once for each.
 """
 
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping
 from copy import deepcopy
 from pathlib import Path
@@ -151,8 +153,9 @@ def _children(process: int) -> list[int]:
 
 
 def _resident(process: int) -> int:
-    pages = int(Path(f"/proc/{process}/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
+    status = Path(f"/proc/{process}/status").read_text()
+    counted = re.findall(r"^Rss(?:Anon|Shmem):\s+(\d+) kB", status, re.MULTILINE)
+    return 1024 * sum(map(int, counted))
 
 
 def _open_files(process: int) -> int:

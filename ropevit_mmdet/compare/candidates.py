@@ -90,8 +90,11 @@ def _from_checkpoint(source: str, protocol: Config) -> dict[str, Any]:
     if checkpoint.img_size:
         height, width = checkpoint.img_size
         changes["pretrain_img_size"] = height if height == width else (height, width)
+        grid = arch.pt_grid_size or (height // arch.patch_size, width // arch.patch_size)
         if own.get("window_size"):  # windows that the weights were trained with
-            changes["window_size"] = min(height, width) // arch.patch_size
+            changes["window_size"] = min(grid)
+        if not isinstance(own.get("rope_interpolation", "pretrain"), str):  # pixels
+            changes["rope_interpolation"] = own.rope_interpolation * grid[0] / _rows(own)
     if own.get("global_attn_indices") and arch.num_layers != resolve_arch(own.arch).num_layers:
         changes["global_attn_indices"] = None  # the last of each quarter
     if _is_frozen(own):
@@ -169,6 +172,13 @@ def _architecture(checkpoint: Checkpoint, own: Mapping[str, Any]) -> tuple[Arch,
         name, arch = identify(checkpoint)
         return arch, name
     return arch, own["arch"]
+
+
+def _rows(backbone: Mapping[str, Any]) -> float:
+    """Of the grid that a RoPEViT's weights are for, in patches."""
+    arch, size = resolve_arch(backbone["arch"]), backbone.get("pretrain_img_size", 224)
+    height = size if isinstance(size, int) else size[0]
+    return arch.pt_grid_size[0] if arch.pt_grid_size else height / arch.patch_size
 
 
 def _rope_vit(protocol: Config) -> ConfigDict:

@@ -7,19 +7,25 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-MIN_SIZE = 16  # pixels; a smaller object is a smudge when it is enlarged
-CONTEXT = (1.05, 1.35)  # side of a cut, in longer sides of its object
+MIN_SIZE = 16  # pixels; a smaller object has hardly a patch to itself
+CONTEXT = 1.1  # side of a cut, in longer sides of an object that is too large for it
 
 
 def cut_objects(
-    pictures: str | os.PathLike[str], ann_file: str | os.PathLike[str], root: Path, *, seed: int = 0
+    pictures: str | os.PathLike[str],
+    ann_file: str | os.PathLike[str],
+    root: Path,
+    *,
+    side: int,
+    seed: int = 0,
 ) -> int:
     """Writes `<root>/<class>/<annotation id>.png`, squares around the objects of a COCO set.
 
-    Crowds and objects under 16 pixels are left out. A square is 1.05 to 1.35 times as wide as the
-    object is long, its centre up to a quarter of what is left away from the object's, moved and
-    shrunk to lie within the picture. Written whole or not at all; what is there already stays.
-    Returns the number of cuts.
+    ``side`` is that of every cut, in pixels. What is learnt from cuts serves a detector only at the
+    scale of its pictures, so they are not enlarged; only an object that does not fit, with a tenth
+    around it, is shrunk. An object lies within the middle half of the room that it leaves, and the
+    cut within the picture. Crowds and objects under 16 pixels are left out. Written whole or not at
+    all; what is there already stays. Returns the number of cuts.
     """
     if root.is_dir():
         return sum(1 for _ in root.glob("*/*.png"))
@@ -35,7 +41,8 @@ def cut_objects(
             continue
         rng = np.random.default_rng((seed, annotation["id"]))
         with Image.open(Path(pictures) / files[annotation["image_id"]]) as picture:
-            cut = picture.convert("RGB").crop(_square(rng, annotation["bbox"], picture.size))
+            cut = picture.convert("RGB").crop(_square(rng, annotation["bbox"], side, picture.size))
+        cut = cut.resize((side, side), Image.Resampling.BICUBIC)
         cut.save(partial / names[annotation["category_id"]] / f"{annotation['id']:06d}.png")
         count += 1
     partial.rename(root)
@@ -43,12 +50,12 @@ def cut_objects(
 
 
 def _square(
-    rng: np.random.Generator, bbox: list[float], picture: tuple[int, int]
+    rng: np.random.Generator, bbox: list[float], least: int, picture: tuple[int, int]
 ) -> tuple[int, int, int, int]:
     """Left, top, right and bottom of a cut around a box (x, y, width, height), in pixels."""
     x, y, width, height = bbox
     longer = max(width, height)
-    side = min(longer * np.exp(rng.uniform(*np.log(CONTEXT))), *picture)
+    side = min(max(least, CONTEXT * longer), *picture)
     reach = max(side - longer, 0) / 4
     corners = []
     for start, length, limit in ((x, width, picture[0]), (y, height, picture[1])):

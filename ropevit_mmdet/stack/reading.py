@@ -41,12 +41,25 @@ def read_torch_file(path: str | os.PathLike[str], map_location: Any = "cpu") -> 
     path = Path(path).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f"checkpoint {path} does not exist")
-    mapped = zipfile.is_zipfile(path)  # torch's format since 1.6; older ones cannot be
+    if path.suffix == ".safetensors":  # which newer torch reads, going by the name
+        raise ValueError(
+            f"checkpoint {path} is a safetensors file, for weights of a backbone alone, and a file "
+            "of torch.save is needed here; to train a detector from it, set "
+            f"model.backbone.init_cfg = dict(type='Pretrained', checkpoint='{path}')"
+        )
+    mapped = _is_archive(path)  # torch's format since 1.6; older ones cannot be
     if mapped and not archive_is_whole(path):
         raise ValueError(_damaged(str(path)))
     with one_line_errors(str(path)), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Detected pickle protocol")
         return torch.load(path, map_location=map_location, weights_only=True, mmap=mapped)
+
+
+def _is_archive(path: Path) -> bool:
+    try:
+        return zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:  # of several parts, it says; torch writes one
+        return True
 
 
 def archive_is_whole(path: str | os.PathLike[str]) -> bool:

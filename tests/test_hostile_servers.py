@@ -1,0 +1,123 @@
+"""Servers that do not mean well: an error in bounded time, and nothing left in the cache."""
+
+import contextlib
+import functools
+import threading
+import time
+from pathlib import Path
+from socketserver import BaseRequestHandler, ThreadingTCPServer
+
+import pytest
+
+from ropevit_mmdet import download
+from ropevit_mmdet.download import DownloadError
+from ropevit_mmdet.weights import resolve_weights
+
+
+def forever(sock, text, pause=0.0):
+    while True:
+        sock.sendall(text)
+        time.sleep(pause)
+
+
+def drip(sock, text, pause):
+    for byte in text:
+        sock.sendall(bytes([byte]))
+        time.sleep(pause)
+    forever(sock, b"x", pause)
+
+
+OK = b"HTTP/1.1 200 OK\r\n"
+HOSTILE = {
+    "headers that drip": lambda sock: drip(sock, OK + b"X-Slow: ", 0.05),
+    "headers without end": lambda sock: forever(sock, b"X: y\r\n", 0.001),
+    "a header line without end": lambda sock: (sock.sendall(OK + b"X: "), forever(sock, b"y" * 99)),
+    "an endless number of goes": lambda sock: forever(sock, b"HTTP/1.1 100 Continue\r\n\r\n"),
+    "a body without end or length": lambda sock: (
+        sock.sendall(OK + b"Connection: close\r\n\r\n"),
+        forever(sock, bytes(1000)),
+    ),
+    "chunks without end": lambda sock: (
+        sock.sendall(OK + b"Transfer-Encoding: chunked\r\n\r\n"),
+        forever(sock, b"1\r\nx\r\n"),
+    ),
+    "a body longer than its length": lambda sock: (
+        sock.sendall(OK + b"Content-Length: 5\r\nConnection: close\r\n\r\n"),
+        forever(sock, bytes(1000)),
+    ),
+    "a negative length": lambda sock: sock.sendall(OK + b"Content-Length: -5\r\n\r\nhello"),
+    "a length that is none": lambda sock: sock.sendall(OK + b"Content-Length: five\r\n\r\nhello"),
+    "a redirect to itself": lambda sock: sock.sendall(
+        b"HTTP/1.1 302 Found\r\nLocation: /file.pt\r\nContent-Length: 0\r\n\r\n"
+    ),
+    "redirects without end": lambda sock: sock.sendall(
+        b"HTTP/1.1 302 Found\r\nLocation: /%d\r\nContent-Length: 0\r\n\r\n" % time.monotonic_ns()
+    ),
+    "a redirect to a file": lambda sock: sock.sendall(
+        b"HTTP/1.1 302 Found\r\nLocation: FILE:///etc/passwd\r\nContent-Length: 0\r\n\r\n"
+    ),
+    "a redirect to nowhere": lambda sock: sock.sendall(
+        b"HTTP/1.1 302 Found\r\nLocation: //[\r\nContent-Length: 0\r\n\r\n"
+    ),
+    "no HTTP": lambda sock: sock.sendall(b"SSH-2.0-OpenSSH_9.6\r\n"),
+    "a hang-up": lambda sock: None,
+}
+
+
+@pytest.fixture
+def hostile():
+    """Starts a server that answers every request in one of the ways above; returns its URL."""
+    servers = []
+
+    def start(answer):
+        class Handler(BaseRequestHandler):
+            def handle(self):
+                self.request.recv(65536)
+                with contextlib.suppress(OSError):  # the other side has had enough
+                    answer(self.request)
+
+        server = ThreadingTCPServer(("127.0.0.1", 0), Handler)
+        server.daemon_threads = True
+        servers.append(server)
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        return f"http://127.0.0.1:{server.server_address[1]}"
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_servers(name, hostile, cache):
+    url, start = hostile(HOSTILE[name]), time.monotonic()
+    with pytest.raises(DownloadError, match=r"download of file\.pt failed: ") as caught:
+        resolve_weights(f"{url}/file.pt", timeout=0.3)
+    assert time.monotonic() - start < 5
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 700
+    left = {path.name for path in cache.iterdir()} - {"file.pt.lock"}
+    assert not left, left
+
+
+@pytest.mark.parametrize(
+    "end", ["a%2f..%2fb.pt", "..%2f..%2fb.pt", "%2e%2e", "b.pt%00.txt", "b.pt;x=/../c", "%5c..%5cb"]
+)
+def test_encoded_slashes_name_no_folder(end, hostile, cache):
+    body = OK + b"Content-Length: 5\r\n\r\nhello"
+    try:
+        path = resolve_weights(f"{hostile(lambda sock: sock.sendall(body))}/a/{end}")
+    except ValueError as error:
+        assert "does not end in the name of a file" in str(error)
+    else:
+        assert path.parent == cache and path.read_bytes() == b"hello"
+    assert {entry.parent for entry in Path(cache.parent.parent).rglob("*") if entry.is_file()} <= {
+        cache
+    }
+
+
+def test_what_is_left_behind_of_a_dripping_server_is_one_thread(hostile, cache):
+    before = threading.active_count()
+    url = hostile(functools.partial(drip, text=OK, pause=0.05))
+    with pytest.raises(DownloadError, match=r"has not finished its answer's headers after 1\.2 s"):
+        resolve_weights(f"{url}/file.pt", timeout=0.3)
+    assert threading.active_count() <= before + 4 and download._HEADER_PATIENCE == 4
