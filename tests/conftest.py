@@ -14,6 +14,10 @@ import ropevit_mmdet  # noqa: F401  (prepares the mm stack before anything impor
 
 from mmengine.logging import MMLogger  # isort: skip
 
+from tests.network import stay_here
+
+stay_here()
+
 
 @pytest.fixture(autouse=True)
 def _seed() -> None:
