@@ -8,6 +8,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from ..palette import line_style
+
 
 def plot_cost(rows: Sequence[Mapping[str, Any]], path: str | os.PathLike[str]) -> None:
     """Draws a PNG: milliseconds per picture across, box AP up, spread over seeds as bars.
@@ -21,7 +23,9 @@ def plot_cost(rows: Sequence[Mapping[str, Any]], path: str | os.PathLike[str]) -
         latency = 1000 / row["costs"]["images/s"]
         mean, spread = row["AP"]["box AP"]
         label = f"{row['name']}, {row['costs']['parameters, M']:.3g} M parameters"
-        axis.errorbar(latency, mean, yerr=spread, color=f"C{i}", marker="o", capsize=4, label=label)
+        axis.errorbar(
+            latency, mean, yerr=spread, marker="o", capsize=4, label=label, **line_style(i)
+        )
     axis.set(xlabel="milliseconds per picture", ylabel="box AP, percent")
     axis.set_xlim(left=0, right=1.15 * axis.get_xlim()[1])
     axis.set_ylim(bottom=0, top=1.1 * axis.get_ylim()[1])
