@@ -5,7 +5,7 @@
 
 from functools import cache
 
-from . import checks, onednn, ops
+from . import checks, ops
 from .checks import StackError
 
 __all__ = ["StackError", "checks", "ops", "prepare"]
@@ -14,7 +14,7 @@ __all__ = ["StackError", "checks", "ops", "prepare"]
 @cache
 def prepare() -> None:
     """Check the environment, stand in for `mmcv._ext` if it was not compiled, make loading safe and
-    decoding exact, and bound the memory of convolutions on a CPU.
+    decoding exact.
 
     A second call does nothing. Raises StackError, one line that names the cure, where the installed
     packages cannot work together.
@@ -29,4 +29,3 @@ def prepare() -> None:
 
     checkpoint.install()
     precision.install()
-    onednn.bound_primitive_cache()
