@@ -5,6 +5,9 @@ hands `FSDP.optim_state_dict_to_load` its arguments in torch 2.0's order. The en
 mmengine's.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from mmengine._strategy import FSDPStrategy
 from mmengine.config import Config
@@ -60,6 +63,24 @@ class BlockFSDPStrategy(FSDPStrategy):
         self.optim_wrapper.load_state_dict(shards)
 
 
+@contextmanager
+def launched(config: Config) -> Iterator[None]:
+    """Around a run: joins the processes that a launcher started, and parts from them at its end.
+
+    A process that just ends leaves threads of the group behind, which now and then abort it on its
+    way out, by `std::terminate`. On an error nothing is waited for: the others may be gone.
+
+    Raises what `use_launcher` does.
+    """
+    use_launcher(config)
+    try:
+        yield
+    except SystemExit:  # all of them leave together, behind a checkpoint
+        _part()
+        raise
+    _part()
+
+
 def use_launcher(config: Config) -> None:
     """Where a launcher has started the processes and there is no GPU, join them over gloo.
 
@@ -85,3 +106,8 @@ def use_launcher(config: Config) -> None:
     config.setdefault("model_wrapper_cfg", settings | {"device_ids": None})
     if not distributed.is_initialized():
         distributed.init_process_group("gloo")
+
+
+def _part() -> None:
+    if distributed.is_initialized():
+        distributed.destroy_process_group()

@@ -6,7 +6,7 @@ from mmcv.cnn import Scale
 from mmengine.config import Config, ConfigDict
 
 from ropevit_mmdet import distributed
-from ropevit_mmdet.distributed import BlockFSDPStrategy, use_launcher
+from ropevit_mmdet.distributed import BlockFSDPStrategy, launched, use_launcher
 from tests.processes import ROOT, run_python
 from tests.tiny_coco import write_tiny
 
@@ -163,3 +163,22 @@ def test_nothing_is_done_for_one_process(monkeypatch):
     config = Config(ConfigDict(launcher="none"))
     use_launcher(config)
     assert "model_wrapper_cfg" not in config
+
+
+@pytest.mark.parametrize(
+    ("end", "parts"), [(None, True), (SystemExit(75), True), (RuntimeError("lost"), False)]
+)
+def test_processes_part_at_the_end_but_not_after_an_error(end, parts, monkeypatch):
+    """Without it a process of the runs above was once aborted while its interpreter shut down."""
+    called = []
+    monkeypatch.setattr(distributed.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(
+        distributed.distributed, "destroy_process_group", lambda: called.append(True)
+    )
+    try:
+        with launched(Config(ConfigDict(launcher="none"))):
+            if end is not None:
+                raise end
+    except (SystemExit, RuntimeError) as error:
+        assert error is end
+    assert bool(called) == parts

@@ -19,7 +19,7 @@ from mmengine.runner import Runner
 from ropevit_mmdet.checkpoint import check_fit
 from ropevit_mmdet.dataset_checks import check_datasets
 from ropevit_mmdet.detector_checkpoint import read_detector_checkpoint
-from ropevit_mmdet.distributed import use_launcher
+from ropevit_mmdet.distributed import launched
 from ropevit_mmdet.errors import one_line_errors
 from ropevit_mmdet.run_config import add_cfg_options, build_detector, load_config, use_show, use_tta
 
@@ -29,9 +29,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     args = parse_args(argv)
     os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
     setup_cache_size_limit_of_dynamo()
-    with one_line_errors():
-        config = prepare(args)
-        use_launcher(config)
+    with one_line_errors(), launched(config := prepare(args)):
         boxes_only = args.tta and use_tta(config)
         runner_type = RUNNERS.get(config.runner_type) if "runner_type" in config else Runner
         runner = runner_type.from_cfg(config)

@@ -17,7 +17,7 @@ from mmengine.runner import Runner
 
 from ropevit_mmdet.dataset_checks import check_datasets
 from ropevit_mmdet.detector_checkpoint import check_start
-from ropevit_mmdet.distributed import use_launcher
+from ropevit_mmdet.distributed import launched
 from ropevit_mmdet.errors import one_line_errors
 from ropevit_mmdet.hooks import check_colours, check_strides
 from ropevit_mmdet.resume import latest_checkpoint
@@ -38,8 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     setup_cache_size_limit_of_dynamo()
     with one_line_errors():
         config = prepare(args)
-        with lock_work_dir(config.work_dir):
-            use_launcher(config)
+        with lock_work_dir(config.work_dir), launched(config):
             runner_type = RUNNERS.get(config.runner_type) if "runner_type" in config else Runner
             runner_type.from_cfg(config).train()
 
