@@ -9,16 +9,16 @@ stack.prepare()  # ahead of everything that imports mmcv.ops
 
 from ropevit_mmdet.backbone import RoPEViT  # noqa: E402
 from ropevit_mmdet.classifier import load_classifier  # noqa: E402
-from ropevit_mmdet.dataset_checks import CheckedCocoDataset  # noqa: E402
-from ropevit_mmdet.detector_checkpoint import take_over_urls  # noqa: E402
-from ropevit_mmdet.distributed import BlockFSDPStrategy  # noqa: E402
+from ropevit_mmdet.data_checks.datasets import CheckedCocoDataset  # noqa: E402
 from ropevit_mmdet.frozen import FrozenBackbone  # noqa: E402
 from ropevit_mmdet.hooks import RoPEViTChecks  # noqa: E402
 from ropevit_mmdet.layer_decay import RoPEViTLayerDecay  # noqa: E402
 from ropevit_mmdet.neck import LayerNorm2d, SimpleFeaturePyramid  # noqa: E402
-from ropevit_mmdet.non_finite import NonFiniteGuard  # noqa: E402
-from ropevit_mmdet.preemption import PreemptionHook  # noqa: E402
-from ropevit_mmdet.resume import ResumableCheckpointHook  # noqa: E402
+from ropevit_mmdet.run.distributed import BlockFSDPStrategy  # noqa: E402
+from ropevit_mmdet.run.non_finite import NonFiniteGuard  # noqa: E402
+from ropevit_mmdet.run.preemption import PreemptionHook  # noqa: E402
+from ropevit_mmdet.run.resume import ResumableCheckpointHook  # noqa: E402
+from ropevit_mmdet.weights.detector_checkpoint import take_over_urls  # noqa: E402
 
 take_over_urls()
 

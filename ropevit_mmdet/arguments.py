@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import torch
 
-from .arch import Arch
+from ropevit_mmdet.arch import Arch
 
 
 def size_pair(size: int | Sequence[int]) -> tuple[int, int]:

@@ -17,16 +17,22 @@ from mmengine.logging import MMLogger
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
-from .arch import resolve_arch
-from .arguments import block_indices, drop_path_rates, global_indices, size_pair
-from .checkpoint import check_arch, check_fit, check_img_size, load_into, read_checkpoint
-from .identify import summary
-from .resample import resample_patch_kernel
-from .rope import Rope
-from .tables import RopeTables
-from .vit import Block, PatchEmbed, norm_layer
-from .weights import resolve_weights
-from .windows import (
+from ropevit_mmdet.arch import resolve_arch
+from ropevit_mmdet.arguments import block_indices, drop_path_rates, global_indices, size_pair
+from ropevit_mmdet.checkpoint import (
+    check_arch,
+    check_fit,
+    check_img_size,
+    load_into,
+    read_checkpoint,
+)
+from ropevit_mmdet.resample import resample_patch_kernel
+from ropevit_mmdet.rope import Rope
+from ropevit_mmdet.tables import RopeTables
+from ropevit_mmdet.vit import Block, PatchEmbed, norm_layer
+from ropevit_mmdet.weights.identify import summary
+from ropevit_mmdet.weights.lookup import resolve_weights
+from ropevit_mmdet.windows import (
     WindowGroup,
     merge_windows,
     split_windows,

@@ -19,9 +19,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .arch import Arch, arch_names, resolve_arch
-from .facts import HEAD, TRAINING_ONLY, arch_argument, contradictions, settings_of, spelt_out
-from .stack.reading import read_torch_file
+from ropevit_mmdet.arch import Arch, arch_names, resolve_arch
+from ropevit_mmdet.facts import (
+    HEAD,
+    TRAINING_ONLY,
+    arch_argument,
+    contradictions,
+    settings_of,
+    spelt_out,
+)
+from ropevit_mmdet.stack.reading import read_torch_file
 
 # Parts of a birder classifier that a detector has no use for: its head.
 IGNORED = ("classifier.", "attn_pool.", "embedding_norm.")

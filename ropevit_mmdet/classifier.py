@@ -17,12 +17,12 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 
-from .arch import Arch, resolve_arch
-from .backbone import RoPEViT
-from .checkpoint import Checkpoint, check_arch, load_into, read_checkpoint
-from .identify import identify, with_overrides
-from .vit import ACTIVATIONS, norm_layer
-from .weights import resolve_weights
+from ropevit_mmdet.arch import Arch, resolve_arch
+from ropevit_mmdet.backbone import RoPEViT
+from ropevit_mmdet.checkpoint import Checkpoint, check_arch, load_into, read_checkpoint
+from ropevit_mmdet.vit import ACTIVATIONS, norm_layer
+from ropevit_mmdet.weights.identify import identify, with_overrides
+from ropevit_mmdet.weights.lookup import resolve_weights
 
 
 def load_classifier(

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .arch import Arch, names_of
+from ropevit_mmdet.arch import Arch, names_of
 
 _FACTS = (
     "patch_size stem_type num_layers hidden_dim mlp_dim num_reg_tokens class_token abs_pos_embed "

@@ -9,9 +9,9 @@ from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from torch import nn
 
-from .backbone import RoPEViT
-from .checkpoint import read_checkpoint
-from .weights import resolve_weights
+from ropevit_mmdet.backbone import RoPEViT
+from ropevit_mmdet.checkpoint import read_checkpoint
+from ropevit_mmdet.weights.lookup import resolve_weights
 
 
 @HOOKS.register_module()

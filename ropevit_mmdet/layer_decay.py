@@ -15,8 +15,8 @@ from mmengine.logging import MMLogger
 from mmengine.model import is_model_wrapper
 from torch import nn
 
-from .backbone import RoPEViT
-from .vit import LayerScale
+from ropevit_mmdet.backbone import RoPEViT
+from ropevit_mmdet.vit import LayerScale
 
 _EMBEDDING = ("patch_embed", "pos_embed", "cls_token", "reg_tokens", "pre_norm")
 _NO_DECAY = ("pos_embed", "cls_token", "reg_tokens")

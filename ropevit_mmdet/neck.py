@@ -16,7 +16,7 @@ from mmengine.model import BaseModule
 from mmengine.registry import MODELS as ROOT_MODELS
 from torch import Tensor, nn
 
-from .vit import LayerNorm2d
+from ropevit_mmdet.vit import LayerNorm2d
 
 for _registry in (MODELS, ROOT_MODELS):  # the root, too: mmcv builds norms without a scope
     _registry.register_module(module=LayerNorm2d)

@@ -11,8 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .rope import CoordNoise, Rope
-from .windows import WindowGroup, to_window_order
+from ropevit_mmdet.rope import CoordNoise, Rope
+from ropevit_mmdet.windows import WindowGroup, to_window_order
 
 _MAX_TABLES = 16  # multi-scale training meets many grids
 

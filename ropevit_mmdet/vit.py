@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as run_checkpointed
 
-from .arch import Arch
-from .linear import Linear
-from .rope import rotate
-from .tables import Segment
+from ropevit_mmdet.arch import Arch
+from ropevit_mmdet.linear import Linear
+from ropevit_mmdet.rope import rotate
+from ropevit_mmdet.tables import Segment
 
 # Tokens at a time on a CPU where nothing is kept for a backward pass: four windows of 16 x 16
 # patches and their special tokens. The MLP's hidden channels then stay in the cache, a tenth of the

@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 from mmengine.runner import Runner
 
-from ropevit_mmdet.resume import latest_checkpoint
-from ropevit_mmdet.run_config import load_config
+from ropevit_mmdet.run.config import load_config
+from ropevit_mmdet.run.resume import latest_checkpoint
 from tests.processes import ROOT
 from tests.tiny_coco import write_tiny
 

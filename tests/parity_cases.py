@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ropevit_mmdet import RoPEViT
 from ropevit_mmdet.arch import ACTIVATION_NAMES
-from ropevit_mmdet.weights_table import WEIGHTS
+from ropevit_mmdet.weights.published import WEIGHTS
 from tests.oracle import SMALL, birder_net, relative_error, seeded_images, write_checkpoint
 
 GRID = 5  # patches of a side at pretraining

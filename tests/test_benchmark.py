@@ -5,7 +5,7 @@ import json
 import pytest
 from PIL import Image
 
-from ropevit_mmdet.benchmark_report import add, begin, is_measured, plot, table
+from ropevit_mmdet.benchmark.report import add, begin, is_measured, plot, table
 from tests.processes import ROOT, run_python
 
 SETTINGS = {

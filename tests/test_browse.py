@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from ropevit_mmdet.analysis.browse import FedDataset, file_name, spread_indices
-from ropevit_mmdet.drawing import class_color
-from ropevit_mmdet.run_config import load_config
+from ropevit_mmdet.prediction.drawing import class_color
+from ropevit_mmdet.run.config import load_config
 from tests.test_tools import fails, load_tool
 from tests.tiny_coco import write_tiny
 

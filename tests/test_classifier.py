@@ -8,7 +8,7 @@ from PIL import Image
 from ropevit_mmdet import RoPEViT
 from ropevit_mmdet.arch import arch_names, resolve_arch
 from ropevit_mmdet.classifier import load_classifier
-from ropevit_mmdet.weights_table import WEIGHTS
+from ropevit_mmdet.weights.published import WEIGHTS
 from tests.oracle import (
     RGB_STATS,
     SMALL,

@@ -11,11 +11,11 @@ import torch
 from mmdet.registry import MODELS
 from PIL import Image
 
+from ropevit_mmdet.benchmark.flops import count_flops
 from ropevit_mmdet.compare.candidates import Candidate, parse_candidates
 from ropevit_mmdet.compare.cost import count_operations
 from ropevit_mmdet.compare.table import comma_separated, markdown, rows_of, two_evaluators
-from ropevit_mmdet.flops import count_flops
-from ropevit_mmdet.run_config import build_detector, load_config
+from ropevit_mmdet.run.config import build_detector, load_config
 from tests import oracle
 from tests.processes import ROOT, run_python
 from tests.tiny_coco import write_tiny

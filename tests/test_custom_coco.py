@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from ropevit_mmdet.dataset_checks import check_datasets
-from ropevit_mmdet.run_config import load_config
+from ropevit_mmdet.data_checks.datasets import check_datasets
+from ropevit_mmdet.run.config import load_config
 from tests.test_configs import CONFIGS
 from tests.tiny_coco import write_tiny
 

@@ -5,8 +5,8 @@ import torch
 from mmcv.cnn import Scale
 from mmengine.config import Config, ConfigDict
 
-from ropevit_mmdet import distributed
-from ropevit_mmdet.distributed import BlockFSDPStrategy, launched, use_launcher
+from ropevit_mmdet.run import distributed
+from ropevit_mmdet.run.distributed import BlockFSDPStrategy, launched, use_launcher
 from tests.processes import ROOT, run_python
 from tests.tiny_coco import write_tiny
 
@@ -78,7 +78,7 @@ def train(folder, name, *, processes, iterations=20, more="", with_cp=False, arg
     settings = dict(batch_size=4 // processes, iterations=iterations, more=more, with_cp=with_cp)
     config.write_text(CONFIG.format(start=str(start), **settings))
     if not start.exists():
-        code = "import sys; from ropevit_mmdet.run_config import *; from torch import save\n"
+        code = "import sys; from ropevit_mmdet.run.config import *; from torch import save\n"
         code += "model = build_detector(load_config(sys.argv[1]))\n"
         code += "save(dict(state_dict=model.state_dict()), sys.argv[2])"
         assert run_python("-c", code, config, start, path=folder).returncode == 0

@@ -6,15 +6,15 @@ import sys
 import pytest
 from PIL import Image
 
+from ropevit_mmdet.compare.experiment import Run, mean_and_spread, result_of, training_seconds
 from ropevit_mmdet.datasets.crops import cut_objects
-from ropevit_mmdet.experiment import Run, mean_and_spread, result_of, training_seconds
 from tests.tiny_coco import CLASSES, write_tiny
 
 EXECUTE = """
 import sys
 from pathlib import Path
 import ropevit_mmdet
-from ropevit_mmdet.experiment import execute
+from ropevit_mmdet.compare.experiment import execute
 execute(Path(sys.argv[1]))
 """
 COMMAND = [sys.executable, "-c", EXECUTE]

@@ -16,8 +16,8 @@ from ropevit_mmdet.export.check import Detections, check_detections, differences
 from ropevit_mmdet.export.detector import DynamicDetector
 from ropevit_mmdet.export.features import DynamicFeatures
 from ropevit_mmdet.pictures import read_picture
-from ropevit_mmdet.predict import Predictor
-from ropevit_mmdet.run_config import build_detector, load_config
+from ropevit_mmdet.prediction.predictor import Predictor
+from ropevit_mmdet.run.config import build_detector, load_config
 from tests.processes import ROOT, run_python
 from tests.test_export_graph import SMALL_ARCH, WINDOWED, Encoder, loud, small_retinanet
 from tests.test_tools import fails, load_tool

@@ -11,7 +11,7 @@ from ropevit_mmdet.export.check import Detections, detections, differences
 from ropevit_mmdet.export.detector import DynamicDetector
 from ropevit_mmdet.export.features import DynamicFeatures
 from ropevit_mmdet.export.metadata import resizing
-from ropevit_mmdet.run_config import build_detector, load_config
+from ropevit_mmdet.run.config import build_detector, load_config
 from tests.processes import ROOT
 
 SMALL_ARCH = dict(

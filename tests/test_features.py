@@ -16,7 +16,7 @@ from ropevit_mmdet.analysis.features import (
     principal_colors,
 )
 from ropevit_mmdet.pictures import read_picture
-from ropevit_mmdet.run_config import build_detector, load_config
+from ropevit_mmdet.run.config import build_detector, load_config
 from ropevit_mmdet.windows import split_windows, window_groups
 from tests import oracle
 from tests.test_tools import fails, load_tool

@@ -9,7 +9,7 @@ from mmengine.runner import Runner
 from ropevit_mmdet import FrozenBackbone
 from ropevit_mmdet.analysis.run_log import read_run
 from ropevit_mmdet.frozen import MapCache
-from ropevit_mmdet.run_config import load_config
+from ropevit_mmdet.run.config import load_config
 from tests.tiny_coco import write_tiny
 
 PLAIN = dict(type="RoPEViT", arch="rope_vit_t14", window_size=4, out_indices=(5, 11))

@@ -19,16 +19,16 @@ from PIL import Image
 from pycocotools import mask as rle
 from torch.utils.data import DataLoader
 
-from ropevit_mmdet import dataset_report, segmentation_checks
-from ropevit_mmdet.annotation_checks import check_annotations
-from ropevit_mmdet.dataset_checks import CocoFiles
-from ropevit_mmdet.dataset_report import Report, report_dataset
+from ropevit_mmdet.data_checks import segmentations
+from ropevit_mmdet.data_checks.annotations import check_annotations
+from ropevit_mmdet.data_checks.datasets import CocoFiles
+from ropevit_mmdet.data_checks.report import KINDS, Report, report_dataset
+from ropevit_mmdet.data_checks.troubles import ERROR
 from ropevit_mmdet.errors import user_message
-from ropevit_mmdet.ground_truth import GroundTruth
 from ropevit_mmdet.pictures import read_picture
-from ropevit_mmdet.predict import Predictor, predict_files
-from ropevit_mmdet.run_config import build_detector, load_config
-from ropevit_mmdet.troubles import ERROR
+from ropevit_mmdet.prediction.ground_truth import GroundTruth
+from ropevit_mmdet.prediction.predictor import Predictor, predict_files
+from ropevit_mmdet.run.config import build_detector, load_config
 from tests.hostile_coco import (
     ANNOTATION_CASES,
     CLASSES,
@@ -138,7 +138,7 @@ def test_every_kind_of_trouble_has_a_case():
     tried |= {case.kind for case in PICTURE_CASES.values()}
     tried |= {"names not ASCII", "large masks", "two points first", "several frames"}  # below
     tried |= {"not annotated", "no objects", "classes", "picture folder", "annotation file"}
-    assert tried - {""} == set(dataset_report.KINDS)
+    assert tried - {""} == set(KINDS)
 
 
 @pytest.mark.parametrize("name", PICTURE_CASES)
@@ -305,7 +305,7 @@ def test_run_lengths_are_decoded_as_pycocotools_does():
         for density in (0.0, 0.001, 0.5, 1.0):
             mask = np.asfortranarray(random.random(size) < density).astype(np.uint8, order="F")
             code = rle.encode(mask)
-            counts = segmentation_checks._decoded_counts(code["counts"].decode())
+            counts = segmentations._decoded_counts(code["counts"].decode())
             assert sum(counts) == mask.size and sum(counts[1::2]) == mask.sum()
             flat = np.repeat(np.arange(len(counts)) % 2, counts).reshape(size, order="F")
             assert np.array_equal(flat, mask)

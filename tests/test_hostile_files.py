@@ -15,8 +15,8 @@ import torch
 from ropevit_mmdet import RoPEViT
 from ropevit_mmdet.analysis.result_file import read_results
 from ropevit_mmdet.checkpoint import check_finite, read_checkpoint
-from ropevit_mmdet.detector_checkpoint import read_detector_checkpoint
 from ropevit_mmdet.stack.reading import read_torch_file
+from ropevit_mmdet.weights.detector_checkpoint import read_detector_checkpoint
 from tests.hostile_files import (
     WRONG,
     Payload,
@@ -214,7 +214,7 @@ def test_weights_that_are_not_finite_are_refused(files, value, tmp_path):
 def test_training_does_not_start_from_them(tmp_path, capsys):
     from mmengine.config import Config
 
-    from ropevit_mmdet.run_config import build_detector
+    from ropevit_mmdet.run.config import build_detector
 
     config = write_tiny(tmp_path)
     state = build_detector(Config.fromfile(config)).state_dict()

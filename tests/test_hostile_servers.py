@@ -9,9 +9,9 @@ from socketserver import BaseRequestHandler, ThreadingTCPServer
 
 import pytest
 
-from ropevit_mmdet import download
-from ropevit_mmdet.download import DownloadError
-from ropevit_mmdet.weights import resolve_weights
+from ropevit_mmdet.weights import download
+from ropevit_mmdet.weights.download import DownloadError
+from ropevit_mmdet.weights.lookup import resolve_weights
 
 
 def forever(sock, text, pause=0.0):

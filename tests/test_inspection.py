@@ -16,8 +16,8 @@ from ropevit_mmdet.arch import arch_names, names_of, resolve_arch
 from ropevit_mmdet.checkpoint import read_checkpoint
 from ropevit_mmdet.classifier import load_classifier
 from ropevit_mmdet.hooks import check_colours, check_strides
-from ropevit_mmdet.identify import fitting_archs, summary
-from ropevit_mmdet.inspection import choose_archs, config_lines, facts
+from ropevit_mmdet.weights.identify import fitting_archs, summary
+from ropevit_mmdet.weights.inspection import choose_archs, config_lines, facts
 from tests.oracle import SMALL, birder_net, fill, write_checkpoint
 
 ROOT = Path(__file__).parent.parent

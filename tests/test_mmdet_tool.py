@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from ropevit_mmdet import mmdet_tools
+from ropevit_mmdet.stack import mmdet_tools
 from tests.processes import ROOT, run_python
 from tests.tiny_coco import write_tiny
 

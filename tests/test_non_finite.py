@@ -10,8 +10,8 @@ from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmengine.runner import Runner
 from torch import nn
 
-from ropevit_mmdet import non_finite
-from ropevit_mmdet.non_finite import NonFiniteError, NonFiniteGuard
+from ropevit_mmdet.run import non_finite
+from ropevit_mmdet.run.non_finite import NonFiniteError, NonFiniteGuard
 
 NAN, INF = math.nan, math.inf
 

@@ -11,17 +11,17 @@ from mmdet.apis import inference_detector, init_detector
 from PIL import Image
 from pycocotools.coco import COCO
 
-from ropevit_mmdet.drawing import (
+from ropevit_mmdet.pictures import Video, VideoWriter, find_pictures, is_video, read_picture
+from ropevit_mmdet.prediction.drawing import (
     Detection,
     class_color,
     contact_sheet,
     draw_detections,
     side_by_side,
 )
-from ropevit_mmdet.ground_truth import GroundTruth
-from ropevit_mmdet.pictures import Video, VideoWriter, find_pictures, is_video, read_picture
-from ropevit_mmdet.predict import Predictor, predict_files
-from ropevit_mmdet.run_config import build_detector, load_config
+from ropevit_mmdet.prediction.ground_truth import GroundTruth
+from ropevit_mmdet.prediction.predictor import Predictor, predict_files
+from ropevit_mmdet.run.config import build_detector, load_config
 from tests.tiny_coco import write_tiny
 
 

@@ -5,8 +5,8 @@ import re
 import pytest
 import torch
 
-from ropevit_mmdet.preemption import EXIT_STATUS, PreemptionHook
-from ropevit_mmdet.resume import latest_checkpoint
+from ropevit_mmdet.run.preemption import EXIT_STATUS, PreemptionHook
+from ropevit_mmdet.run.resume import latest_checkpoint
 from tests.misfortunes import (
     EPOCHS,
     ITERATIONS,

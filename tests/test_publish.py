@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from ropevit_mmdet.predict import Predictor
-from ropevit_mmdet.publish import publish
-from ropevit_mmdet.run_config import load_config
+from ropevit_mmdet.export.publish import publish
+from ropevit_mmdet.prediction.predictor import Predictor
+from ropevit_mmdet.run.config import load_config
 from ropevit_mmdet.stack.reading import read_torch_file
 from tests.hostile_files import Payload
 from tests.test_tools import fails, load_tool, train

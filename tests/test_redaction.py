@@ -6,7 +6,7 @@ import socket
 import pytest
 from mmengine.config import Config
 
-from ropevit_mmdet.redaction import redact
+from ropevit_mmdet.export.redaction import redact
 
 PRIVATE = {
     "/home/anna/coco/": "coco/",

@@ -18,8 +18,8 @@ from ropevit_mmdet.analysis.results import (
     precision_recall,
 )
 from ropevit_mmdet.analysis.results_figure import plot_confusion_matrix, plot_precision_recall
-from ropevit_mmdet.ground_truth import read_coco
-from ropevit_mmdet.run_config import load_config
+from ropevit_mmdet.prediction.ground_truth import read_coco
+from ropevit_mmdet.run.config import load_config
 from tests.hostile_files import Payload
 from tests.test_tools import fails, load_tool, test, trained  # noqa: F401  (a fixture)
 

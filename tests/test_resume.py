@@ -10,7 +10,7 @@ import torch
 from mmengine.config import Config
 from mmengine.fileio import LocalBackend
 
-from ropevit_mmdet.resume import latest_checkpoint, random_states, set_random_states
+from ropevit_mmdet.run.resume import latest_checkpoint, random_states, set_random_states
 from tests.misfortunes import EPOCHS, ITERATIONS, assert_same, train_with, write_config
 from tests.processes import ROOT, run_python
 

@@ -9,10 +9,10 @@ import time
 import pytest
 import torch
 
-from ropevit_mmdet import work_dir_lock
 from ropevit_mmdet.errors import user_message
-from ropevit_mmdet.resume import latest_checkpoint
-from ropevit_mmdet.work_dir_lock import LOCK, lock_work_dir
+from ropevit_mmdet.run import work_dir_lock
+from ropevit_mmdet.run.resume import latest_checkpoint
+from ropevit_mmdet.run.work_dir_lock import LOCK, lock_work_dir
 from tests.misfortunes import ITERATIONS, TORCHRUN, assert_same, prepared, train, train_with
 from tests.test_tools import load_tool
 

@@ -6,7 +6,7 @@ import sys
 import pytest
 from mmengine.config import Config
 
-from ropevit_mmdet.run_config import use_tensorboard
+from ropevit_mmdet.run.config import use_tensorboard
 from tests.test_tools import fails, train
 from tests.tiny_coco import write_tiny
 

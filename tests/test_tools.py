@@ -12,7 +12,7 @@ from mmengine.config import Config
 from PIL import Image
 
 from ropevit_mmdet.errors import one_line_errors
-from ropevit_mmdet.run_config import load_config, use_tta
+from ropevit_mmdet.run.config import load_config, use_tta
 from tests.hostile_files import Payload
 from tests.tiny_coco import write_tiny
 

@@ -8,7 +8,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from ropevit_mmdet import RoPEViT
-from ropevit_mmdet.flops import count_flops
+from ropevit_mmdet.benchmark.flops import count_flops
 from tests.oracle import (
     SMALL,
     birder_map,

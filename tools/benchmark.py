@@ -20,8 +20,8 @@ import torch
 from mmengine import fileio
 from torch import nn
 
-from ropevit_mmdet.benchmark import MODES, Bench, Variant, limit_memory, peak_memory
-from ropevit_mmdet.benchmark_report import add, begin, is_measured, plot, table
+from ropevit_mmdet.benchmark.measure import MODES, Bench, Variant, limit_memory, peak_memory
+from ropevit_mmdet.benchmark.report import add, begin, is_measured, plot, table
 
 SIZES = [448, 672, 896, 1120, 1344, 1792]
 RECIPE = dict(window_size=16, pos_embed_mode="tile", rope_interpolation=896)

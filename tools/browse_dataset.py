@@ -17,10 +17,10 @@ from PIL import Image
 from tqdm import tqdm
 
 from ropevit_mmdet.analysis.browse import FedDataset, FedPicture, file_name, spread_indices
-from ropevit_mmdet.drawing import contact_sheet
 from ropevit_mmdet.errors import one_line_errors
 from ropevit_mmdet.output import output_folder
-from ropevit_mmdet.run_config import add_cfg_options, load_config
+from ropevit_mmdet.prediction.drawing import contact_sheet
+from ropevit_mmdet.run.config import add_cfg_options, load_config
 
 SHEET = "contact_sheet.png"
 ON_SHEET = 48  # pictures; more would be too small to see

@@ -18,11 +18,11 @@ from mmengine import fileio
 from mmengine.config import DictAction
 from tqdm import tqdm
 
-from ropevit_mmdet.dataset_checks import SPLITS, CocoFiles, coco_files
-from ropevit_mmdet.dataset_report import Report, read_classless, report_dataset
+from ropevit_mmdet.data_checks.datasets import SPLITS, CocoFiles, coco_files
+from ropevit_mmdet.data_checks.report import Report, read_classless, report_dataset
+from ropevit_mmdet.data_checks.troubles import ERROR, SEVERITIES
 from ropevit_mmdet.errors import one_line_errors
-from ropevit_mmdet.run_config import load_config
-from ropevit_mmdet.troubles import ERROR, SEVERITIES
+from ropevit_mmdet.run.config import load_config
 
 
 def main(argv: Sequence[str] | None = None) -> int:

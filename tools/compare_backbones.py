@@ -23,11 +23,11 @@ from ropevit_mmdet.analysis.run_figure import plot_runs
 from ropevit_mmdet.analysis.run_log import read_run
 from ropevit_mmdet.compare.candidates import Candidate, parse_candidates
 from ropevit_mmdet.compare.cost import measure_costs
+from ropevit_mmdet.compare.experiment import Run, execute, result_of
 from ropevit_mmdet.compare.figure import plot_cost
 from ropevit_mmdet.compare.table import as_json, comma_separated, markdown, rows_of, two_evaluators
 from ropevit_mmdet.errors import one_line_errors
-from ropevit_mmdet.experiment import Run, execute, result_of
-from ropevit_mmdet.run_config import add_cfg_options, load_config
+from ropevit_mmdet.run.config import add_cfg_options, load_config
 
 
 def main(argv: Sequence[str] | None = None) -> None:

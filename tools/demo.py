@@ -31,14 +31,14 @@ from mmengine.runner import Runner, find_latest_checkpoint
 from PIL import Image
 from tqdm import tqdm
 
-from ropevit_mmdet.dataset_checks import check_datasets
+from ropevit_mmdet.data_checks.datasets import check_datasets
 from ropevit_mmdet.datasets import shapes
-from ropevit_mmdet.detector_checkpoint import check_start
-from ropevit_mmdet.drawing import contact_sheet
 from ropevit_mmdet.errors import one_line_errors
 from ropevit_mmdet.pictures import SUFFIXES, read_picture
-from ropevit_mmdet.predict import OVERLAY_FOLDER, Predictor, predict_files
-from ropevit_mmdet.run_config import add_cfg_options, build_detector, load_config
+from ropevit_mmdet.prediction.drawing import contact_sheet
+from ropevit_mmdet.prediction.predictor import OVERLAY_FOLDER, Predictor, predict_files
+from ropevit_mmdet.run.config import add_cfg_options, build_detector, load_config
+from ropevit_mmdet.weights.detector_checkpoint import check_start
 
 CONFIG = "configs/shapes_maskrcnn.py"
 SHOWN = 12  # test pictures to draw predictions over

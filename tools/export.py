@@ -15,8 +15,8 @@ except ImportError as error:
 
 from ropevit_mmdet.errors import one_line_errors
 from ropevit_mmdet.export.write import FORMATS, PARTS, check_request, export
-from ropevit_mmdet.predict import Predictor
-from ropevit_mmdet.run_config import add_cfg_options, load_config
+from ropevit_mmdet.prediction.predictor import Predictor
+from ropevit_mmdet.run.config import add_cfg_options, load_config
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -14,8 +14,8 @@ except ImportError as error:
 from ropevit_mmdet.checkpoint import read_checkpoint
 from ropevit_mmdet.classifier import load_classifier
 from ropevit_mmdet.errors import one_line_errors
-from ropevit_mmdet.inspection import choose_archs, config_lines, facts
-from ropevit_mmdet.weights import resolve_weights
+from ropevit_mmdet.weights.inspection import choose_archs, config_lines, facts
+from ropevit_mmdet.weights.lookup import resolve_weights
 
 
 def main(argv: Sequence[str] | None = None) -> None:

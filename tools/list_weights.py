@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from itertools import groupby
 
 try:
-    from ropevit_mmdet.weights import cache_folder
+    from ropevit_mmdet.weights.lookup import cache_folder
 except ImportError as error:
     sys.exit(f"error: {error}; more is said by: python tools/doctor.py")
 
-from ropevit_mmdet.weights_table import WEIGHTS, PublishedWeights
+from ropevit_mmdet.weights.published import WEIGHTS, PublishedWeights
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -12,7 +12,7 @@ except ImportError as error:
     sys.exit(f"error: {error}; more is said by: python tools/doctor.py")
 
 from ropevit_mmdet.errors import one_line_errors
-from ropevit_mmdet.mmdet_tools import (
+from ropevit_mmdet.stack.mmdet_tools import (
     choose_tool,
     description,
     find_tools,

@@ -26,10 +26,10 @@ from ropevit_mmdet.analysis.results import (
 )
 from ropevit_mmdet.analysis.results_figure import plot_confusion_matrix, plot_precision_recall
 from ropevit_mmdet.errors import one_line_errors
-from ropevit_mmdet.ground_truth import read_coco
 from ropevit_mmdet.output import output_folder
-from ropevit_mmdet.predict import class_names
-from ropevit_mmdet.run_config import add_cfg_options, load_config
+from ropevit_mmdet.prediction.ground_truth import read_coco
+from ropevit_mmdet.prediction.predictor import class_names
+from ropevit_mmdet.run.config import add_cfg_options, load_config
 
 
 def main(argv: Sequence[str] | None = None) -> None:

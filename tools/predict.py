@@ -13,10 +13,10 @@ except ImportError as error:
 from tqdm import tqdm
 
 from ropevit_mmdet.errors import one_line_errors
-from ropevit_mmdet.ground_truth import GroundTruth
 from ropevit_mmdet.pictures import check_readable, find_pictures
-from ropevit_mmdet.predict import OVERLAY_FOLDER, RESULT_FILE, Predictor, predict_files
-from ropevit_mmdet.run_config import add_cfg_options, load_config
+from ropevit_mmdet.prediction.ground_truth import GroundTruth
+from ropevit_mmdet.prediction.predictor import OVERLAY_FOLDER, RESULT_FILE, Predictor, predict_files
+from ropevit_mmdet.run.config import add_cfg_options, load_config
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import ropevit_mmdet  # noqa: F401  isort: skip
 
+from ropevit_mmdet.compare.experiment import Run, execute, mean_and_spread, result_of
 from ropevit_mmdet.datasets import shapes
 from ropevit_mmdet.datasets.crops import cut_objects
-from ropevit_mmdet.experiment import Run, execute, mean_and_spread, result_of
-from ropevit_mmdet.run_config import load_config
+from ropevit_mmdet.run.config import load_config
 
 SMALL, LARGE, OTHER = (
     f"configs/shapes_{name}.py" for name in ("transfer", "transfer_448", "resnet18")
@@ -39,6 +39,7 @@ AT_448 = {  # what a detector trained at 224 pixels is fine-tuned to
 }
 PADDINGS = {"own aspect": 28, "square": 224}
 COORDINATES = {"fixed": 224, "fitted": "pretrain"}
+TRIAL = 150  # iterations that tell how long one takes
 
 
 def main() -> None:
@@ -135,15 +136,20 @@ class Proof:
                              trains=False, shown=name)  # fmt: skip
 
     def resnet(self) -> None:
-        """As many iterations as take the seconds that the transferred run's took."""
+        """As many iterations as take the time of the transferred run's, by short runs in turns."""
         title = "Equal time"
+        transferred, seconds = self.pretrained(), {SMALL: 0.0, OTHER: 0.0}
+        trial = {f"train_cfg.{key}": TRIAL for key in ("max_iters", "val_interval")}
         for seed in self.seeds:
-            ours = self.run(title, "transferred", SMALL, self.pretrained(), seed)
-            trial = {"train_cfg.max_iters": 100, "train_cfg.val_interval": 100}
-            one = self.run(None, "resnet trial", OTHER, trial, 0)["train_seconds"] / 100
-            count = round(ours["train_seconds"] / one / 50) * 50
-            options = {f"train_cfg.{key}": count for key in ("max_iters", "val_interval")}
-            options["param_scheduler.1.end"] = count
+            for config, options in ((SMALL, transferred), (OTHER, {})):
+                result = self.run(None, f"trial {Path(config).stem}", config, options | trial, seed)
+                seconds[config] += result["train_seconds"]
+        iterations = load_config(SMALL).train_cfg.max_iters
+        count = round(iterations * seconds[SMALL] / seconds[OTHER] / 50) * 50
+        options = {f"train_cfg.{key}": count for key in ("max_iters", "val_interval")}
+        options["param_scheduler.1.end"] = count
+        for seed in self.seeds:
+            self.run(title, "transferred", SMALL, transferred, seed)
             self.run(title, "resnet18", OTHER, options, seed, shown="ResNet-18, FPN")
 
     def run(

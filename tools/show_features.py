@@ -28,7 +28,7 @@ from ropevit_mmdet.analysis.features_figure import (
 from ropevit_mmdet.analysis.figure_file import check_png
 from ropevit_mmdet.errors import one_line_errors
 from ropevit_mmdet.pictures import Picture, find_pictures, read_pictures
-from ropevit_mmdet.run_config import add_cfg_options, load_config
+from ropevit_mmdet.run.config import add_cfg_options, load_config
 
 CONFIG_SUFFIXES = (".py", ".json", ".yaml", ".yml")
 

@@ -16,10 +16,10 @@ from mmengine.config import DictAction
 from tqdm import tqdm
 
 from ropevit_mmdet.analysis.soak import GROWTH, SETTLED, plot_soak, soak_prediction, soak_training
-from ropevit_mmdet.dataset_checks import check_datasets
+from ropevit_mmdet.data_checks.datasets import check_datasets
 from ropevit_mmdet.errors import one_line_errors
-from ropevit_mmdet.resume import latest_checkpoint
-from ropevit_mmdet.run_config import load_config
+from ropevit_mmdet.run.config import load_config
+from ropevit_mmdet.run.resume import latest_checkpoint
 
 CONFIG = "configs/shapes_maskrcnn.py"
 

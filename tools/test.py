@@ -17,11 +17,11 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 
 from ropevit_mmdet.checkpoint import check_fit
-from ropevit_mmdet.dataset_checks import check_datasets
-from ropevit_mmdet.detector_checkpoint import read_detector_checkpoint
-from ropevit_mmdet.distributed import launched
+from ropevit_mmdet.data_checks.datasets import check_datasets
 from ropevit_mmdet.errors import one_line_errors
-from ropevit_mmdet.run_config import add_cfg_options, build_detector, load_config, use_show, use_tta
+from ropevit_mmdet.run.config import add_cfg_options, build_detector, load_config, use_show, use_tta
+from ropevit_mmdet.run.distributed import launched
+from ropevit_mmdet.weights.detector_checkpoint import read_detector_checkpoint
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, float]:

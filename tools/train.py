@@ -15,13 +15,10 @@ from mmdet.utils import setup_cache_size_limit_of_dynamo
 from mmengine.config import Config
 from mmengine.runner import Runner
 
-from ropevit_mmdet.dataset_checks import check_datasets
-from ropevit_mmdet.detector_checkpoint import check_start
-from ropevit_mmdet.distributed import launched
+from ropevit_mmdet.data_checks.datasets import check_datasets
 from ropevit_mmdet.errors import one_line_errors
 from ropevit_mmdet.hooks import check_colours, check_strides
-from ropevit_mmdet.resume import latest_checkpoint
-from ropevit_mmdet.run_config import (
+from ropevit_mmdet.run.config import (
     add_cfg_options,
     build_detector,
     load_config,
@@ -29,7 +26,10 @@ from ropevit_mmdet.run_config import (
     use_auto_scale_lr,
     use_tensorboard,
 )
-from ropevit_mmdet.work_dir_lock import lock_work_dir
+from ropevit_mmdet.run.distributed import launched
+from ropevit_mmdet.run.resume import latest_checkpoint
+from ropevit_mmdet.run.work_dir_lock import lock_work_dir
+from ropevit_mmdet.weights.detector_checkpoint import check_start
 
 
 def main(argv: Sequence[str] | None = None) -> None:

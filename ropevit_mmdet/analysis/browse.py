@@ -17,8 +17,8 @@ from mmengine.runner import set_random_seed
 from mmengine.structures import InstanceData
 
 from ropevit_mmdet.analysis.feature_source import seen_pixels
-from ropevit_mmdet.dataset_checks import SPLITS, check_datasets
-from ropevit_mmdet.drawing import Detection, draw_detections
+from ropevit_mmdet.data_checks.datasets import SPLITS, check_datasets
+from ropevit_mmdet.prediction.drawing import Detection, draw_detections
 
 IGNORED = "ignored"  # what is shown of regions that count neither way
 

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from ropevit_mmdet.backbone import RoPEViT
 from ropevit_mmdet.checkpoint import read_checkpoint
-from ropevit_mmdet.identify import identify
-from ropevit_mmdet.predict import Predictor, choose_device
-from ropevit_mmdet.weights import resolve_weights
+from ropevit_mmdet.prediction.predictor import Predictor, choose_device
+from ropevit_mmdet.weights.identify import identify
+from ropevit_mmdet.weights.lookup import resolve_weights
 
 
 @dataclass(frozen=True)

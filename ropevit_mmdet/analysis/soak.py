@@ -20,7 +20,7 @@ from mmengine.runner import Runner
 
 from ropevit_mmdet.analysis.figure_file import save_figure
 from ropevit_mmdet.palette import line_style
-from ropevit_mmdet.predict import Predictor
+from ropevit_mmdet.prediction.predictor import Predictor
 
 GROWTH = 0.02  # of memory and of open files, that passes
 SETTLED = 200  # steps, after which it counts

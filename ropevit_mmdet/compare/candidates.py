@@ -14,11 +14,11 @@ import torch
 from mmdet.registry import MODELS
 from mmengine.config import Config, ConfigDict
 
-from ..arch import Arch, resolve_arch
-from ..checkpoint import Checkpoint, check_arch, read_checkpoint
-from ..identify import identify
-from ..run_config import load_config
-from ..weights import resolve_weights
+from ropevit_mmdet.arch import Arch, resolve_arch
+from ropevit_mmdet.checkpoint import Checkpoint, check_arch, read_checkpoint
+from ropevit_mmdet.run.config import load_config
+from ropevit_mmdet.weights.identify import identify
+from ropevit_mmdet.weights.lookup import resolve_weights
 
 SCRATCH = "scratch"
 _PROBE_SIDE = 448  # pixels; a multiple of 14, 16 and 32

@@ -19,12 +19,12 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..benchmark import peak_of
-from ..detector_checkpoint import read_detector_checkpoint
-from ..experiment import CONFIG_FILE
-from ..predict import choose_device
-from ..resume import latest_checkpoint
-from ..run_config import build_detector
+from ropevit_mmdet.benchmark.measure import peak_of
+from ropevit_mmdet.compare.experiment import CONFIG_FILE
+from ropevit_mmdet.prediction.predictor import choose_device
+from ropevit_mmdet.run.config import build_detector
+from ropevit_mmdet.run.resume import latest_checkpoint
+from ropevit_mmdet.weights.detector_checkpoint import read_detector_checkpoint
 
 PICTURES = 12  # timed after a warm-up of two
 

@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..experiment import mean_and_spread
+from ropevit_mmdet.compare.experiment import mean_and_spread
 
 METRICS = {  # heading -> the end of CocoMetric's name
     "AP": "mAP",

@@ -15,7 +15,7 @@ from mmdet.structures import DetDataSample
 from mmengine.model.utils import stack_batch
 from torch import Tensor, nn
 
-from .detector import Detections
+from ropevit_mmdet.export.detector import Detections
 
 MAP_TOLERANCE = 1e-4  # of the maps' largest value, at least of 1
 BOX_TOLERANCE = 1e-3  # pixels

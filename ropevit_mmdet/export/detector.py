@@ -18,7 +18,7 @@ from mmdet.models.task_modules.coders import DeltaXYWHBBoxCoder
 from mmdet.models.task_modules.prior_generators import AnchorGenerator
 from torch import Tensor, nn
 
-from .features import DynamicFeatures, pad_to_multiple
+from ropevit_mmdet.export.features import DynamicFeatures, pad_to_multiple
 
 _HEAD_PARTS = {"prior_generator": AnchorGenerator, "bbox_coder": DeltaXYWHBBoxCoder}
 

@@ -18,12 +18,17 @@ from torch import Tensor, nn
 from torch.fx.experimental import _config as shape_reasoning
 
 import ropevit_mmdet
-from ropevit_mmdet.predict import Predictor
-
-from .check import Run, check_detections, check_features, check_sizes, example_picture
-from .detector import Detections, DynamicDetector, check_detector
-from .features import DynamicFeatures
-from .metadata import file_facts
+from ropevit_mmdet.export.check import (
+    Run,
+    check_detections,
+    check_features,
+    check_sizes,
+    example_picture,
+)
+from ropevit_mmdet.export.detector import Detections, DynamicDetector, check_detector
+from ropevit_mmdet.export.features import DynamicFeatures
+from ropevit_mmdet.export.metadata import file_facts
+from ropevit_mmdet.prediction.predictor import Predictor
 
 PARTS = ("detector", "features")
 FORMATS = ("onnx", "torch")

@@ -13,8 +13,8 @@ __all__ = ["StackError", "checks", "ops", "prepare"]
 
 @cache
 def prepare() -> None:
-    """Check the environment, stand in for `mmcv._ext` if it was not compiled, make loading safe and
-    decoding exact.
+    """Check the environment, stand in for `mmcv._ext` if it was not compiled, make loading safe,
+    decoding exact, and logs discreet.
 
     A second call does nothing. Raises StackError, one line that names the cure, where the installed
     packages cannot work together.
@@ -25,7 +25,12 @@ def prepare() -> None:
     ops.install()
     checks.import_compiled_ops()
     checks.import_mmdet()
-    from . import checkpoint, precision  # import the mm packages, known to be sound only now
+    from . import (  # import the mm packages, known to be sound only now
+        checkpoint,
+        log_text,
+        precision,
+    )
 
     checkpoint.install()
+    log_text.install()
     precision.install()

@@ -19,7 +19,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from torch import nn
 
-from .resume import latest_checkpoint
+from ropevit_mmdet.run.resume import latest_checkpoint
 
 LEAST_LOSS_SCALE = 2.0**-24  # float16's smallest number: below, a gradient scaler is lost
 SHOWN = 3  # names of a kind in a message

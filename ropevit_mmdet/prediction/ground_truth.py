@@ -9,10 +9,10 @@ from typing import Any
 
 from pycocotools.coco import COCO
 
-from ropevit_mmdet.annotation_checks import check_annotations, read_annotation_file
-from ropevit_mmdet.drawing import Detection
-from ropevit_mmdet.segmentation_checks import segmentation_trouble
-from ropevit_mmdet.troubles import ERROR
+from ropevit_mmdet.data_checks.annotations import check_annotations, read_annotation_file
+from ropevit_mmdet.data_checks.segmentations import segmentation_trouble
+from ropevit_mmdet.data_checks.troubles import ERROR
+from ropevit_mmdet.prediction.drawing import Detection
 
 
 class GroundTruth:

@@ -18,11 +18,8 @@ from pycocotools import mask as rle
 from torch import nn
 
 from ropevit_mmdet.checkpoint import check_fit
-from ropevit_mmdet.detector_checkpoint import read_detector_checkpoint
-from ropevit_mmdet.drawing import Detection, draw_detections, side_by_side
-from ropevit_mmdet.ground_truth import GroundTruth
+from ropevit_mmdet.data_checks.picture_files import THINNEST
 from ropevit_mmdet.output import output_folder
-from ropevit_mmdet.picture_checks import THINNEST
 from ropevit_mmdet.pictures import (
     Picture,
     Video,
@@ -31,7 +28,10 @@ from ropevit_mmdet.pictures import (
     overlay_name,
     read_pictures,
 )
-from ropevit_mmdet.run_config import build_detector
+from ropevit_mmdet.prediction.drawing import Detection, draw_detections, side_by_side
+from ropevit_mmdet.prediction.ground_truth import GroundTruth
+from ropevit_mmdet.run.config import build_detector
+from ropevit_mmdet.weights.detector_checkpoint import read_detector_checkpoint
 
 OVERLAY_FOLDER = "overlays"
 RESULT_FILE = "predictions.json"

@@ -20,9 +20,9 @@ from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
 
-from ropevit_mmdet.annotation_checks import check_annotations, check_lists
-from ropevit_mmdet.picture_checks import picture_error
-from ropevit_mmdet.troubles import ERROR, WARNING
+from ropevit_mmdet.data_checks.annotations import check_annotations, check_lists
+from ropevit_mmdet.data_checks.picture_files import picture_error
+from ropevit_mmdet.data_checks.troubles import ERROR, WARNING
 
 SPLITS = ("train", "val", "test")
 _CURES = (  # what a path looks like, how to get what it should hold

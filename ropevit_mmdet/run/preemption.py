@@ -15,8 +15,8 @@ from mmengine.dist import all_reduce, get_world_size
 from mmengine.hooks import Hook
 from mmengine.runner import IterBasedTrainLoop
 
-from .resume import ResumableCheckpointHook
-from .stack.workers import outlive_sigterm
+from ropevit_mmdet.run.resume import ResumableCheckpointHook
+from ropevit_mmdet.stack.workers import outlive_sigterm
 
 EXIT_STATUS = 75  # EX_TEMPFAIL of sysexits.h: try again
 PATIENCE = 2  # signals that are one and the same: a launcher passes on what its processes got too

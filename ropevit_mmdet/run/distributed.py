@@ -15,7 +15,7 @@ from mmengine.registry import FUNCTIONS, STRATEGIES
 from torch import distributed, nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
-from .vit import Block
+from ropevit_mmdet.vit import Block
 
 
 @FUNCTIONS.register_module()

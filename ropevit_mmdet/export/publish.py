@@ -17,8 +17,8 @@ import torch
 from mmengine import fileio
 from torch import Tensor
 
-from ropevit_mmdet.detector_checkpoint import read_detector_checkpoint
-from ropevit_mmdet.redaction import redact
+from ropevit_mmdet.export.redaction import redact
+from ropevit_mmdet.weights.detector_checkpoint import read_detector_checkpoint
 
 HASH_DIGITS = 8
 # What mmengine and mmdet write into `meta` that says what the weights are. The rest, such as the

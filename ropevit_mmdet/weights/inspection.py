@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from .arch import Arch, resolve_arch
-from .checkpoint import Checkpoint, check_arch
-from .facts import arch_argument, facts_of
-from .identify import distinct, fitting_archs, parts_of, with_overrides
-from .weights_table import WEIGHTS
+from ropevit_mmdet.arch import Arch, resolve_arch
+from ropevit_mmdet.checkpoint import Checkpoint, check_arch
+from ropevit_mmdet.facts import arch_argument, facts_of
+from ropevit_mmdet.weights.identify import distinct, fitting_archs, parts_of, with_overrides
+from ropevit_mmdet.weights.published import WEIGHTS
 
 
 def choose_archs(checkpoint: Checkpoint, name: str | None) -> dict[str, Arch]:

@@ -8,8 +8,8 @@ a model below the machine's matrix-multiply rate.
 
 from __future__ import annotations
 
-from .backbone import RoPEViT
-from .windows import window_groups
+from ropevit_mmdet.backbone import RoPEViT
+from ropevit_mmdet.windows import window_groups
 
 
 def count_flops(model: RoPEViT, height: int, width: int) -> int:

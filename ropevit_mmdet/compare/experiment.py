@@ -15,10 +15,10 @@ from mmengine import fileio
 from mmengine.config import Config
 from mmengine.runner import Runner
 
-from .analysis.run_log import elapsed_seconds, log_files, read_run
-from .resume import latest_checkpoint
-from .run_config import load_config
-from .work_dir_lock import lock_work_dir
+from ropevit_mmdet.analysis.run_log import elapsed_seconds, log_files, read_run
+from ropevit_mmdet.run.config import load_config
+from ropevit_mmdet.run.resume import latest_checkpoint
+from ropevit_mmdet.run.work_dir_lock import lock_work_dir
 
 RESULT_FILE = "result.json"
 CONFIG_FILE = "run.py"

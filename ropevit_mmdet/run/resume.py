@@ -23,7 +23,8 @@ from mmengine.hooks import CheckpointHook
 from mmengine.logging import print_log
 from mmengine.runner import EpochBasedTrainLoop, Runner
 
-from .stack.reading import archive_is_whole
+from ropevit_mmdet.stack.log_text import seen_from_here
+from ropevit_mmdet.stack.reading import archive_is_whole
 
 INTERIM = "interim_checkpoint"  # in the message hub: the name of one saved within an epoch
 EPOCH_SEED_STEP = 100_003  # between the seeds of two epochs: more than there are worker processes
@@ -39,6 +40,8 @@ class ResumableCheckpointHook(CheckpointHook):
     - `random_states`: of Python, numpy and torch, of every process;
     - `gradients`: of parameters in the middle of an accumulation. In a distributed run they are
       not kept; a warning says so.
+
+    Paths in it are as seen from the working folder and home (`stack.log_text`).
 
     Validation leaves the random numbers of training alone. In an EpochBasedTrainLoop, worker
     processes are started and seeded anew for every epoch, by its number, and a run that is resumed
@@ -103,6 +106,7 @@ class ResumableCheckpointHook(CheckpointHook):
         self._replace_best(runner, metrics)
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        _leave_out_machine(checkpoint)
         if self._states is None:
             return  # a best checkpoint: not to resume from
         checkpoint["random_states"] = self._states
@@ -235,6 +239,14 @@ def latest_checkpoint(folder: str | os.PathLike[str]) -> Path | None:
             return file
         print_log(f"{file} is damaged, passed over", "current", logging.WARNING)
     return None
+
+
+def _leave_out_machine(checkpoint: dict[str, Any]) -> None:
+    """Take absolute paths and secrets out of the texts that mmengine puts beside the weights."""
+    for texts in (checkpoint["meta"], checkpoint["message_hub"]["runtime_info"]):
+        for key, value in texts.items():
+            if isinstance(value, str):
+                texts[key] = seen_from_here(value)
 
 
 def _call_after(batches: Iterator[Any], count: int, action: Callable[[], None]) -> Iterator[Any]:

@@ -11,8 +11,8 @@ import cv2
 import mmcv
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from ropevit_mmdet.data_checks.troubles import ERROR, NOTE, WARNING, Kind
 from ropevit_mmdet.pictures import MAX_PIXELS, drop_xmp, read_picture
-from ropevit_mmdet.troubles import ERROR, NOTE, WARNING, Kind
 
 THINNEST = 100
 KINDS = {

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ropevit_mmdet.arch import resolve_arch
-from ropevit_mmdet.weights_table import WEIGHTS
+from ropevit_mmdet.weights.published import WEIGHTS
 
 
 def test_table_is_birders():

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ropevit_mmdet.troubles import ERROR, WARNING, Kind, short
+from ropevit_mmdet.data_checks.troubles import ERROR, WARNING, Kind, short
 
 KINDS = {
     "no masks": Kind(ERROR, "annotations without a segmentation, where masks are learned"),

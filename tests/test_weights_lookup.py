@@ -11,12 +11,13 @@ import pytest
 import torch
 from mmengine.runner import CheckpointLoader
 
-from ropevit_mmdet import RoPEViT, download, weights
-from ropevit_mmdet.download import DownloadError
+from ropevit_mmdet import RoPEViT
 from ropevit_mmdet.errors import user_message
 from ropevit_mmdet.hooks import check_colours
-from ropevit_mmdet.weights import resolve_weights
-from ropevit_mmdet.weights_table import WEIGHTS
+from ropevit_mmdet.weights import download, lookup
+from ropevit_mmdet.weights.download import DownloadError
+from ropevit_mmdet.weights.lookup import resolve_weights
+from ropevit_mmdet.weights.published import WEIGHTS
 from tests.file_server import FileServer
 from tests.oracle import SMALL, birder_net, write_checkpoint
 
@@ -303,7 +304,7 @@ def test_file_put_there_by_hand_is_verified_once(server, cache, publish, monkeyp
     (cache / f"{NAME}.pt").write_bytes(CONTENT)
     assert resolve_weights(name) == cache / f"{NAME}.pt"
     hashed = []
-    monkeypatch.setattr(weights, "_sha256", lambda path: hashed.append(path))
+    monkeypatch.setattr(lookup, "_sha256", lambda path: hashed.append(path))
     resolve_weights(name)
     assert not hashed and not server.requests
 

@@ -6,12 +6,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ropevit_mmdet import annotation_checks, picture_checks
-from ropevit_mmdet.annotation_checks import check_annotations, read_annotation_file
-from ropevit_mmdet.dataset_checks import CocoFiles, check_classes
-from ropevit_mmdet.picture_checks import check_picture
+from ropevit_mmdet.data_checks.annotations import KINDS as ANNOTATION_KINDS
+from ropevit_mmdet.data_checks.annotations import LISTS, check_annotations, read_annotation_file
+from ropevit_mmdet.data_checks.datasets import CocoFiles, check_classes
+from ropevit_mmdet.data_checks.picture_files import KINDS as PICTURE_KINDS
+from ropevit_mmdet.data_checks.picture_files import check_picture
+from ropevit_mmdet.data_checks.troubles import ERROR, NOTE, SEVERITIES, Kind, Troubles
 from ropevit_mmdet.pictures import SUFFIXES
-from ropevit_mmdet.troubles import ERROR, NOTE, SEVERITIES, Kind, Troubles
 
 KINDS = {
     "annotation file": Kind(ERROR, "annotation file that cannot be used"),
@@ -20,8 +21,8 @@ KINDS = {
     "nothing to learn": Kind(ERROR, "data set without a single object"),
     "no objects": Kind(NOTE, "pictures without objects: configs for COCO leave them out"),
     "not annotated": Kind(NOTE, "pictures in the folder that the annotations do not have"),
-    **annotation_checks.KINDS,
-    **picture_checks.KINDS,
+    **ANNOTATION_KINDS,
+    **PICTURE_KINDS,
 }
 # Wraps an iteration over so many pictures, as tqdm does.
 Progress = Callable[[Iterable[Any], int], Iterable[Any]]
@@ -87,7 +88,7 @@ def report_dataset(
     except ValueError as error:
         troubles.add("annotation file", str(error))
         return Report(files, {}, troubles)
-    counts = {key: len(content[key]) for key in annotation_checks.LISTS}
+    counts = {key: len(content[key]) for key in LISTS}
     if files.classes:
         names = [one["name"] for one in content["categories"] if _has_name(one)]
         try:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .palette import line_style
+from ropevit_mmdet.palette import line_style
 
 TITLES = {"forward": "forward", "training": "forward + backward"}
 

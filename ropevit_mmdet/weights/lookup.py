@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import torch
 from filelock import AcquireReturnProxy, FileLock, Timeout
 
-from .download import (
+from ropevit_mmdet.weights.download import (
     MB,
     DownloadError,
     fetch,
@@ -27,7 +27,7 @@ from .download import (
     url_digest,
     write_record,
 )
-from .weights_table import WEIGHTS
+from ropevit_mmdet.weights.published import WEIGHTS
 
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.%+~=@,-]{0,199}")
 
@@ -37,7 +37,7 @@ def resolve_weights(checkpoint: str | Path, *, timeout: float = 30.0) -> Path:
 
     Args:
         checkpoint: a path; ``http(s)://...``, downloaded once into the cache folder; or
-            ``birder://NAME``, the same for a file of ``weights_table``, whose sha256 must fit.
+            ``birder://NAME``, the same for a file of ``weights.published``, whose sha256 must fit.
         timeout: seconds that a server may be silent; it must also send 1 KB/s on average.
 
     Raises:

@@ -5,8 +5,8 @@ import json
 import pytest
 from mmdet.registry import DATASETS
 
-from ropevit_mmdet.dataset_checks import annotated_categories, check_datasets
-from ropevit_mmdet.run_config import load_config
+from ropevit_mmdet.data_checks.datasets import annotated_categories, check_datasets
+from ropevit_mmdet.run.config import load_config
 from tests.tiny_coco import write_tiny
 
 

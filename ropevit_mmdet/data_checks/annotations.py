@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from ropevit_mmdet import segmentation_checks
+from ropevit_mmdet.data_checks.segmentations import KINDS as SEGMENTATION_KINDS
+from ropevit_mmdet.data_checks.segmentations import segmentation_trouble
+from ropevit_mmdet.data_checks.troubles import ERROR, NOTE, WARNING, Kind, Troubles, short
 from ropevit_mmdet.pictures import MAX_PIXELS
-from ropevit_mmdet.segmentation_checks import segmentation_trouble
-from ropevit_mmdet.troubles import ERROR, NOTE, WARNING, Kind, Troubles, short
 
 KINDS = {
     "image fields": Kind(ERROR, "images without id, file_name, height or width, or with bad ones"),
@@ -50,7 +50,7 @@ KINDS = {
     "large masks": Kind(
         WARNING, "pictures whose masks take more than 2 GB in each worker while they are loaded"
     ),
-    **segmentation_checks.KINDS,
+    **SEGMENTATION_KINDS,
 }
 LISTS = ("images", "annotations", "categories")
 _LARGE_MASKS = 2e9  # bytes, one per pixel and object

@@ -16,7 +16,7 @@ from torch import nn
 from ropevit_mmdet.checkpoint import check_finite, check_fit
 from ropevit_mmdet.stack.checkpoint import register_scheme
 from ropevit_mmdet.stack.reading import read_torch_file
-from ropevit_mmdet.weights import resolve_weights
+from ropevit_mmdet.weights.lookup import resolve_weights
 
 
 def check_start(model: nn.Module, config: Config) -> None:

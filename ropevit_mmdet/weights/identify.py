@@ -10,10 +10,10 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from .arch import Arch, arch_names, resolve_arch
-from .checkpoint import Checkpoint
-from .facts import TRAINING_ONLY, contradictions, facts_of, settings_of, spelt_out
-from .weights_table import WEIGHTS
+from ropevit_mmdet.arch import Arch, arch_names, resolve_arch
+from ropevit_mmdet.checkpoint import Checkpoint
+from ropevit_mmdet.facts import TRAINING_ONLY, contradictions, facts_of, settings_of, spelt_out
+from ropevit_mmdet.weights.published import WEIGHTS
 
 
 def identify(checkpoint: Checkpoint) -> tuple[str, Arch]:

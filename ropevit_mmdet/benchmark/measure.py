@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .arch import resolve_arch
-from .backbone import RoPEViT
-from .flops import count_flops
+from ropevit_mmdet.arch import resolve_arch
+from ropevit_mmdet.backbone import RoPEViT
+from ropevit_mmdet.benchmark.flops import count_flops
 
 PATCH = 14
 MODES = ("forward", "training")  # training: forward and backward

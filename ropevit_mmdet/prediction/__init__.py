@@ -1,0 +1,1 @@
+"""What a detector finds in pictures: found, drawn, beside the truth."""

@@ -1,0 +1,1 @@
+"""What a run consists of besides its model: config, processes, checkpoints, ways to end."""

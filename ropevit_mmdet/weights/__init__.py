@@ -1,0 +1,1 @@
+"""Weights as files: where they are, fetched, recognised, described."""
