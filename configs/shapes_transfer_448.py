@@ -1,7 +1,7 @@
 # shapes_transfer.py at twice the side, to go on from a detector that was trained at 224 pixels.
 _base_ = "./shapes_transfer.py"
 side = (448, 448)
-max_iters = 200
+max_iters = 150
 model = dict(
     backbone=dict(rope_interpolation=448),
     rpn_head=dict(anchor_generator=dict(scales=[4.4, 8.8])),

@@ -7,9 +7,11 @@ folder of its own: started again, the tool goes on where it was stopped.
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import ropevit_mmdet  # noqa: F401  isort: skip
@@ -39,33 +41,45 @@ AT_448 = {  # what a detector trained at 224 pixels is fine-tuned to
 }
 PADDINGS = {"own aspect": 28, "square": 224}
 COORDINATES = {"fixed": 224, "fitted": "pretrain"}
-TRIAL = 150  # iterations that tell how long one takes
+TRIAL = 100  # iterations that tell how long one takes
 
 
 def main() -> None:
     args = parse_args()
     if args.execute:
         return execute(args.execute)
-    proof = Proof(args.root.resolve(), args.seeds)
-    proof.make_data()
-    proof.pretrain()
-    proof.transfer()
-    proof.at_448()
-    proof.padding()
-    proof.resnet()
-    report = proof.report()
+    proof = Proof(args.root.resolve(), args.seeds, args.jobs)
+    try:
+        proof.make_data()
+        proof.pretrain()
+        proof.transfer()
+        proof.finish()
+        proof.at_448()
+        proof.padding()
+        proof.resnet()
+        report = proof.report()
+    finally:
+        proof.pool.shutdown(cancel_futures=True)
     (proof.root / "report.md").write_text(report, encoding="utf-8")
     print(report)
 
 
 class Proof:
-    """All runs, in a folder; ``rows`` collects what the report shows of them."""
+    """All runs, in a folder; ``rows`` collects what the report shows of them.
 
-    def __init__(self, root: Path, seeds: int) -> None:
+    ``jobs`` runs are under way at a time, each with its share of the cores: two cores get a third
+    more done of networks this small as two processes than as two threads.
+    """
+
+    def __init__(self, root: Path, seeds: int, jobs: int) -> None:
         self.root, self.seeds = root, range(seeds)
         self.data, self.oblong = root / "shapes", root / "oblong"
         self.cut_side = load_config(SMALL).model.backbone.pretrain_img_size  # pixels
-        self.rows: dict[str, dict[str, list[dict]]] = {}
+        self.rows: dict[str, dict[str, list[Future]]] = {}
+        self.started: dict[str, Future] = {}
+        self.pool = ThreadPoolExecutor(jobs)
+        if jobs > 1:
+            os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // jobs))
         root.mkdir(parents=True, exist_ok=True)
 
     def make_data(self) -> None:
@@ -136,16 +150,18 @@ class Proof:
                              trains=False, shown=name)  # fmt: skip
 
     def resnet(self) -> None:
-        """As many iterations as take the time of the transferred run's, by short runs in turns."""
+        """As many iterations as take the time of the transferred run's, by two short runs."""
         title = "Equal time"
-        transferred, seconds = self.pretrained(), {SMALL: 0.0, OTHER: 0.0}
+        transferred = self.pretrained()
         trial = {f"train_cfg.{key}": TRIAL for key in ("max_iters", "val_interval")}
-        for seed in self.seeds:
-            for config, options in ((SMALL, transferred), (OTHER, {})):
-                result = self.run(None, f"trial {Path(config).stem}", config, options | trial, seed)
-                seconds[config] += result["train_seconds"]
+        pairs = ((SMALL, transferred), (OTHER, {}))
+        trials = [
+            self.run(None, f"trial {Path(config).stem}", config, options | trial, 0)
+            for config, options in pairs
+        ]
+        ours, other = (result_or_exit(one)["train_seconds"] for one in trials)
         iterations = load_config(SMALL).train_cfg.max_iters
-        count = round(iterations * seconds[SMALL] / seconds[OTHER] / 50) * 50
+        count = round(iterations * ours / other / 50) * 50
         options = {f"train_cfg.{key}": count for key in ("max_iters", "val_interval")}
         options["param_scheduler.1.end"] = count
         for seed in self.seeds:
@@ -162,7 +178,7 @@ class Proof:
         *,
         trains: bool = True,
         shown: str | None = None,
-    ) -> dict:
+    ) -> Future:
         data = tested_on(self.data) | {
             f"val_{part}": None for part in ("cfg", "dataloader", "evaluator")
         }
@@ -170,14 +186,20 @@ class Proof:
             data["train_dataloader.dataset.data_root"] = str(self.data)
         folder = name.replace(", ", "-").replace(" ", "-")
         run = Run(folder, config, data | options, seed, trains)
-        command = [sys.executable, __file__, "--execute"]
-        try:
-            result = result_of(run, self.root / "runs", command, self.say)
-        except (RuntimeError, ValueError) as error:
-            sys.exit(f"error: {error}")
+        if run.folder not in self.started:
+            command = [sys.executable, __file__, "--execute"]
+            self.started[run.folder] = self.pool.submit(
+                result_of, run, self.root / "runs", command, self.say
+            )
         if title is not None:
-            self.rows.setdefault(title, {}).setdefault(shown or name, []).append(result)
-        return result
+            rows = self.rows.setdefault(title, {}).setdefault(shown or name, [])
+            rows.append(self.started[run.folder])
+        return self.started[run.folder]
+
+    def finish(self) -> None:
+        """Wait for all that is under way: what comes next starts from it."""
+        for one in self.started.values():
+            result_or_exit(one)
 
     def pretrained(self) -> dict:
         checkpoint = {"_delete_": True, "type": "Pretrained", "checkpoint": str(self.checkpoint)}
@@ -192,8 +214,8 @@ class Proof:
         for title, rows in self.rows.items():
             lines += [f"## {title}", "", "| | box AP | mask AP | iterations | training, s |"]
             lines += ["|---|---|---|---|---|"]
-            for name, results in rows.items():
-                cells = [name]
+            for name, futures in rows.items():
+                cells, results = [name], [result_or_exit(one) for one in futures]
                 for key in ("coco/bbox_mAP", "coco/segm_mAP"):
                     values = [result["metrics"][key] for result in results]
                     mean, spread = mean_and_spread(values)
@@ -209,6 +231,13 @@ class Proof:
         sys.stderr.write(f"{time.strftime('%H:%M:%S')} {message}\n")
 
 
+def result_or_exit(one: Future) -> dict:
+    try:
+        return one.result()
+    except (RuntimeError, ValueError) as error:
+        sys.exit(f"error: {error}")
+
+
 def tested_on(root: Path) -> dict[str, str]:
     """Config options: the test pictures of a shapes data set."""
     ann_file = root / "annotations" / "instances_test.json"
@@ -222,6 +251,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--root", type=Path, default=Path("work_dirs/recipes"), help="folder")
     parser.add_argument("--seeds", type=int, default=2, help="runs of everything that is compared")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time (default: 1)")
     parser.add_argument("--execute", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args()
 
