@@ -31,7 +31,7 @@ ELSEWHERE = {
     "python tools/mmdet_tool.py": ("test_mmdet_tool.py", "get_flops"),
     "python tools/make_shapes.py": ("test_shapes.py", "generate("),
     "python tools/compare_backbones.py": ("test_compare.py", "TOOL"),
-    "python tools/prove_recipes.py": ("test_experiment.py", "result_of"),
+    "python tools/prove_recipes.py": ("test_prove_recipes.py", "tool.main"),
 }
 STAND_IN = """
 _base_ = "./tiny.py"
