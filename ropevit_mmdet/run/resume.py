@@ -23,6 +23,7 @@ from mmengine.hooks import CheckpointHook
 from mmengine.logging import print_log
 from mmengine.runner import EpochBasedTrainLoop, Runner
 
+from ropevit_mmdet.run.memory import give_back_memory
 from ropevit_mmdet.stack.log_text import seen_from_here
 from ropevit_mmdet.stack.reading import archive_is_whole
 
@@ -151,6 +152,7 @@ class ResumableCheckpointHook(CheckpointHook):
             super()._save_checkpoint_with_step(runner, step, meta)
         finally:
             self.max_keep_ckpts, self._states = keep, None
+            give_back_memory()
         self._saved_iter = meta["iter"]  # in every process: the first alone writes
 
     def _outdated(self, runner: Runner, step: int) -> str | None:
