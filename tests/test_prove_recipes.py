@@ -46,7 +46,7 @@ def test_every_comparison_is_made_and_reported(asked, tmp_path, capsys):
     assert rows == {
         "From scratch, transferred, frozen": 3,
         "Layer decay": 4,
-        "448 pixels": 5,
+        "448 pixels": 4,
         "Oblong pictures": 4,
         "Equal time": 2,
     }

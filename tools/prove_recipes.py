@@ -37,7 +37,6 @@ AT_448 = {  # what a detector trained at 224 pixels is fine-tuned to
     "windows, tile, no interpolation": {"rope_interpolation": 224},
     "windows, interpolate, interpolation": {"pos_embed_mode": "interpolate"},
     "global, tile, interpolation": {"window_size": None},
-    "global, tile, no interpolation": {"window_size": None, "rope_interpolation": 224},
 }
 PADDINGS = {"own aspect": 28, "square": 224}
 COORDINATES = {"fixed": 224, "fitted": "pretrain"}
