@@ -7,10 +7,15 @@ import shlex
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
+import mmdet
 import numpy as np
 import pytest
+from mmdet.registry import HOOKS, MODELS
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
 
 from tests import oracle
 from tests.processes import ROOT
@@ -85,6 +90,24 @@ def test_what_is_run_elsewhere_is_run_there():
         assert word in (ROOT / "tests" / file).read_text(), command
 
 
+@pytest.mark.parametrize("neck", [{}, {"model.neck.out_strides": (4, 8, 16, 32, 64)}], ids=str)
+def test_the_readme_config_passes_its_own_checks(neck, folder):
+    """Over mmdet's Mask R-CNN; with ``out_strides`` its heads stay as they are."""
+    snippet = next(code for code in blocks(ROOT / "README.md", "python") if "_delete_" in code)
+    if neck:
+        snippet = snippet[: snippet.index("    rpn_head=")] + ")"
+    base = Path(mmdet.__file__).parent / ".mim/configs/_base_/models/mask-rcnn_r50_fpn.py"
+    file = folder / "own.py"
+    file.write_text(f"_base_ = {str(base)!r}\n{snippet}")
+    config = Config.fromfile(file)
+    config.merge_from_dict(neck)
+    init_default_scope("mmdet")
+    model = MODELS.build(config.model)
+    model.backbone.init_cfg["checkpoint"] = str(next(folder.glob("net*.pt")))  # its colours
+    (hook,) = config.custom_hooks
+    HOOKS.build(hook).before_run(SimpleNamespace(model=model))
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_links_and_configs_are_there(page):
     text = page.read_text()
@@ -97,11 +120,14 @@ def test_links_and_configs_are_there(page):
 
 def commands(page: Path) -> list[str]:
     """The commands of a page: lines of its shell blocks, fenced or indented."""
-    text = page.read_text()
-    blocks = re.findall(r"```(?:bash|sh)\n(.*?)```", text, flags=re.DOTALL)
-    blocks += re.findall(r"(?m)^    ((?:python|pip|make|bash) .*)$", text)
-    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    shell = blocks(page, "(?:bash|sh)")
+    shell += re.findall(r"(?m)^    ((?:python|pip|make|bash) .*)$", page.read_text())
+    lines = "\n".join(shell).replace("\\\n", " ").splitlines()
     return [line for line in (re.sub(r"\s#.*", "", line).strip() for line in lines) if line]
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(), flags=re.DOTALL)
 
 
 def stand_ins(words: list[str], folder: Path) -> list[str]:
