@@ -35,7 +35,7 @@ EPOCH_SEED_STEP = 100_003  # between the seeds of two epochs: more than there ar
 class ResumableCheckpointHook(CheckpointHook):
     """mmengine's CheckpointHook, whose checkpoints also hold what a resumed run needs.
 
-    Takes the arguments of mmengine's. A checkpoint is written whole (`stack.checkpoint`) before the
+    Takes the arguments of mmengine's. A checkpoint is written whole (`stack.writing`) before the
     outdated one is removed. It holds in addition
 
     - `random_states`: of Python, numpy and torch, of every process;

@@ -14,7 +14,7 @@ __all__ = ["StackError", "checks", "ops", "prepare"]
 @cache
 def prepare() -> None:
     """Check the environment, stand in for `mmcv._ext` if it was not compiled, make loading safe,
-    decoding exact, and logs discreet.
+    decoding exact, logs discreet, and files whole.
 
     A second call does nothing. Raises StackError, one line that names the cure, where the installed
     packages cannot work together.
@@ -29,8 +29,10 @@ def prepare() -> None:
         checkpoint,
         log_text,
         precision,
+        writing,
     )
 
     checkpoint.install()
     log_text.install()
     precision.install()
+    writing.install()

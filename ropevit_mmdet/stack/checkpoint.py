@@ -1,21 +1,16 @@
-"""Checkpoints of mmengine 0.10: loaded under `weights_only=True`, and written whole or not at all.
+"""Checkpoints of mmengine 0.10, loaded under `weights_only=True`.
 
 torch >= 2.6 refuses the log buffers and numpy values of mmengine's training checkpoints: they are
-allow-listed here. Those schemes of its CheckpointLoader that asked for no check are replaced. Its
-local files are written in place, where a kill or a full disk leaves half of one: replaced as well.
+allow-listed here. Those schemes of its CheckpointLoader that asked for no check are replaced.
 """
 
-import os
 import pickle
-import shutil
 from collections.abc import Callable
-from pathlib import Path
 
 import mmengine.runner.checkpoint as mmengine_checkpoint
 import numpy as np
 import torch
 from mmengine.config import ConfigDict
-from mmengine.fileio import LocalBackend
 from mmengine.logging import HistoryBuffer
 from mmengine.optim import OneCycleParamScheduler
 
@@ -26,7 +21,6 @@ PICKLED_METHODS = {
     HistoryBuffer: ("min", "max", "current", "mean"),
     OneCycleParamScheduler: ("_annealing_cos", "_annealing_linear"),
 }
-MB = 2**20  # bytes
 NUMPY_DTYPES = "?bhilqBHILQefd"  # type characters: bool, integers, half, single, double
 
 
@@ -34,7 +28,6 @@ def install() -> None:
     """Allow-list what training checkpoints hold, take over local paths. Idempotent."""
     torch.serialization.add_safe_globals(training_globals())
     register_scheme("", load_from_local)
-    LocalBackend.put = put_atomically
 
 
 def register_scheme(prefixes: str | tuple[str, ...], loader: Callable[..., dict]) -> None:
@@ -48,32 +41,6 @@ def register_scheme(prefixes: str | tuple[str, ...], loader: Callable[..., dict]
 def load_from_local(filename: str, map_location=None) -> dict:
     """mmengine's scheme for plain paths; errors as in read_torch_file."""
     return read_torch_file(filename, map_location)
-
-
-def put_atomically(self: LocalBackend, obj: bytes, filepath: str | os.PathLike[str]) -> None:
-    """Write `obj` beside `filepath`, flush it to the disk, and rename it to that.
-
-    Raises OSError that says what it takes and what there is, where the disk is full; a file of that
-    name is then as it was.
-    """
-    path = Path(filepath)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with partial.open("wb") as file:
-            file.write(obj)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        free = shutil.disk_usage(path.parent).free
-        raise OSError(
-            error.errno,
-            f"{error.strerror}: {path} was not written, which takes {len(obj) / MB:.1f} MB of the "
-            f"{free / MB:.1f} MB left; earlier files are whole",
-        ) from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def training_globals() -> list:
