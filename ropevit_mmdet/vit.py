@@ -20,8 +20,8 @@ from ropevit_mmdet.rope import rotate
 from ropevit_mmdet.tables import Segment
 
 # Tokens at a time on a CPU where nothing is kept for a backward pass: four windows of 16 x 16
-# patches and their special tokens. The MLP's hidden channels then stay in the cache, a tenth of the
-# time, and what is computed again under checkpointing is a quarter: see docs/performance.md.
+# patches and their special tokens. The MLP's hidden channels then stay in the cache, which takes
+# less time, and the peak is lower, also of what is computed again under checkpointing.
 _PIECE_TOKENS = 1100
 
 

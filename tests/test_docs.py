@@ -19,6 +19,7 @@ from mmengine.registry import init_default_scope
 
 from tests import oracle
 from tests.processes import ROOT
+from tests.test_layout import FLOORS
 from tests.tiny_coco import write_tiny
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -116,6 +117,12 @@ def test_links_and_configs_are_there(page):
     missing = [link for link in links if not (page.parent / link).exists()]
     missing += [file for file in files if not (ROOT / file).exists()]
     assert not missing, f"{page.name} names {missing}"
+
+
+def test_rooms_stand_in_the_order_of_their_imports():
+    rows = re.findall(r"(?m)^\| (`[^|]+`) \|", (ROOT / "docs" / "architecture.md").read_text())
+    rooms = [set(re.findall(r"`(\w+)(?:/|\.py)`", row)) for row in rows]
+    assert rooms[::-1] == FLOORS
 
 
 def commands(page: Path) -> list[str]:
