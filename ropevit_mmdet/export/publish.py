@@ -24,7 +24,7 @@ HASH_DIGITS = 8
 # What mmengine and mmdet write into `meta` that says what the weights are. The rest, such as the
 # seed, the time and hook messages, is about the run.
 KEPT_META = (
-    *("dataset_meta", "CLASSES", "PALETTE", "cfg", "config", "epoch", "iter"),
+    *("dataset_meta", "CLASSES", "PALETTE", "cfg", "epoch", "iter"),
     *("mmdet_version", "mmengine_version", "mmcv_version"),
 )
 # A detector has weights outside of these; a classifier or a pretrained encoder does not.

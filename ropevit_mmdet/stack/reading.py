@@ -1,10 +1,12 @@
 """Reads torch files without running anything that is in them, and says in one line what is wrong.
 
 `weights_only=True` is the rule for every file: tensors, plain values and the few classes that
-`checkpoint.training_globals` lists. Needs torch alone.
+`checkpoint.training_globals` lists. No file makes more of itself than it holds. Needs torch and
+numpy alone.
 """
 
 import errno
+import mmap
 import os
 import pickle
 import re
@@ -16,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 # The machine's fault, not the file's: a device that is not there, memory that is full.
@@ -30,13 +33,17 @@ _SENSELESS = (
 MB = 2**20  # bytes
 # Operand 149 opens a pickle of protocol 4, which no torch.save writes.
 _BLOCKED = re.compile(r"GLOBAL \S+|unrecognized function .+|but got .+|operand 149")
+# The end of `builtins bytearray`, spelt as the unpickler reads it: of what it may call the one that
+# fills as many bytes as it is told.
+_BYTEARRAY = b"\nbytearray"
 
 
 def read_torch_file(path: str | os.PathLike[str], map_location: Any = "cpu") -> Any:
     """What `torch.load` finds in a local file; tensors stay mapped to it until they are copied.
 
-    Raises FileNotFoundError, or ValueError where the file is damaged or holds what could run code.
-    Checksums are compared, at some 1.4 GB/s.
+    Raises FileNotFoundError, or ValueError where the file is damaged, holds what could run code, or
+    tensors that are not plain ones in full. Checksums are compared, at some 1.4 GB/s.
+    `meta['config']` is left out: mmengine's resume would run it as Python.
     """
     path = Path(path).expanduser()
     if not path.is_file():
@@ -50,9 +57,18 @@ def read_torch_file(path: str | os.PathLike[str], map_location: Any = "cpu") -> 
     mapped = _is_archive(path)  # torch's format since 1.6; older ones cannot be
     if mapped and not archive_is_whole(path):
         raise ValueError(_damaged(str(path)))
-    with one_line_errors(str(path)), warnings.catch_warnings():
+    if _names_bytearray(path):
+        raise ValueError(
+            f"checkpoint {path} is refused: it holds a bytearray, which no training saves, and "
+            "could take any amount of memory"
+        )
+    with _refused_in_one_line(str(path)), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Detected pickle protocol")
-        return torch.load(path, map_location=map_location, weights_only=True, mmap=mapped)
+        content = torch.load(path, map_location=map_location, weights_only=True, mmap=mapped)
+    _check_tensors(content, path)
+    if isinstance(content, dict) and isinstance(content.get("meta"), dict):
+        content["meta"].pop("config", None)
+    return content
 
 
 def _is_archive(path: Path) -> bool:
@@ -60,6 +76,56 @@ def _is_archive(path: Path) -> bool:
         return zipfile.is_zipfile(path)
     except zipfile.BadZipFile:  # of several parts, it says; torch writes one
         return True
+
+
+def _names_bytearray(path: Path) -> bool:
+    if not path.stat().st_size:  # which cannot be mapped
+        return False
+    with (
+        path.open("rb") as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
+    ):
+        return content.find(_BYTEARRAY) >= 0
+
+
+def _check_tensors(content: Any, path: Path) -> None:
+    """Refuses tensors and arrays that take more memory, once copied, than the file has bytes.
+
+    Also tensors of another kind than dense ones, which code for weights does not expect.
+    """
+    size, held = path.stat().st_size, 0
+    seen: set[int] = set()  # addresses
+    left = [("content", content)]
+    while left:
+        name, value = left.pop()
+        claimed, address = 0, id(value)
+        if isinstance(value, torch.Tensor):
+            plain = type(value) in (torch.Tensor, torch.nn.Parameter) and not value.is_nested
+            if not plain or value.layout != torch.strided or value.is_meta or value.is_quantized:
+                raise ValueError(f"checkpoint {path}: {name!r:.80} is no dense tensor of numbers")
+            storage = value.untyped_storage()
+            address, claimed = storage.data_ptr(), storage.nbytes()
+        elif isinstance(value, (np.ndarray, np.generic)):
+            claimed = value.nbytes
+        elif address not in seen:
+            left.extend(_inside(name, value))
+        held += 0 if address in seen else claimed
+        seen.add(address)
+        if held > size or isinstance(value, torch.Tensor) and value.nbytes > claimed:
+            raise ValueError(
+                f"checkpoint {path}: {name!r:.80} claims more numbers than the file holds"
+            )
+
+
+def _inside(name: Any, value: Any) -> Iterator[tuple[Any, Any]]:
+    """What a container, or an object such as a log buffer, holds, with names for messages."""
+    if isinstance(value, dict):
+        yield from value.items()
+    elif isinstance(value, (list, tuple)):
+        yield from ((name, item) for item in value)
+    attributes = getattr(value, "__dict__", None)
+    if isinstance(attributes, dict):  # not that of a class
+        yield from attributes.items()
 
 
 def archive_is_whole(path: str | os.PathLike[str]) -> bool:
@@ -85,7 +151,7 @@ def archive_is_whole(path: str | os.PathLike[str]) -> bool:
 
 
 @contextmanager
-def one_line_errors(source: str) -> Iterator[None]:
+def _refused_in_one_line(source: str) -> Iterator[None]:
     """Turns torch's pages on refused or damaged files into one line each."""
     damaged = _damaged(source)
     try:
