@@ -117,7 +117,9 @@ ANNOTATION_CASES = {
         "category gaps",
     ),
     "one category more": Case(
-        lambda c: c["categories"].append(dict(id=77, name="more")), "category gaps"
+        lambda c: c["categories"].append(dict(id=6, name="more")),
+        "classes",
+        "have 'more' beside the config's classes",
     ),
     "no bbox": Case(_first(bbox=None), "annotation fields", "annotation 1 of image 1: no 'bbox'"),
     "no area": Case(_first(area=None), "annotation fields", "no 'area'"),

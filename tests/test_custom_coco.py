@@ -57,6 +57,7 @@ def test_as_it_stands_it_names_the_shapes():
     [
         (("dark", "bright"), "lack 'bright' of the config's classes"),
         (("cat",), "share no name with the config's classes"),
+        (("dark",), "have 'light' beside the config's classes"),
         (("light", "dark"), "have another order than the config's classes"),
     ],
 )

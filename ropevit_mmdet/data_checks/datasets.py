@@ -1,7 +1,8 @@
 """Check that a config's data sets are there and fit it, before a model is built or a file written.
 
-mmdet numbers classes in the order of the annotation file and drops those that the file lacks
-(`CocoDataset.load_data_list`), so that names can shift without a word: it is an error here.
+mmdet numbers classes in the order of the annotation file, drops those that the file lacks and leaves
+out its other categories (`CocoDataset.load_data_list`), so that names shift and objects go missing
+without a word: it is an error here.
 """
 
 import json
@@ -227,23 +228,28 @@ def _classes(dataset: dict[str, Any]) -> tuple[str, ...] | None:
 
 
 def check_classes(path: Path, names: Sequence[str], classes: Sequence[str]) -> None:
-    """Raises ValueError if a file's category names do not give the labels of the classes."""
-    found = [name for name in names if name in set(classes)]
-    if found == list(classes):
+    """Raises ValueError if a file's category names are not the classes, in their order.
+
+    mmdet would leave a name beside them out without a word: mostly a class that was forgotten.
+    """
+    if list(names) == list(classes):
         return
-    if not found:
+    missing = [name for name in classes if name not in names]
+    more = [name for name in names if name not in classes]
+    cure = "set metainfo = dict(classes=(...)) in the config to the names of the file, in its order"
+    if len(missing) == len(classes):
         problem = "share no name with the config's classes"
-    elif len(found) < len(classes):
-        missing = [name for name in classes if name not in found]
-        problem = f"lack {_listed(missing)} of the config's classes"
-    elif len(set(found)) < len(found):
+    elif len(set(names)) < len(names):
         problem = "have a name several times, and labels would shift against the config's classes"
+    elif missing:
+        problem = f"lack {_listed(missing)} of the config's classes"
+    elif more:
+        problem = f"have {_listed(more)} beside the config's classes"
+        cure += ", or take what is not to be learned out of the file"
     else:
         problem = "have another order than the config's classes, and labels go by the file's"
     raise ValueError(
-        f"the categories of {path} ({_listed(names)}) {problem} "
-        f"({_listed(classes)}); set metainfo = dict(classes=(...)) in the config to names of the "
-        "file, in its order"
+        f"the categories of {path} ({_listed(names)}) {problem} ({_listed(classes)}); {cure}"
     )
 
 
@@ -287,9 +293,9 @@ def _names_at(text: mmap.mmap, position: int) -> list[str] | None:
                 return None
             end = position + 4 * (end - position)
             continue
-        if all(isinstance(category, dict) and "name" in category for category in categories):
-            return [category["name"] for category in categories]
-        return None
+        names = [one.get("name") for one in categories if isinstance(one, dict)]
+        whole = len(names) == len(categories) and all(isinstance(name, str) for name in names)
+        return names if whole else None
 
 
 def _listed(names: Sequence[str], at_most: int = 6) -> str:
