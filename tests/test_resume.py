@@ -3,6 +3,7 @@
 import os
 import random
 import signal
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,9 +11,13 @@ import torch
 from mmengine.config import Config
 from mmengine.fileio import LocalBackend
 
-from ropevit_mmdet.run.resume import latest_checkpoint, random_states, set_random_states
-from tests.misfortunes import EPOCHS, ITERATIONS, assert_same, train_with, write_config
-from tests.processes import ROOT, run_python
+from ropevit_mmdet.run.resume import (
+    ResumableCheckpointHook,
+    latest_checkpoint,
+    random_states,
+    set_random_states,
+)
+from tests.misfortunes import EPOCHS, ITERATIONS, assert_same, train, train_with, write_config
 
 CASES = {
     "iterations, workers, accumulation, EMA": (
@@ -31,14 +36,6 @@ CASES = {
         "killed",
     ),
 }
-
-
-def train(config, work_dir, *, resume=False):
-    """Train in a process of its own; the last checkpoint."""
-    argv = [config, "--work-dir", work_dir] + ["--resume"] * resume
-    done = run_python(ROOT / "tools" / "train.py", *argv)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return torch.load(latest_checkpoint(work_dir), weights_only=True)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -90,8 +87,22 @@ def test_the_checkpoint_before_a_damaged_one_is_taken(tmp_path):
     for damaged in (whole[:-100], whole[: len(whole) // 2], b"", whole[:900] + b"!" + whole[901:]):
         (tmp_path / "iter_2.pth").write_bytes(damaged)
         assert latest_checkpoint(tmp_path).name == "iter_1.pth"
-    (tmp_path / "last_checkpoint").write_text("")  # killed while it was written
-    assert latest_checkpoint(tmp_path).name == "iter_1.pth"
+    for pointer in (b"", b"\0" * 9, b"\xff", b"iter_2.pth", b"gone.pth"):
+        (tmp_path / "last_checkpoint").write_bytes(pointer)  # cut short, or out of date
+        assert latest_checkpoint(tmp_path).name == "iter_1.pth"
+
+
+def test_resume_in_a_config_takes_a_whole_checkpoint_too(tmp_path):
+    """mmengine itself would take what `last_checkpoint` names."""
+    runner = SimpleNamespace(work_dir=str(tmp_path), _resume=True, _load_from=None)
+    ResumableCheckpointHook().before_run(runner)
+    assert (runner._resume, runner._load_from) == (False, None)
+    torch.save(dict(weights=torch.rand(9)), tmp_path / "iter_1.pth")
+    (tmp_path / "iter_2.pth").write_bytes(b"PK")
+    (tmp_path / "last_checkpoint").write_text("iter_2.pth")
+    runner._resume = True
+    ResumableCheckpointHook().before_run(runner)
+    assert runner._load_from == str(tmp_path / "iter_1.pth")
 
 
 def test_a_full_disk_leaves_the_file_as_it_was(tmp_path, monkeypatch):

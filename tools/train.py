@@ -56,8 +56,10 @@ def prepare(args: argparse.Namespace) -> Config:
         use_tensorboard(config)
     if args.resume is not None:
         config.resume = True
-        newest = latest_checkpoint(config.work_dir) if args.resume == "auto" else args.resume
-        config.load_from = newest and str(newest)
+        config.load_from = None if args.resume == "auto" else args.resume
+    if config.get("resume") and not config.get("load_from"):
+        newest = latest_checkpoint(config.work_dir)
+        config.resume, config.load_from = newest is not None, newest and str(newest)
     check_datasets(config, ("train", "val"))
     model = build_detector(config)
     check_strides(model)

@@ -26,7 +26,10 @@ from mmengine.runner import EpochBasedTrainLoop, Runner
 from ropevit_mmdet.run.memory import give_back_memory
 from ropevit_mmdet.stack.log_text import seen_from_here
 from ropevit_mmdet.stack.reading import archive_is_whole
+from ropevit_mmdet.stack.writing import whole_file
 
+POINTER = "last_checkpoint"  # mmengine's name for the file that names the newest checkpoint
+CHECKPOINT_PATHS = ("last_ckpt", "best_ckpt")  # in the message hub
 INTERIM = "interim_checkpoint"  # in the message hub: the name of one saved within an epoch
 EPOCH_SEED_STEP = 100_003  # between the seeds of two epochs: more than there are worker processes
 
@@ -42,7 +45,8 @@ class ResumableCheckpointHook(CheckpointHook):
     - `gradients`: of parameters in the middle of an accumulation. In a distributed run they are
       not kept; a warning says so.
 
-    Paths in it are as seen from the working folder and home (`stack.log_text`).
+    It names no absolute path (`stack.log_text`). The files of the run are called by their names
+    alone, in `last_checkpoint` too: a work dir can be moved, and resumed from there.
 
     Validation leaves the random numbers of training alone. In an EpochBasedTrainLoop, worker
     processes are started and seeded anew for every epoch, by its number, and a run that is resumed
@@ -52,7 +56,22 @@ class ResumableCheckpointHook(CheckpointHook):
     _states: list[dict[str, Any]] | None = None  # of a checkpoint to be written, by rank
     _resumed: dict[str, Any] | None = None
     _before_val: dict[str, Any] | None = None
+    _position: dict[str, int] | None = None  # `epoch` and `iter` of a checkpoint to be written
     _saved_iter: int | None = None  # iterations behind the newest checkpoint to resume from
+
+    def before_run(self, runner: Runner) -> None:
+        # mmengine would trust `last_checkpoint`, whatever has become of the file that it names.
+        if runner._resume and runner._load_from is None:
+            newest = latest_checkpoint(runner.work_dir)
+            runner._resume, runner._load_from = newest is not None, newest and str(newest)
+
+    def before_train(self, runner: Runner) -> None:
+        super().before_train(runner)
+        if self.save_best and len(self.key_indicators) == 1:
+            self.best_ckpt_path = self._found(self.best_ckpt_path)
+        elif self.save_best:
+            paths = self.best_ckpt_path_dict.items()
+            self.best_ckpt_path_dict = {key: self._found(path) for key, path in paths}
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         if runner._resume:
@@ -110,6 +129,7 @@ class ResumableCheckpointHook(CheckpointHook):
         _leave_out_machine(checkpoint)
         if self._states is None:
             return  # a best checkpoint: not to resume from
+        checkpoint["meta"].update(self._position)  # FlexibleRunner has put its own in its place
         checkpoint["random_states"] = self._states
         if runner.optim_wrapper.should_update():
             return
@@ -146,14 +166,31 @@ class ResumableCheckpointHook(CheckpointHook):
             self._remove(self.file_backend.join_path(self.out_dir, outdated))
 
     def _write(self, runner: Runner, step: int, meta: dict[str, Any]) -> None:
-        self._states = all_gather_object(random_states())
-        keep, self.max_keep_ckpts = self.max_keep_ckpts, -1  # mmengine would remove first
+        """mmengine's way to save a checkpoint, without its removal of old ones ahead of that."""
+        self._states, self._position = all_gather_object(random_states()), dict(meta)
+        name = self.filename_tmpl.format(step)
+        self.last_ckpt = self.file_backend.join_path(self.out_dir, name)
+        runner.message_hub.update_info("last_ckpt", self.last_ckpt)
         try:
-            super()._save_checkpoint_with_step(runner, step, meta)
+            runner.save_checkpoint(
+                self.out_dir,
+                name,
+                self.file_client_args,
+                save_optimizer=self.save_optimizer,
+                save_param_scheduler=self.save_param_scheduler,
+                meta=meta,
+                by_epoch=self.by_epoch,
+                backend_args=self.backend_args,
+                **self.args,
+            )
         finally:
-            self.max_keep_ckpts, self._states = keep, None
+            self._states = None
             give_back_memory()
-        self._saved_iter = meta["iter"]  # in every process: the first alone writes
+        self._saved_iter = self._position["iter"]  # in every process: the first alone writes
+        if is_main_process():
+            pointer = name if self.out_dir == runner.work_dir else self.last_ckpt
+            with whole_file(os.path.join(runner.work_dir, POINTER)) as file:
+                file.write(pointer.encode())
 
     def _outdated(self, runner: Runner, step: int) -> str | None:
         """Note `step` as the newest checkpoint; the name of the one that it makes too many."""
@@ -184,6 +221,11 @@ class ResumableCheckpointHook(CheckpointHook):
                 self._remove(path)
         if single:
             self.best_ckpt_path = after[""]
+
+    def _found(self, path: str | None) -> str | None:
+        """Where the best checkpoint is that a resumed run was told of; None: not in its folder."""
+        path = path and self.file_backend.join_path(self.out_dir, os.path.basename(path))
+        return path if path and self.file_backend.isfile(path) else None
 
     def _remove(self, path: str) -> None:
         if is_main_process() and self.file_backend.isfile(path):
@@ -230,12 +272,13 @@ def latest_checkpoint(folder: str | os.PathLike[str]) -> Path | None:
     file that was cut short is passed over with a warning.
     """
     folder = Path(folder)
-    pointer = folder / "last_checkpoint"
-    named = pointer.read_text(encoding="utf-8").strip() if pointer.is_file() else ""
+    pointer = folder / POINTER
+    text = pointer.read_text(encoding="utf-8", errors="replace") if pointer.is_file() else ""
+    named = folder / text.strip("\0 \n")  # mmengine writes absolute paths
     files = [file for kind in ("iter", "epoch") for file in folder.glob(f"{kind}_*.pth")]
     files.sort(key=lambda file: file.stat().st_mtime, reverse=True)
-    if named and Path(named).is_file():
-        files = [Path(named), *(file for file in files if file.name != Path(named).name)]
+    if named.is_file():
+        files = [named, *(file for file in files if file.name != named.name)]
     for file in files:
         if archive_is_whole(file):
             return file
@@ -245,7 +288,11 @@ def latest_checkpoint(folder: str | os.PathLike[str]) -> Path | None:
 
 def _leave_out_machine(checkpoint: dict[str, Any]) -> None:
     """Take absolute paths and secrets out of the texts that mmengine puts beside the weights."""
-    for texts in (checkpoint["meta"], checkpoint["message_hub"]["runtime_info"]):
+    hub = checkpoint["message_hub"]["runtime_info"]
+    for key in hub:
+        if isinstance(hub[key], str) and key.startswith(CHECKPOINT_PATHS):
+            hub[key] = os.path.basename(hub[key])
+    for texts in (checkpoint["meta"], hub):
         for key, value in texts.items():
             if isinstance(value, str):
                 texts[key] = seen_from_here(value)
