@@ -56,13 +56,15 @@ def test_strings_in_a_config_that_mmengine_printed():
         "data_root": "/home/o'neil/my data/coco/",
         "quoted": 'say "/home/x/y"',
         "nested": {"files": ["/a/b/c.json", "rel/c.json"], "lr": 1e-4, "pair": (1, "~/x")},
+        "service": {"api_key": "a1'b2", "access_key_id": "a1b2", "num_tokens": 4},
         "windows": r"C:\Users\Anna\a.pth",
     }
     text, changes = redact(Config(values).pretty_text)
     expected, expected_changes = redact(values)
     assert Config.fromstring(text, ".py").to_dict() == Config(expected).to_dict()
     assert "o'neil" not in text and "Anna" not in text and "/a/b" not in text
-    assert len(changes) == len(expected_changes) == 4
+    assert "b2" not in f"{text} {changes} {expected_changes}" and text.count("<secret>") == 2
+    assert len(changes) == len(expected_changes) == 5
     ast.parse(text)
 
 

@@ -1,4 +1,4 @@
-"""Takes out of text what belongs to one machine: absolute paths, private hosts, passwords in URLs.
+"""Takes out of text what belongs to one machine: absolute paths, private hosts, passwords, keys.
 
 For files that leave the house, such as published checkpoints, whose config says where their author
 keeps data. What is common knowledge stays: relative paths, public URLs, names such as
@@ -11,6 +11,9 @@ import socket
 from typing import Any
 from urllib.parse import urlsplit
 
+from ropevit_mmdet.stack.log_text import SECRET, is_secret, without_keys
+
+KEYS = "keys, tokens and passwords"  # stands for their old texts, which nobody is told
 _QUOTED = re.compile(r"""'(?:[^'\\\n]|\\.)*'|"(?:[^"\\\n]|\\.)*\"""")
 _ABSOLUTE = re.compile(r"file:/|~\w*/|/(?=.)|[A-Za-z]:[\\/]|\\\\")
 _WITHIN = re.compile(r"(?<=[\s=:,;])/(?:[\w.@+-]+/)+[\w.@+-]*")  # --out=/home/me/run
@@ -29,7 +32,7 @@ def redact(value: Any) -> tuple[Any, dict[str, str]]:
 
     Returns:
         The data, and old text -> new text of every string that was changed. Of a path, and of a
-        URL with a private host, the last part stays.
+        URL with a private host, the last part stays. Keys and tokens are not told here either.
     """
     changes: dict[str, str] = {}
     return _redact(value, changes), changes
@@ -37,14 +40,26 @@ def redact(value: Any) -> tuple[Any, dict[str, str]]:
 
 def _redact(value: Any, changes: dict[str, str]) -> Any:
     if isinstance(value, dict):
-        return {_redact(key, changes): _redact(item, changes) for key, item in value.items()}
+        return {
+            _redact(key, changes): _redact_value(key, item, changes) for key, item in value.items()
+        }
     if isinstance(value, (list, tuple)):
         return type(value)(_redact(item, changes) for item in value)
     if not isinstance(value, str):
         return value
     if "\n" not in value:
         return _redact_string(value, changes)
-    return _QUOTED.sub(lambda found: _redact_literal(found[0], changes), value)
+    hidden = without_keys(value)
+    if hidden != value:
+        changes[KEYS] = SECRET
+    return _QUOTED.sub(lambda found: _redact_literal(found[0], changes), hidden)
+
+
+def _redact_value(key: Any, value: Any, changes: dict[str, str]) -> Any:
+    if is_secret(key) and isinstance(value, str):
+        changes[KEYS] = SECRET
+        return SECRET
+    return _redact(value, changes)
 
 
 def _redact_literal(literal: str, changes: dict[str, str]) -> str:

@@ -60,11 +60,15 @@ def config_from_here(config: Config) -> Config:
 
 
 def without_secrets(text: str) -> str:
-    """The text with every URL in it without its password and its query, which may sign it, and
-    with `<secret>` for quoted values of keys, tokens and passwords.
+    """The text `without_keys`, and every URL in it without its password and its query, which may
+    sign it.
     """
-    text = _SECRET_VALUE.sub(lambda found: found[1] + repr(SECRET), text)
-    return _QUERY.sub(r"\1", _PASSWORD.sub("", text))
+    return _QUERY.sub(r"\1", _PASSWORD.sub("", without_keys(text)))
+
+
+def without_keys(text: str) -> str:
+    """The text with `<secret>` for quoted values of keys, tokens and passwords."""
+    return _SECRET_VALUE.sub(lambda found: found[1] + repr(SECRET), text)
 
 
 def is_secret(key: Any) -> bool:
