@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from ropevit_mmdet.analysis.result_file import read_results
 from ropevit_mmdet.checkpoint import read_checkpoint
 from ropevit_mmdet.export.publish import publish
 from ropevit_mmdet.stack.reading import read_torch_file
@@ -52,6 +53,7 @@ CLAIMS = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:Validating sparse tensor")
 @pytest.mark.parametrize("claim", CLAIMS)
 @pytest.mark.parametrize("place", ["state_dict", "optimizer", "meta"])
 def test_claims_are_refused_wherever_they_are(claim, place, tmp_path):
@@ -89,3 +91,44 @@ def test_shared_storages_and_arrays_are_no_claims(tmp_path):
     torch.save(content, tmp_path / "sound.pth")
     found = read_torch_file(tmp_path / "sound.pth")
     assert torch.equal(found["c"], content["c"]) and os.path.getsize(tmp_path / "sound.pth") < 20000
+
+
+def results(**found):
+    """The bytes of a result file of one picture."""
+    found = dict(bboxes=np.zeros((1, 4)), labels=np.zeros(1), scores=np.zeros(1)) | found
+    return pickle.dumps([dict(img_id=1, pred_instances=found)], protocol=2)
+
+
+EMPTY = np.zeros(0, "f4").__reduce__()[0]
+STORAGE = torch.storage._load_from_bytes
+RESULT_CLAIMS = {
+    "an expanded tensor": torch.ones(1).expand(HUGE),
+    "an array": array((HUGE,), "f4"),
+    "an array of no content": Payload(EMPTY, np.ndarray, (HUGE,), b"b"),
+    "a storage of an older format": Payload(
+        STORAGE, saved(Payload(torch.FloatStorage, HUGE), _use_new_zipfile_serialization=False)
+    ),
+    "a bytearray in a storage": Payload(
+        STORAGE, saved(bytearray(5), _use_new_zipfile_serialization=False)
+    ),
+    "a storage in an archive": Payload(STORAGE, saved(torch.ones(3).untyped_storage())),
+}
+
+
+@pytest.mark.parametrize("claim", RESULT_CLAIMS)
+@pytest.mark.parametrize("key", ["labels", "unread"])
+def test_claims_in_results_are_refused(claim, key, tmp_path):
+    path = tmp_path / "results.pkl"
+    path.write_bytes(results(**{key: RESULT_CLAIMS[claim]}))
+    assert path.stat().st_size < 5000
+    with pytest.raises(ValueError, match=r"results\.pkl is (refused|cut short or no pickle)"):
+        read_results(path)
+
+
+def test_results_of_tensors_that_share_a_storage_are_read(tmp_path):
+    boxes = torch.rand(20, 5)
+    path = tmp_path / "results.pkl"
+    path.write_bytes(results(bboxes=boxes[:, :4], scores=boxes[:, 4], labels=torch.zeros(20)))
+    (found,) = read_results(path)
+    np.testing.assert_array_equal(found.boxes, boxes[:, :4].numpy())
+    np.testing.assert_array_equal(found.scores, boxes[:, 4].numpy())

@@ -1,10 +1,13 @@
 """mmdet's own tools, found by name and run as they are, each in a process of its own."""
 
 import json
+import os
+import pickle
 
 import pytest
 
 from ropevit_mmdet.stack import mmdet_tools
+from tests.hostile_files import Payload
 from tests.processes import ROOT, run_python
 from tests.tiny_coco import write_tiny
 
@@ -149,6 +152,22 @@ def test_a_package_that_is_missing_is_named(tmp_path, monkeypatch):
     file.write_text("import json.no_such_module\n")  # json is there: a bug, not a missing package
     with pytest.raises(ModuleNotFoundError, match="no_such_module"):
         mmdet_tools.run_tool(file, [])
+
+
+def test_pickles_that_a_tool_opens_run_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(mmdet_tools.sys, "path", list(mmdet_tools.sys.path))
+    monkeypatch.setattr(mmdet_tools.sys, "argv", [])
+    results, tool = tmp_path / "results.pkl", tmp_path / "tool.py"
+    tool.write_text(f"import mmengine\nmmengine.load({str(results)!r}, encoding='latin1')\n")
+    marker = tmp_path / "ran"
+    results.write_bytes(
+        pickle.dumps([dict(img_id=1, pred_instances=Payload(os.mkdir, str(marker)))])
+    )
+    with pytest.raises(
+        ValueError, match=r"pickle that the tool opens is refused: .*could run code"
+    ):
+        mmdet_tools.run_tool(tool, [])
+    assert not marker.exists()
 
 
 def test_config_and_flops(said):

@@ -1,7 +1,7 @@
 """Finds mmdet's own tools (analysis, converters, deployment ...) and runs them under our stack.
 
 mmdet's wheel brings them as `mmdet/.mim/tools`, a source checkout as `tools` beside the package.
-Standard library only; the stack is prepared by whoever imports `ropevit_mmdet`.
+What imports mmengine does so late; the stack is prepared by whoever imports `ropevit_mmdet`.
 """
 
 import ast
@@ -9,8 +9,10 @@ import difflib
 import importlib.util
 import runpy
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO, Any
 
 PROGRAM = 'if __name__ == "__main__"'
 # What pip calls packages that mmdet's tools import under other names.
@@ -81,8 +83,9 @@ def description(file: Path) -> str:
 def run_tool(file: Path, argv: Sequence[str]) -> None:
     """Run a tool in this process as `python file *argv` would, with what is imported already.
 
-    Raises ImportError where a package is missing that the tool alone needs, and whatever the tool
-    raises.
+    Pickles that it opens by mmengine, such as files of predictions, are read without running
+    anything that is in them. Raises ImportError where a package is missing that the tool alone
+    needs, ValueError for a pickle that holds more than data, and whatever the tool raises.
     """
     package = UNSAID_NEEDS.get(file.stem, "")
     if package and importlib.util.find_spec(package) is None:
@@ -91,12 +94,30 @@ def run_tool(file: Path, argv: Sequence[str]) -> None:
     sys.path.insert(0, str(file.parent))
     sys.path.append(str(tools_folder().parent))  # some import tools.analysis_tools.NAME
     try:
-        runpy.run_path(str(file), run_name="__main__")
+        with _safe_pickles():
+            runpy.run_path(str(file), run_name="__main__")
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if not package or importlib.util.find_spec(package) is not None:
             raise
         raise _missing(file, package) from error
+
+
+@contextmanager
+def _safe_pickles() -> Iterator[None]:
+    from mmengine.fileio.handlers import PickleHandler
+
+    from .plain_pickle import unpickle
+
+    def load_from_fileobj(self: PickleHandler, file: IO[bytes], encoding: str = "ASCII") -> Any:
+        return unpickle(file.read(), "a pickle that the tool opens", encoding)
+
+    before = PickleHandler.load_from_fileobj
+    PickleHandler.load_from_fileobj = load_from_fileobj
+    try:
+        yield
+    finally:
+        PickleHandler.load_from_fileobj = before
 
 
 def _missing(file: Path, package: str) -> ImportError:
