@@ -16,6 +16,7 @@ from torch import nn
 from ropevit_mmdet.checkpoint import check_finite, check_fit
 from ropevit_mmdet.stack.checkpoint import register_scheme
 from ropevit_mmdet.stack.reading import read_torch_file
+from ropevit_mmdet.weights.download import shown
 from ropevit_mmdet.weights.lookup import resolve_weights
 
 
@@ -47,6 +48,7 @@ def read_detector_checkpoint(path: str) -> dict[str, Any]:
     """
     if "://" in str(path):
         checkpoint = CheckpointLoader.load_checkpoint(str(path), map_location="cpu")
+        path = shown(str(path))
     else:
         checkpoint = read_torch_file(path)
     if isinstance(checkpoint, dict) and "state" in checkpoint and "state_dict" not in checkpoint:

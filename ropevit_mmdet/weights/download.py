@@ -9,13 +9,10 @@ import hashlib
 import http.client
 import json
 import os
-import queue
 import shutil
 import sys
-import threading
 import time
 import urllib.error
-import urllib.request
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -23,13 +20,12 @@ from urllib.parse import urlsplit
 
 from tqdm import tqdm
 
+from ropevit_mmdet.weights.request import DownloadError, ask
+
 MB = 2**20  # bytes
-_HEADER_PATIENCE = 4  # times the timeout
-_SLOWEST = 1024  # bytes per second; less than that is a server that stalls
-
-
-class DownloadError(OSError):
-    """A file could not be fetched."""
+RESERVE = 256 * MB  # of the disk, which a download leaves free
+SLOWEST = 32 * 1024  # bytes per second; less than that is a server that stalls
+_AVERAGED = 2  # times the timeout
 
 
 def fetch(
@@ -42,7 +38,8 @@ def fetch(
         limit: bytes; a server that announces more is refused.
         hashed: whether the caller knows the file's hash. If not, a part is only continued where
             the server vouches for it being of the same version.
-        timeout: seconds that the server may be silent; it must also send 1 KB/s on average.
+        timeout: seconds that the server may be silent; in twice that it must also send 32 KB/s on
+            average.
 
     Raises:
         DownloadError: what went wrong, in one line. The part stays where it can be continued.
@@ -63,7 +60,10 @@ def forget(part: Path) -> None:
 
 def shown(url: str) -> str:
     """A URL for messages and records: password and query left out, for they may be secret."""
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return f"{url.partition('://')[0]}://..."
     query = "?..." if parts.query else ""
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}{query}"
 
@@ -105,9 +105,9 @@ def _fetch(
         if not hashed:
             headers["If-Range"] = version
     try:
-        response = _open(urllib.request.Request(url, headers=headers), timeout)
+        response = ask(url, headers, timeout)
     except urllib.error.HTTPError as error:
-        error.close()
+        error.close()  # unread
         if not offset or error.code != HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
             raise
         forget(part)  # longer than the file, or all of another version
@@ -118,42 +118,23 @@ def _fetch(
             offset = 0
         total = _announced(response, offset, limit)
         free = shutil.disk_usage(part.parent).free
-        if total - offset > free:
+        if total - offset > free - RESERVE:
             raise DownloadError(
                 f"it takes {(total - offset) / MB:.1f} MB, and {part.parent} has "
-                f"{free / MB:.1f} MB left"
+                f"{free / MB:.1f} MB left, {RESERVE // MB} of which stay free"
             )
         if not offset:
             version = _version(response.headers)
             write_record(part, {"url_sha256": url_digest(url), "version": version})
-        _receive(response, part, name=name, offset=offset, total=total, timeout=timeout)
-
-
-def _open(request: urllib.request.Request, timeout: float) -> http.client.HTTPResponse:
-    """The answer to a request, redirects followed, its headers read.
-
-    A server that drips them, or sends them without end, is never silent: hence a thread of its own,
-    which is left behind after 4 times `timeout`.
-    """
-    answers: queue.SimpleQueue = queue.SimpleQueue()
-
-    def ask() -> None:
         try:
-            answers.put(_opener().open(request, timeout=timeout))
-        except BaseException as error:  # it is raised where it is waited for
-            answers.put(error)
-
-    threading.Thread(target=ask, daemon=True).start()
-    try:
-        answer = answers.get(timeout=_HEADER_PATIENCE * timeout)
-    except queue.Empty:
-        raise DownloadError(
-            f"the server has not finished its answer's headers after "
-            f"{_HEADER_PATIENCE * timeout:g} s"
-        ) from None
-    if isinstance(answer, BaseException):
-        raise answer
-    return answer
+            _receive(response, part, name=name, offset=offset, total=total, timeout=timeout)
+        except _CutShortError as error:
+            if hashed or version:
+                raise DownloadError(f"{error}; another attempt goes on from there") from error
+            forget(part)
+            raise DownloadError(
+                f"{error}; another attempt starts anew, as nothing says which version it is"
+            ) from error
 
 
 def _announced(response: http.client.HTTPResponse, offset: int, limit: int | None) -> int:
@@ -201,10 +182,6 @@ def _receive(
         while have < total or to_the_end:
             try:
                 block = response.read1(MB)
-                if (elapsed := time.monotonic() - since) > timeout:
-                    if have + len(block) - had < _SLOWEST * elapsed and have < total:
-                        raise TimeoutError
-                    since, had = time.monotonic(), have
             except (OSError, http.client.HTTPException) as error:
                 if have == total:
                     break  # it did not close the connection as it said, but the file is here
@@ -216,6 +193,14 @@ def _receive(
                 break
             file.write(block)
             bar.update(len(block))
+            if (elapsed := time.monotonic() - since) > _AVERAGED * timeout:
+                if have - had < SLOWEST * elapsed and have < total:
+                    raise _cut_short(
+                        f"the server sent less than {SLOWEST // 1024} KB/s for {elapsed:.1f} s",
+                        have,
+                        total,
+                    )
+                since, had = time.monotonic(), have
         file.flush()
         os.fsync(file.fileno())
     if have < total:
@@ -225,44 +210,14 @@ def _receive(
         raise DownloadError(f"the server announced {total} bytes and sent more")
 
 
-def _cut_short(reason: str, have: int, total: int) -> DownloadError:
-    return DownloadError(
-        f"{reason} after {have} of {total} bytes ({have / MB:.1f} of {total / MB:.1f} MB); another "
-        "attempt goes on from there"
+class _CutShortError(Exception):
+    """The server did not send all that it announced."""
+
+
+def _cut_short(reason: str, have: int, total: int) -> _CutShortError:
+    return _CutShortError(
+        f"{reason} after {have} of {total} bytes ({have / MB:.1f} of {total / MB:.1f} MB)"
     )
-
-
-class _StrictRedirects(urllib.request.HTTPRedirectHandler):
-    """Follows redirects to http and https alone, and never from https to http."""
-
-    def http_error_302(self, req, fp, code, msg, headers):
-        try:
-            target = urlsplit(headers.get("Location", ""))
-        except ValueError as error:
-            fp.close()
-            raise DownloadError(f"the server redirects to no URL: {error}") from error
-        scheme = target.scheme or req.type  # a relative one keeps the scheme
-        if scheme != "https" and (scheme != "http" or req.type != "http"):
-            fp.close()
-            raise DownloadError(f"the server redirects from {req.type}: to {scheme}:, refused")
-        return super().http_error_302(req, fp, code, msg, headers)
-
-    http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
-
-
-def _opener() -> urllib.request.OpenerDirector:
-    """An opener that can do http and https alone, through a proxy where one is set."""
-    opener = urllib.request.OpenerDirector()
-    for handler in (
-        urllib.request.ProxyHandler(),
-        urllib.request.HTTPHandler(),
-        urllib.request.HTTPSHandler(),
-        urllib.request.HTTPDefaultErrorHandler(),
-        urllib.request.HTTPErrorProcessor(),
-        _StrictRedirects(),
-    ):
-        opener.add_handler(handler)
-    return opener
 
 
 def _version(headers: http.client.HTTPMessage) -> str | None:
@@ -276,5 +231,7 @@ def _reason(error: Exception, timeout: float) -> str:
         return f"the server answers {error.code} {' '.join(str(error.reason).split())}"
     cause = error.reason if isinstance(error, urllib.error.URLError) else error
     if isinstance(cause, TimeoutError):
-        return f"the server sent nothing, or next to nothing, for {timeout:g} s"
+        return f"the server sent nothing for {timeout:g} s"
+    if isinstance(cause, http.client.InvalidURL):
+        return "the URL makes no sense"  # what it says quotes it, secrets and all
     return " ".join(str(cause).split()) or type(cause).__name__

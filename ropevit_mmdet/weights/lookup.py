@@ -38,7 +38,8 @@ def resolve_weights(checkpoint: str | Path, *, timeout: float = 30.0) -> Path:
     Args:
         checkpoint: a path; ``http(s)://...``, downloaded once into the cache folder; or
             ``birder://NAME``, the same for a file of ``weights.published``, whose sha256 must fit.
-        timeout: seconds that a server may be silent; it must also send 1 KB/s on average.
+        timeout: seconds that a server may be silent; it must also send 32 KB/s on
+            average.
 
     Raises:
         FileNotFoundError: no file at a local path.
@@ -46,7 +47,7 @@ def resolve_weights(checkpoint: str | Path, *, timeout: float = 30.0) -> Path:
             the cache belongs to another URL.
         DownloadError: no network, no such file, a server that stalls or cuts short, a wrong hash,
             a full disk; says how to put the file in its place by hand. What came is kept in a
-            ``.part`` file, which the next call goes on with.
+            ``.part`` file, which the next call goes on with, where hash or server tell its version.
     """
     if isinstance(checkpoint, Path) or "://" not in checkpoint:
         path = Path(checkpoint).expanduser()
@@ -107,7 +108,10 @@ def _source(checkpoint: str) -> _Source:
             f"checkpoint {scheme}://...: give a path, http(s)://... or birder://NAME instead"
         )
     url = published.url if published else checkpoint
-    file_name = urlsplit(url).path.rpartition("/")[2]
+    try:
+        file_name = urlsplit(url).path.rpartition("/")[2]
+    except ValueError:  # it quotes what may be secret
+        raise ValueError(f"checkpoint {scheme}://...: its host makes no sense") from None
     if not _FILE_NAME.fullmatch(file_name):
         raise ValueError(f"checkpoint {shown(url)} does not end in the name of a file")
     return _Source(
