@@ -198,14 +198,16 @@ def scaled(model, monkeypatch, **settings):
 
 
 @pytest.mark.parametrize("action", ["stop", "skip"])
-def test_what_a_gradient_scaler_skips_is_no_failure(tmp_path, monkeypatch, action):
+def test_what_a_gradient_scaler_skips_is_counted_and_no_failure(tmp_path, monkeypatch, action):
     """Scaled by 2**120 gradients overflow, until the scaler has come down far enough."""
     model = Model()
     wrapper = scaled(model, monkeypatch, init_scale=2.0**127, backoff_factor=2.0**-20)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     guard = dict(type="NonFiniteGuard", action=action)
     runner = run(tmp_path, [1e3] * 4, guard=guard, model=model, wrapper=wrapper)
-    assert runner.error is None and "left out" not in log_of(tmp_path)
+    assert runner.error is None
+    assert "iteration 1: step left out, number 1 of this run: gradients that" in log_of(tmp_path)
+    assert log_of(tmp_path).count("left out") < 4
     assert wrapper.loss_scaler.get_scale() < 2.0**127  # there was something to skip
     changed = [not torch.equal(value, before[key]) for key, value in model.state_dict().items()]
     assert all(changed)
@@ -215,7 +217,30 @@ def test_a_loss_that_is_not_finite_stops_under_a_scaler_too(tmp_path, monkeypatc
     model = Model()
     wrapper = scaled(model, monkeypatch)
     runner = stopped(tmp_path, [1, NAN, 1], model=model, wrapper=wrapper)
-    assert "iteration 2: loss_second is nan. The last checkpoint is" in runner.error
+    assert "iteration 2: loss_second is nan; gradients that are not finite in" in runner.error
+    assert "(second.weight, second.bias). The last checkpoint is" in runner.error
+    assert f"WARNING - {runner.error.partition(str(tmp_path))[0]}" in log_of(tmp_path)
+
+
+def test_a_loss_that_is_not_finite_is_skipped_and_counted_under_a_scaler_too(tmp_path, monkeypatch):
+    model = Model()
+    wrapper = scaled(model, monkeypatch)
+    guard = dict(type="NonFiniteGuard", action="skip")
+    runner = run(tmp_path, [1, NAN, 1], guard=guard, model=model, wrapper=wrapper)
+    assert runner.error is None
+    assert "iteration 2: step left out, number 1 of this run: loss_sec" in log_of(tmp_path)
+
+
+@pytest.mark.parametrize("action", ["stop", "skip"])
+def test_steps_that_a_scaler_skips_in_a_row_are_bounded(tmp_path, monkeypatch, action):
+    """A static scale does not sink."""
+    model = Model(hidden=True)
+    wrapper = scaled(model, monkeypatch, init_scale=8.0)
+    wrapper._scale_update_param = 8.0
+    guard = dict(type="NonFiniteGuard", action=action, max_skips=2)
+    runner = run(tmp_path, [1, *[NAN] * 9], guard=guard, model=model, wrapper=wrapper)
+    assert "iteration 4, after 2 steps left out: gradients that are not finite" in runner.error
+    assert "(second.weight)" in runner.error
 
 
 def test_a_scaler_that_skips_for_ever_stops_the_run(tmp_path, monkeypatch):

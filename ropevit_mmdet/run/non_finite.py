@@ -6,15 +6,17 @@ would spread a NaN over all of them, and after DDP has summed them, so that all 
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from mmdet.registry import HOOKS
 from mmengine.dist import all_gather_object, all_reduce, get_world_size
 from mmengine.hooks import Hook
+from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from torch import nn
@@ -35,8 +37,8 @@ class NonFiniteError(ValueError):
 class NonFiniteGuard(Hook):
     """Looks at every loss and at the gradients of every step of the optimizer.
 
-    Under a gradient scaler (`--amp`) gradients that overflow are its own business: it leaves the
-    step out and lowers its scale. There only the loss counts, and a scale that sinks to nothing.
+    Under a gradient scaler (`--amp`) gradients that overflow are its own business: whatever the
+    action, it leaves the step out and lowers its scale, and that is counted and warned of.
 
     Args:
         action: 'stop' ends the run before anything broken is saved; the numbers are looked at
@@ -44,7 +46,7 @@ class NonFiniteGuard(Hook):
             every step whose gradients are not finite, which costs one wait per step, and warns
             with a count; learning rates go on. A loss that is not finite but has finite gradients
             is warned of.
-        max_skips: steps in a row; one more stops the run.
+        max_skips: steps left out in a row, by the scaler or here; one more stops the run.
 
     Raises (while training, in all processes alike):
         NonFiniteError: the iteration, the losses, the parameter groups and parameters, the last
@@ -81,18 +83,21 @@ class NonFiniteGuard(Hook):
             self._losses |= _losses_not_finite(outputs)
         if not all(wrapper.should_update() for wrapper in self._wrappers):
             if self._losses and self.action == "stop" and get_world_size() == 1:
-                self._steps = [_Gradients(wrapper.optimizer) for wrapper in self._wrappers]
+                self._steps = [_Gradients(w.optimizer, scaled=False) for w in self._wrappers]
                 self._stop(runner)  # a checkpoint here would keep the accumulated gradients
             return
         if self.action == "stop":
-            broken = [gradients for gradients in self._steps if not gradients.finite()]
-            if _anywhere(bool(self._losses or broken)):
+            broken = bool(self._losses)
+            if not self._left_out:
+                broken = broken or not all(gradients.finite() for gradients in self._steps)
+            if _anywhere(broken):
                 self._stop(runner)
-        elif self._left_out:
+        if self._left_out:
             self._count(runner)
         elif self._losses:
-            judge = "scaler judges" if _scalers(self._wrappers) else "gradients are finite"
-            runner.logger.warning(f"{_place(runner)}: {_told_losses(self._losses)}; the {judge}")
+            runner.logger.warning(
+                f"{_place(runner)}: {_told_losses(self._losses)}; the gradients are finite"
+            )
         for scaler in _scalers(self._wrappers):
             _check_scale(runner, scaler)
         self._in_a_row *= self._left_out
@@ -100,11 +105,12 @@ class NonFiniteGuard(Hook):
 
     def _step(self, wrapper: OptimWrapper, step: Callable[..., None], **kwargs) -> None:
         """What `wrapper.step` does while a run goes on."""
-        if not _scalers([wrapper]):
-            gradients = _Gradients(wrapper.optimizer)
-            self._steps.append(gradients)
-            if self.action == "skip" and _anywhere(not gradients.finite()):
-                self._left_out = True
+        scaled = bool(_scalers([wrapper]))
+        gradients = _Gradients(wrapper.optimizer, scaled=scaled)
+        self._steps.append(gradients)
+        if (scaled or self.action == "skip") and _anywhere(not gradients.finite()):
+            self._left_out = True
+            if not scaled:
                 return
         step(**kwargs)
 
@@ -123,7 +129,7 @@ class NonFiniteGuard(Hook):
         if len(set(found)) > 1:
             found = [f"process {rank}: {text or 'all finite'}" for rank, text in enumerate(found)]
         row = f", after {self._in_a_row - 1} steps left out" if self._in_a_row > 1 else ""
-        raise NonFiniteError(
+        _end(
             f"{_place(runner)}{row}: {'; '.join(dict.fromkeys(found))}. {_last(runner)}. A lower "
             "learning rate, clip_grad, or bfloat16 instead of float16 may help; --cfg-options "
             "default_hooks.non_finite.action=skip leaves such steps out"
@@ -138,9 +144,11 @@ class NonFiniteGuard(Hook):
 
 
 class _Gradients:
-    """The norms of the gradients of one step, on their device."""
+    """The norms of the gradients of one step, on their device: where they are scaled the largest
+    number of each, which is what a scaler judges by.
+    """
 
-    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+    def __init__(self, optimizer: torch.optim.Optimizer, *, scaled: bool) -> None:
         self.optimizer = optimizer
         self.members = [
             (number, parameter)
@@ -149,11 +157,12 @@ class _Gradients:
             if parameter.grad is not None
         ]
         gradients = [parameter.grad for _, parameter in self.members]
-        self.norms = torch.stack(torch._foreach_norm(gradients)) if gradients else torch.zeros(1)
+        norms = torch._foreach_norm(gradients, math.inf if scaled else 2) if gradients else []
+        self.norms = torch.stack(norms) if norms else torch.zeros(1)
 
     def finite(self) -> bool:
         """Waits for the device."""
-        return math.isfinite(float(self.norms.sum()))  # none is negative
+        return math.isfinite(float(self.norms.max()))  # a NaN is the largest
 
     def told(self, names: Mapping[int, str]) -> list[str]:
         """A phrase per parameter group that holds gradients which are not finite."""
@@ -183,11 +192,17 @@ def _scalers(wrappers: list[OptimWrapper]) -> list[torch.amp.GradScaler]:
 
 def _check_scale(runner, scaler: torch.amp.GradScaler) -> None:
     if scaler.get_scale() < LEAST_LOSS_SCALE:
-        raise NonFiniteError(
+        _end(
             f"{_place(runner)}: gradients have been infinite or NaN for so long that the loss scale"
             f" has sunk to {scaler.get_scale():.1e}, and nothing is learned. {_last(runner)}. "
             "bfloat16 (--cfg-options optim_wrapper.dtype=bfloat16) or no --amp may help"
         )
+
+
+def _end(message: str) -> NoReturn:
+    """Raises NonFiniteError; the screen gets its message, and the log file here."""
+    print_log(message, "current", logging.WARNING)
+    raise NonFiniteError(message)
 
 
 def _parameter_names(model: nn.Module) -> dict[int, str]:
