@@ -1,10 +1,13 @@
 """Every command in the README and in docs/ is run: here on a tiny detector, or by a test that is
-named. Every link leads somewhere."""
+named; those within a sentence are read by their tool. Every link leads somewhere."""
 
 import importlib.util
+import inspect
+import os
 import re
 import shlex
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,28 +20,27 @@ from mmdet.registry import HOOKS, MODELS
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
-from tests import oracle
+from tests import oracle, parity_table
 from tests.processes import ROOT
 from tests.test_layout import FLOORS
 from tests.tiny_coco import write_tiny
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-# Beginnings of commands that are run elsewhere: by which test, and a word of it that says so.
+EXTRAS = set(re.findall(r"(?m)^(\w+) = \[", (ROOT / "pyproject.toml").read_text()))
+# Beginnings of commands that are run elsewhere: the test file, and the call in it.
 ELSEWHERE = {
-    "make ": ("test_bootstrap.py", "def test_"),
-    "pip install": ("test_bootstrap.py", "pip"),
-    "bash tools/dist_": ("test_distributed.py", "torchrun"),
-    "NNODES=2": ("test_distributed.py", "torchrun"),
-    "torchrun": ("test_mmdet_tool.py", "mmdet_tool"),
-    "pytest": ("conftest.py", ""),
-    "python -m tests.": ("test_layout.py", ""),
-    "python tools/benchmark.py": ("test_benchmark.py", "benchmark"),
-    "python tools/doctor.py": ("test_doctor.py", "--install-ops"),
-    "python tools/mmdet_tool.py": ("test_mmdet_tool.py", "get_flops"),
-    "python tools/make_shapes.py": ("test_shapes.py", "generate("),
-    "python tools/compare_backbones.py": ("test_compare.py", "TOOL"),
-    "python tools/prove_recipes.py": ("test_prove_recipes.py", "tool.main"),
+    "make ": ("test_bootstrap.py", 'bootstrap.main(["demo"'),
+    "pip install": ("test_bootstrap.py", "environment.ensure("),
+    "python -m tests.sizes_trial": ("test_sizes.py", "sizes_trial.main("),
+    "python tools/benchmark.py": ("test_benchmark.py", 'ROOT / "tools" / "benchmark.py", *arg'),
+    "python tools/doctor.py": ("test_doctor.py", 'run_python(TOOL, "--install-ops"'),
+    "python tools/mmdet_tool.py": ("test_mmdet_tool.py", 'run_python("-c", FORKED, TOOL'),
+    "python tools/compare_backbones.py": ("test_compare.py", "tool.main([*argv"),
+    "python tools/prove_recipes.py": ("test_prove_recipes.py", "tool.main()"),
 }
+# Those that have a test of their own below.
+BELOW = ("bash tools/dist_", "NNODES=2", "python -m tests.parity_table")
+FEW = {"make_shapes": "--num-train 2 --num-val 1 --num-test 1 --size 112 --workers 1".split()}
 STAND_IN = """
 _base_ = "./tiny.py"
 model = dict(
@@ -77,18 +79,71 @@ def folder(tmp_path_factory):
 def test_every_command_runs(page, folder, monkeypatch, capsys):
     monkeypatch.chdir(folder)
     for command in commands(page):
-        if not any(command.startswith(beginning) for beginning in ELSEWHERE):
+        if not any(command.startswith(beginning) for beginning in (*ELSEWHERE, *BELOW)):
             words = shlex.split(command)
             assert words[0] == "python", f"{page.name}: nothing runs {command!r}"
-            argv = stand_ins(words[2:], folder)
+            argv = stand_ins(words[2:], folder) + FEW.get(Path(words[1]).stem, [])
             monkeypatch.setattr(sys, "argv", [words[1], *argv])
             tool(Path(words[1]).stem).main()
             capsys.readouterr()
 
 
 def test_what_is_run_elsewhere_is_run_there():
-    for command, (file, word) in ELSEWHERE.items():
-        assert word in (ROOT / "tests" / file).read_text(), command
+    for command, (file, call) in ELSEWHERE.items():
+        assert call in (ROOT / "tests" / file).read_text(), command
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_command_is_understood(page, monkeypatch):
+    """What is run elsewhere, and what stands within a sentence: files, options, names of tests."""
+    for command in [*commands(page), *inline_commands(page)]:
+        words = shlex.split(command)
+        if words[0] == "pytest":
+            check_tests_are_there(words)
+        elif words[0] == "make":
+            done = subprocess.run(["make", "-n", *words[1:]], cwd=ROOT, capture_output=True)
+            assert b"tools/bootstrap.py" in done.stdout, command
+        elif words[:2] == ["pip", "install"]:
+            extras = set(",".join(re.findall(r"\.\[(.*?)\]", command)).split(",")) - {""}
+            assert extras <= EXTRAS, command
+        elif words[0] == "python" and words[1] != "-m":
+            check_options_are_there(words[1:], monkeypatch)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_commands_for_several_processes(page, tmp_path, monkeypatch):
+    """What the shell scripts of a page would start."""
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    python.chmod(0o755)
+    for command in commands(page):
+        if "tools/dist_" in command:
+            env = dict(os.environ, PYTHON=str(python))
+            done = subprocess.run(
+                ["bash", "-c", command], cwd=ROOT, env=env, capture_output=True, text=True
+            )
+            options, words = launched(done.stdout.splitlines())
+            check_options_are_there(words, monkeypatch)
+            assert words[2:4] == ["--launcher", "pytorch"] and options["nproc_per_node"] == "8"
+            two = "NNODES=2" in command
+            assert options["nnodes"] == ("2" if two else "1")
+            assert options["master_addr"] == ("10.0.0.1" if two else "127.0.0.1")
+            assert options["node_rank"] == "0"
+
+
+def test_the_table_of_parity_is_written(folder, tmp_path, monkeypatch):
+    page = tmp_path / "parity.md"
+    shutil.copy(parity_table.DOCS, page)
+    monkeypatch.setattr(parity_table, "DOCS", page)
+    monkeypatch.setattr(parity_table, "arch_names", lambda: ["rope_vit_s16"])
+    monkeypatch.setattr(parity_table, "SWITCHES", {"one": {}})
+    monkeypatch.setattr(parity_table, "kernels", lambda: "| kernel |\n")
+    monkeypatch.setattr(sys, "argv", ["parity_table"])
+    parity_table.main()
+    text = page.read_text()
+    assert "| `rope_vit_s16` | small |" in text and "| `rope_vit_s14` |" not in text
+    assert "| one | small |" in text and "| kernel |" in text
+    assert "| `rope_vit_reg4_b14` | full |" in text  # not measured without --full
 
 
 @pytest.mark.parametrize("neck", [{}, {"model.neck.out_strides": (4, 8, 16, 32, 64)}], ids=str)
@@ -131,6 +186,39 @@ def commands(page: Path) -> list[str]:
     shell += re.findall(r"(?m)^    ((?:python|pip|make|bash) .*)$", page.read_text())
     lines = "\n".join(shell).replace("\\\n", " ").splitlines()
     return [line for line in (re.sub(r"\s#.*", "", line).strip() for line in lines) if line]
+
+
+def inline_commands(page: Path) -> list[str]:
+    """Commands within the text: in backticks, and with something to be done."""
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    found = [" ".join(one.split()) for one in re.findall(r"`([^`]+)`", text)]
+    found = [re.sub(r"^(?=tools/\w+\.py )", "python ", one) for one in found]
+    return [one for one in found if re.match(r"(python|pytest|make|pip install) \S", one)]
+
+
+def check_tests_are_there(words: list[str]) -> None:
+    """The files of a pytest command, each word of its -k in the name of a test there."""
+    files = [word for word in words if word.startswith("tests/")]
+    names = " ".join(re.findall(r"def (test_\w+)", "".join((ROOT / f).read_text() for f in files)))
+    wanted = words[words.index("-k") + 1] if "-k" in words else ""
+    for word in set(wanted.split()) - {"or", "and", "not"}:
+        assert word in names, f"{word} is in no name of {files}"
+
+
+def check_options_are_there(words: list[str], monkeypatch) -> None:
+    """A tool takes these arguments; those of mmdet_tool.py and bootstrap.py are others' own."""
+    module = tool(Path(words[0]).stem)
+    if hasattr(module, "parse_args"):
+        monkeypatch.setattr(sys, "argv", words)
+        argv = [words[1:]] if inspect.signature(module.parse_args).parameters else []
+        module.parse_args(*argv)
+
+
+def launched(words: list[str]) -> tuple[dict[str, str], list[str]]:
+    """The options of a launcher's command, and what it launches."""
+    assert words[:2] == ["-m", "torch.distributed.run"]
+    options = [word for word in words[2:] if word.startswith("--") and "=" in word]
+    return dict(word[2:].split("=") for word in options), words[2 + len(options) :]
 
 
 def blocks(page: Path, language: str) -> list[str]:
