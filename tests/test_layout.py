@@ -11,7 +11,7 @@ PACKAGE = ROOT / "ropevit_mmdet"
 # other.
 FLOORS = [
     {"stack", "arch", "linear", "rope", "windows", "datasets"}
-    | {"errors", "output", "palette", "pictures"},
+    | {"errors", "figure_file", "output", "palette", "pictures"},
     {"facts", "resample", "arguments", "tables", "frozen", "data_checks"},
     {"vit", "checkpoint"},
     {"weights", "neck", "run"},

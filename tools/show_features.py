@@ -25,8 +25,8 @@ from ropevit_mmdet.analysis.features_figure import (
     plot_features,
     plot_heads,
 )
-from ropevit_mmdet.analysis.figure_file import check_png
 from ropevit_mmdet.errors import one_line_errors
+from ropevit_mmdet.figure_file import check_png
 from ropevit_mmdet.pictures import Picture, find_pictures, read_pictures
 from ropevit_mmdet.run.config import add_cfg_options, load_config
 

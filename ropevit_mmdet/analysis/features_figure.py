@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ropevit_mmdet.analysis.features import BlockFeatures, principal_colors
-from ropevit_mmdet.analysis.figure_file import save_figure
+from ropevit_mmdet.figure_file import save_figure
 from ropevit_mmdet.palette import COLORS
 
 _SIDE = 2.5  # inches of a panel

@@ -7,8 +7,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ropevit_mmdet.analysis.figure_file import save_figure
 from ropevit_mmdet.analysis.results import IOUS, PrecisionRecall
+from ropevit_mmdet.figure_file import save_figure
 from ropevit_mmdet.palette import line_style
 
 _COUNTS_UP_TO = 30  # classes; cells of more are too small for a number

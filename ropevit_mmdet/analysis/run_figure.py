@@ -8,8 +8,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ropevit_mmdet.analysis.figure_file import save_figure
 from ropevit_mmdet.analysis.run_log import RunLog, elapsed_seconds
+from ropevit_mmdet.figure_file import save_figure
 from ropevit_mmdet.palette import line_style
 
 METRIC = "coco/bbox_mAP"
@@ -26,9 +26,9 @@ def plot_runs(
 ) -> None:
     """Write a PNG with a panel for each loss, the learning rate and the metric, a line per run.
 
-    `x` is "step" or "time". A panel is there if one run has its scalar; without any validation
-    there is none for the metric. Raises ValueError for a metric that no validation has, an `x`
-    that is not known, and runs of one name.
+    `x` is "step" or "time". A panel is there if one run has its scalar; without any validation, or
+    one that found an object, there is none for the metric. Raises ValueError for a metric that
+    no validation has but for others, an `x` that is not known, and runs of one name.
     """
     if x not in _X_LABELS:
         raise ValueError(f"x must be one of {', '.join(_X_LABELS)}, got {x!r}")
@@ -37,8 +37,7 @@ def plot_runs(
     if not runs or twice is not None:
         raise ValueError(f"two runs are called {twice!r}: name them" if runs else "no runs to plot")
     panels = [("train", key) for key in _train_scalars(runs)]
-    if any(run.val for run in runs):
-        _check_metric(runs, metric)
+    if _measured(runs, metric):
         panels.append(("val", metric))
 
     columns = min(_COLUMNS, len(panels))
@@ -67,11 +66,13 @@ def _train_scalars(runs: Sequence[RunLog]) -> list[str]:
     return sorted(losses, key=lambda key: key != "loss") + rates
 
 
-def _check_metric(runs: Sequence[RunLog], metric: str) -> None:
+def _measured(runs: Sequence[RunLog], metric: str) -> bool:
+    """Whether a validation has the metric; mmdet's give none at all where nothing was found."""
     known = dict.fromkeys(key for run in runs for entry in run.val for key in entry)
-    if metric not in known:
-        metrics = [key for key in known if key not in ("step", "time", "data_time")]
+    metrics = [key for key in known if key not in ("step", "time", "data_time")]
+    if metrics and metric not in metrics:
         raise ValueError(f"no run has a metric {metric!r}; there are: {', '.join(metrics)}")
+    return bool(metrics)
 
 
 def _draw(

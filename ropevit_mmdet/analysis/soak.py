@@ -18,7 +18,7 @@ from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from ropevit_mmdet.analysis.figure_file import save_figure
+from ropevit_mmdet.figure_file import save_figure
 from ropevit_mmdet.palette import line_style
 from ropevit_mmdet.prediction.predictor import Predictor
 
@@ -45,8 +45,8 @@ class Watch:
     def growth(self, settled: int = SETTLED) -> str | None:
         """What grew by more than `GROWTH` between `settled` steps and the end; None if nothing.
 
-        Both are medians, of the first and the last quarter of the samples in between: single ones
-        jump, as memory is given back late and pictures differ in size.
+        Both are medians, of the first and the last tenth of the samples in between: single ones
+        jump, as memory is freed late and pictures differ in size.
         """
         said = []
         for what, values in (("memory", self.memory), ("open files", self.files)):
@@ -67,7 +67,7 @@ class Watch:
 
     def _ends(self, values: list[int], settled: int) -> tuple[int, int]:
         later = [value for step, value in zip(self.steps, values) if step >= settled]
-        part = max(1, len(later) // 4)
+        part = max(1, len(later) // 10)
         return int(median(later[:part])), int(median(later[-part:]))
 
 

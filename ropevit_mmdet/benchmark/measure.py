@@ -96,7 +96,7 @@ class Bench:
         model.train(mode == "training")
         gc.collect()
         half = self.dtype != torch.float32
-        self._wait()
+        wait_for(self.device)
         start = time.perf_counter()
         with torch.autocast(self.device.type, self.dtype, enabled=half):
             if mode == "forward":
@@ -104,7 +104,7 @@ class Bench:
                     model(images)
             else:
                 _scalar(model(images)).backward()
-        self._wait()
+        wait_for(self.device)
         taken = time.perf_counter() - start
         model.zero_grad(set_to_none=True)
         return taken
@@ -135,16 +135,12 @@ class Bench:
         out = torch.empty(len(x), arch.mlp_dim, device=self.device, dtype=self.dtype)
         taken, end = [], time.perf_counter() + seconds
         while time.perf_counter() < end or len(taken) < 5:
-            self._wait()
+            wait_for(self.device)
             start = time.perf_counter()
             torch.mm(x, weight, out=out)
-            self._wait()
+            wait_for(self.device)
             taken.append(time.perf_counter() - start)
         return 2 * len(x) * arch.hidden_dim * arch.mlp_dim / statistics.median(taken[1:])
-
-    def _wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
 
 
 def peak_memory(bench: Bench, name: str, pixels: int, mode: str) -> int:
@@ -168,6 +164,12 @@ def peak_of(work: Callable[[], Any], device: torch.device) -> int:
     before = _proc_bytes("self/status", "VmRSS")
     work()
     return _proc_bytes("self/status", "VmHWM") - before
+
+
+def wait_for(device: torch.device) -> None:
+    """Returns when a GPU has done what it was given: the clock may be read."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def limit_memory() -> None:

@@ -9,6 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
+
+from ropevit_mmdet.figure_file import save_figure
 from ropevit_mmdet.palette import line_style
 
 TITLES = {"forward": "forward", "training": "forward + backward"}
@@ -83,9 +86,10 @@ def table(report: dict[str, Any]) -> str:
 
 
 def plot(report: dict[str, Any], path: str | Path) -> None:
-    """Draws time and peak memory over picture size, one line per variant, into a PNG."""
-    from matplotlib.figure import Figure
+    """Draws time and peak memory over picture size, one line per variant, into a PNG.
 
+    Raises ValueError for another kind of file.
+    """
     modes = list(dict.fromkeys(row["mode"] for row in report["rows"]))
     has_memory = any("peak_bytes" in row for row in report["rows"])
     figure = Figure(figsize=(5.2 * len(modes), 4.2 * (1 + has_memory)), layout="constrained")
@@ -103,7 +107,7 @@ def plot(report: dict[str, Any], path: str | Path) -> None:
         f"{report['batch']}",
         fontsize=10,
     )
-    figure.savefig(path, dpi=130)
+    save_figure(figure, path, dpi=130)
 
 
 def _of(report: dict[str, Any], key: str, pixels: int, mode: str) -> list[dict]:

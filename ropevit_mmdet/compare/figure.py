@@ -2,33 +2,38 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
 
+from ropevit_mmdet.figure_file import save_figure
 from ropevit_mmdet.palette import line_style
 
 
 def plot_cost(rows: Sequence[Mapping[str, Any]], path: str | os.PathLike[str]) -> None:
-    """Draws a PNG: milliseconds per picture across, box AP up, spread over seeds as bars.
+    """Draws a PNG: milliseconds per picture across, AP up, spread over seeds as bars.
+
+    AP is that of boxes, or of masks where nothing else was tested.
 
     Args:
         rows: as ``table.rows_of`` returns them.
     """
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axis = figure.subplots()
+    heading = next(iter(rows[0]["AP"]))
     for i, row in enumerate(rows):
         latency = 1000 / row["costs"]["images/s"]
-        mean, spread = row["AP"]["box AP"]
+        mean, spread = row["AP"][heading] or (math.nan, 0.0)
         label = f"{row['name']}, {row['costs']['parameters, M']:.3g} M parameters"
         axis.errorbar(
             latency, mean, yerr=spread, marker="o", capsize=4, label=label, **line_style(i)
         )
-    axis.set(xlabel="milliseconds per picture", ylabel="box AP, percent")
+    axis.set(xlabel="milliseconds per picture", ylabel=f"{heading}, percent, test pictures")
     axis.set_xlim(left=0, right=1.15 * axis.get_xlim()[1])
     axis.set_ylim(bottom=0, top=1.1 * axis.get_ylim()[1])
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8)
-    figure.savefig(path, dpi=130)
+    save_figure(figure, path, dpi=130)
