@@ -1,7 +1,6 @@
 """Comparing backbones: candidates as changes of a protocol, costs, tables, the whole tool once."""
 
 import csv
-import importlib.util
 import io
 import json
 from argparse import Namespace
@@ -12,16 +11,25 @@ from mmdet.registry import MODELS
 from PIL import Image
 
 from ropevit_mmdet.benchmark.flops import count_flops
+from ropevit_mmdet.compare import cost
 from ropevit_mmdet.compare.candidates import Candidate, parse_candidates
 from ropevit_mmdet.compare.cost import count_operations
-from ropevit_mmdet.compare.table import comma_separated, markdown, rows_of, two_evaluators
+from ropevit_mmdet.compare.figure import plot_cost
+from ropevit_mmdet.compare.table import (
+    as_json,
+    comma_separated,
+    markdown,
+    rows_of,
+    two_evaluators,
+)
 from ropevit_mmdet.run.config import build_detector, load_config
 from tests import oracle
-from tests.processes import ROOT, run_python
+from tests.processes import ROOT
+from tests.test_tools import load_tool
 from tests.tiny_coco import write_tiny
 
+tool = load_tool("compare_backbones")
 CONFIGS = ROOT / "configs"
-TOOL = ROOT / "tools" / "compare_backbones.py"
 TINY = dict(patch_size=14, num_layers=2, num_heads=2, hidden_dim=32, mlp_dim=64, num_reg_tokens=1)
 
 
@@ -116,6 +124,7 @@ def test_in_a_frozen_protocol_all_are_frozen(checkpoint):
         (["nothing"], "'nothing' is not NAME=CHECKPOINT"),
         (["a=scratch", "a=scratch"], "two candidates are called 'a'"),
         (["a/b=scratch"], "name 'a/b'"),
+        (["_a=scratch"], "name '_a' must begin with a letter"),
         (["a=missing.py"], "config file missing.py does not exist"),
         (["a=missing.pt"], "checkpoint not found: missing.pt"),
     ],
@@ -148,28 +157,62 @@ def test_operations_are_those_of_the_closed_form():
         )
 
 
-def test_tables_hold_means_and_spreads():
-    def result(ap, circle):
-        names = {f"box/bbox_mAP{end}": ap for end in ("", "_50", "_75", "_s", "_m")}
-        metrics = {**names, "box/bbox_mAP_l": -1.0, "box/circle_precision": circle}
-        return {"metrics": metrics, "train_seconds": 10.0}
+def result(ap, circle, kind="box", metric="bbox"):
+    """As it is kept of a run; the pictures have no large object."""
+    names = {f"{kind}/{metric}_mAP{end}": ap for end in ("", "_50", "_75", "_s", "_m")}
+    metrics = {**names, f"{kind}/{metric}_mAP_l": None, f"{kind}/circle_precision": circle}
+    return {"metrics": metrics, "train_seconds": 10.0}
 
-    cost = dict(
-        parameters=2e6, backbone_parameters=1e6, gflops=3.5, seconds_per_image=0.25, peak_bytes=4e6
-    )
-    rows = rows_of({"ours": [result(0.25, 0.5), result(0.35, 0.7)]}, {"ours": cost})
+
+COST = dict(
+    parameters=2e6, backbone_parameters=1e6, gflops=3.5, seconds_per_image=0.25, peak_bytes=4e6
+)
+
+
+def test_tables_hold_means_and_spreads():
+    rows = rows_of({"ours": [result(0.25, 0.5), result(0.35, 0.7)]}, {"ours": COST})
     text = markdown(rows)
     assert "| ours | 30.0 ± 5.0 | 30.0 ± 5.0 |" in text and "| none |" in text
     assert "| ours | 60.0 ± 10.0 |" in text
     (row,) = csv.DictReader(io.StringIO(comma_separated(rows)))
     assert row["box AP"] == "30.0" and row["box AP spread"] == "5.0" and row["images/s"] == "4.0"
     assert row["box circle"] == "60.0" and row["GFLOP"] == "3.5"
+    assert row["box APl"] == row["box APl spread"] == ""
+    assert json.loads(as_json(rows))[0]["AP"]["box APl"] is None
+
+
+def test_a_run_that_finds_nothing_has_0_in_the_tables():
+    """It has no figures of classes, and does not know that there is no large object."""
+    nothing = result(0.0, 0.0)
+    nothing["metrics"]["box/bbox_mAP_l"] = 0.0
+    del nothing["metrics"]["box/circle_precision"]
+    results = {"blind": [nothing] * 2, "ours": [nothing, result(0.5, 0.8)]}
+    blind, ours = rows_of(results, dict.fromkeys(results, COST))
+    assert blind["AP"] == {**dict.fromkeys(blind["AP"], (0.0, 0.0)), "box APl": None}
+    assert blind["classes"] == {"box circle": (0.0, 0.0)}
+    assert ours["AP"]["box AP"] == (25.0, 25.0) and ours["classes"]["box circle"] == (40.0, 40.0)
+    (alone,) = rows_of({"blind": [nothing]}, {"blind": COST})
+    assert alone["classes"] == {} and markdown([alone]).count("| blind |") == 1
+
+
+@pytest.mark.parametrize(("kind", "metric"), [("box", "bbox"), ("mask", "segm")])
+def test_boxes_or_masks_alone_are_drawn(tmp_path, kind, metric):
+    rows = rows_of({"ours": [result(0.5, 0.5, kind, metric)]}, {"ours": COST})
+    assert next(iter(rows[0]["AP"].items())) == (f"{kind} AP", (50.0, 0.0))
+    plot_cost(rows, tmp_path / "cost.png")
+    assert (tmp_path / "cost.png").stat().st_size > 1000
+
+
+def test_time_is_read_when_a_gpu_is_done(monkeypatch):
+    order = []
+    detector = cost.Detector.__new__(cost.Detector)
+    detector.device, detector._batch = torch.device("cuda"), lambda number: None
+    detector.model = Namespace(test_step=lambda batch: order.append("work"))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: order.append("wait"))
+    assert detector.seconds(0) >= 0 and order == ["wait", "work", "wait"]
 
 
 def test_every_candidate_runs_with_the_same_seeds():
-    spec = importlib.util.spec_from_file_location("tool", TOOL)
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
     args = Namespace(protocol="p.py", seeds=3)
     runs = [tool.seeded(args, Candidate(name, {"a": name}), {"b": 1}) for name in "xy"]
     assert [run.seed for run in runs[0]] == [run.seed for run in runs[1]] == [0, 1, 2]
@@ -180,12 +223,17 @@ def test_boxes_and_masks_are_evaluated_apart():
     evaluators = two_evaluators(dict(type="CocoMetric", metric=["bbox", "segm"], ann_file="a"))
     assert [e["prefix"] for e in evaluators] == ["box", "mask"]
     assert [e["metric"] for e in evaluators] == ["bbox", "segm"]
+    (masks,) = two_evaluators(dict(type="CocoMetric", metric="segm"))
+    assert masks["prefix"] == "mask"
     with pytest.raises(ValueError, match="must be one CocoMetric"):
         two_evaluators(dict(type="VOCMetric"))
+    with pytest.raises(ValueError, match="metric is 'proposal': give bbox or segm"):
+        two_evaluators(dict(type="CocoMetric", metric="proposal"))
 
 
-def test_the_tool_compares_and_goes_on_where_it_stopped(tmp_path):
-    write_tiny(tmp_path)
+def test_the_tool_compares_and_goes_on_where_it_stopped(tmp_path, checkpoint, monkeypatch, capsys):
+    """Backbones that find nothing, so short is the training."""
+    annotations = write_tiny(tmp_path).parent / "data" / "annotations.json"
     protocol = tmp_path / "protocol.py"
     protocol.write_text(
         "_base_ = './tiny.py'\n"
@@ -193,33 +241,58 @@ def test_the_tool_compares_and_goes_on_where_it_stopped(tmp_path):
         " pretrain_img_size=56),"
         " neck=dict(_delete_=True, type='SimpleFeaturePyramid', in_channels=32, out_channels=16,"
         " scale_factors=(1, 0.5), num_outs=2),"
-        " bbox_head=dict(anchor_generator=dict(strides=[14, 28])))\n"
-        "train_cfg = dict(max_iters=4, val_interval=2)\n"
+        " bbox_head=dict(anchor_generator=dict(strides=[14, 28])), test_cfg=dict(score_thr=0.99))\n"
+        "train_cfg = dict(max_iters=2, val_interval=1)\n"
         "default_hooks = dict(logger=dict(type='LoggerHook', interval=1))\n"
+        "test_evaluator = dict(ann_file='nowhere.json')\n"
     )
-    argv = [TOOL, protocol, "none=scratch"]
-    argv += [f"resnet={CONFIGS / 'backbones' / 'resnet18.py'}", "--work-dir", tmp_path / "out"]
-    argv += ["--seeds", "1"]
-    done = run_python(*argv)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert "1 of 2 runs done" in done.stderr
-    rows = json.loads((tmp_path / "out" / "comparison.json").read_text())
-    assert [row["name"] for row in rows] == ["none", "resnet"]
+    fresh = cost._in_fresh_process  # one is enough: each imports all anew
+
+    def in_fresh_process(function, folder):
+        return fresh(function, folder) if folder.name == "ours-seed0" else 5 * 10**6
+
+    monkeypatch.setattr(cost, "_in_fresh_process", in_fresh_process)
+    root = tmp_path / "out"
+    argv = [protocol, f"ours={checkpoint}", f"resnet={CONFIGS / 'backbones' / 'resnet18.py'}"]
+    argv += ["--seeds", "1", "--cfg-options", f"test_evaluator.ann_file={annotations}"]
+    argv = [str(word) for word in argv]
+    tool.main([*argv, "--work-dir", str(root)])
+    first = capsys.readouterr()
+    assert "1 of 2 runs done" in first.err
+    assert "ours-seed0: box/bbox_mAP 0.0 percent" in first.err
+    rows = json.loads((root / "comparison.json").read_text())
+    assert [row["name"] for row in rows] == ["ours", "resnet"]
     assert all(row["seeds"] == 1 and row["costs"]["images/s"] > 0 for row in rows)
     assert all(row["costs"]["peak MB"] > 0 and row["costs"]["GFLOP"] > 0 for row in rows)
+    assert all(row["AP"]["box AP"] == [0.0, 0.0] for row in rows)
     for name in ("ap_over_latency.png", "learning_curves.png"):
-        with Image.open(tmp_path / "out" / name) as picture:
+        with Image.open(root / name) as picture:
             assert min(picture.size) > 300
-    (tmp_path / "out" / "resnet-seed0" / "result.json").unlink()
-    again = run_python(*argv)
-    assert again.returncode == 0 and again.stderr.count("running, log in") == 1
-    assert again.stdout == done.stdout
+
+    measured = []
+    monkeypatch.setattr(tool, "measure_costs", lambda *_: measured.append(1) or [COST, COST])
+    monkeypatch.chdir(tmp_path)
+    tool.main([*argv, "--work-dir", "out"])
+    again = capsys.readouterr()
+    assert "running, log in" not in again.err and not measured
+    assert again.out == first.out.replace(str(root), "out")
+    result_file = root / "resnet-seed0" / "result.json"
+    kept = json.loads(result_file.read_text())
+    result_file.write_text(json.dumps(kept | {"train_seconds": 5.0}))  # as of another training
+    tool.main([*argv, "--work-dir", "out"])
+    assert measured == [1]
 
 
-def test_the_tool_says_what_is_wrong_before_it_trains(tmp_path):
-    done = run_python(
-        TOOL, CONFIGS / "shapes_compare.py", "a=nowhere.pt",
-        "--work-dir", tmp_path / "out",
-    )  # fmt: skip
-    assert done.returncode == 2 and done.stderr.strip() == "error: checkpoint not found: nowhere.pt"
-    assert not (tmp_path / "out").exists()
+def test_the_tool_says_what_is_wrong_before_it_trains(tmp_path, capsys):
+    config, root = str(CONFIGS / "shapes_compare.py"), tmp_path / "out"
+    with pytest.raises(SystemExit) as left:
+        tool.main([config, "a=nowhere.pt", "--work-dir", str(root)])
+    assert left.value.code == 2
+    assert capsys.readouterr().err == "error: checkpoint not found: nowhere.pt\n"
+    assert not root.exists()
+    (root / "a-seed0").mkdir(parents=True)
+    (root / "a-seed0" / "run.py").write_text("other = True")
+    with pytest.raises(SystemExit) as left:
+        tool.main([config, "a=scratch", "--work-dir", str(root)])
+    assert left.value.code == 2
+    assert "a-seed0 holds a run of other settings or weights" in capsys.readouterr().err

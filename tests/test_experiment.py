@@ -1,13 +1,26 @@
 """Runs that are compared: resumed, kept, averaged; and the classification set cut from shapes."""
 
 import json
+import multiprocessing
+import shutil
 import sys
+import time
+from pathlib import Path
 
 import pytest
+from mmengine.runner import Runner
 from PIL import Image
 
-from ropevit_mmdet.compare.experiment import Run, mean_and_spread, result_of, training_seconds
+from ropevit_mmdet.compare.experiment import (
+    Run,
+    all_metrics,
+    mean_and_spread,
+    result_of,
+    training_seconds,
+    weights_files,
+)
 from ropevit_mmdet.datasets.crops import cut_objects
+from ropevit_mmdet.run.config import load_config
 from tests.tiny_coco import CLASSES, write_tiny
 
 EXECUTE = """
@@ -20,32 +33,101 @@ execute(Path(sys.argv[1]))
 COMMAND = [sys.executable, "-c", EXECUTE]
 
 
-def test_a_run_is_trained_tested_and_kept(tmp_path):
+OPTIONS = {
+    "train_cfg.max_iters": 60,
+    "default_hooks.checkpoint": dict(type="ResumableCheckpointHook", interval=10),
+    "default_hooks.logger": dict(type="LoggerHook", interval=10),
+}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run whose first parent was killed in the midst of it: its settings, root and result."""
+    root = tmp_path_factory.mktemp("runs")
+    run = Run("first", str(write_tiny(root)), OPTIONS, seed=3)
+    folder = root / run.folder
+    arguments = (run, root, COMMAND, lambda message: None)
+    parent = multiprocessing.get_context("fork").Process(target=result_of, args=arguments)
+    parent.start()
+    while not list(folder.glob("iter_*.pth")):
+        assert parent.is_alive(), (folder / "log.txt").read_text()[-2000:]
+        time.sleep(0.02)
+    parent.kill()
+    parent.join()
     said = []
-    config = write_tiny(tmp_path)
-    options = {"train_cfg.max_iters": 4, "default_hooks.logger.type": "LoggerHook"}
-    options["default_hooks.logger.interval"] = 1
-    run = Run("first", str(config), options, seed=3)
-    result = result_of(run, tmp_path / "runs", COMMAND, said.append)
-    assert 0 <= result["metrics"]["coco/bbox_mAP"] <= 1
-    assert result["iterations"] == 4 and result["train_seconds"] > 0 and result["parameters"] > 1e4
+    result = result_of(run, root, COMMAND, said.append)
     assert len(said) == 1 and "first-seed3" in said[0]
-    assert "seed=3" in (tmp_path / "runs" / "first-seed3" / "run.py").read_text()
+    return run, root, result
 
-    assert result_of(run, tmp_path / "runs", ["no such program"], said.append) == result
+
+def test_a_run_ends_with_who_started_it_and_another_goes_on(finished, tmp_path):
+    """What comes out is what comes of a run that nothing disturbs."""
+    run, root, result = finished
+    log = (root / run.folder / "log.txt").read_text()
+    assert log.count("ended: the program that started this run is gone") == 1
+    assert "resumed epoch: 0, iter: " in log
+    assert result["iterations"] == 60 and result["train_seconds"] > 0
+    assert result["parameters"] > 1e4
+    config = load_config(run.config, run.options, work_dir=str(tmp_path))
+    config.randomness.seed = run.seed
+    runner = Runner.from_cfg(config)
+    runner.train()
+    undisturbed = runner.test()
+    assert undisturbed["coco/bbox_mAP"] > 0
+    for key, value in undisturbed.items():
+        assert result["metrics"][key] == (value if value >= 0 else None), key
+
+
+def test_a_finished_run_is_kept(finished, monkeypatch):
+    run, root, result = finished
+    assert "seed=3" in (root / run.folder / "run.py").read_text()
+    assert result_of(run, root, ["no such program"], print) == result
+    monkeypatch.chdir(root)  # the same folder by another path
+    assert result_of(run, Path(), ["no such program"], print) == result
     other = run._replace(options={"train_cfg.max_iters": 2})
-    with pytest.raises(RuntimeError, match="holds a run of other settings"):
-        result_of(other, tmp_path / "runs", COMMAND, said.append)
+    with pytest.raises(ValueError, match="holds a run of other settings or weights: move it away"):
+        result_of(other, root, COMMAND, print)
 
-    load_from = str(tmp_path / "runs" / "first-seed3" / "iter_4.pth")
-    tested = run._replace(name="again", options={"load_from": load_from}, trains=False)
-    again = result_of(tested, tmp_path / "runs", COMMAND, said.append)
+
+def test_a_run_is_that_of_the_weights_in_its_files(finished, tmp_path):
+    run, root, result = finished
+    weights = tmp_path / "weights.pth"
+    shutil.copy(root / run.folder / "iter_60.pth", weights)
+    options = {"load_from": str(weights), "train_cfg.max_iters": 60}
+    tested = run._replace(name="tested", options=options, trains=False)
+    again = result_of(tested, tmp_path, COMMAND, print)
     assert again["metrics"] == result["metrics"] and again["train_seconds"] == 0
+    weights.write_bytes(weights.read_bytes() + b"other")
+    with pytest.raises(ValueError, match="tested-seed3 holds a run of other settings or weights"):
+        result_of(tested, tmp_path, COMMAND, print)
+
+
+def test_files_of_weights_are_found_wherever_a_config_names_them(tmp_path):
+    file = tmp_path / "net.pt"
+    file.touch()
+    init = dict(type="Pretrained", checkpoint=str(file))
+    model = dict(backbone=dict(backbone=dict(init_cfg=init)), head=dict(init_cfg=[init]))
+    settings = dict(
+        model=model, load_from=None, default_hooks=dict(checkpoint=dict(type="CheckpointHook"))
+    )
+    assert list(weights_files(settings)) == [str(file)] * 2
+    init["checkpoint"] = "birder://name"
+    assert list(weights_files(settings)) == []
+
+
+def test_a_test_that_finds_nothing_has_an_ap_of_0():
+    """mmdet's CocoMetric returns no figures then."""
+    box = dict(metric="bbox", prefix="box")
+    found = {"box/bbox_mAP": 0.5, "box/bbox_mAP_s": -1.0, "box/dark_precision": float("nan")}
+    metrics = all_metrics(found, [box, dict(metric=["segm"])])
+    assert metrics["box/bbox_mAP"] == 0.5 and metrics["coco/segm_mAP_50"] == 0.0
+    assert metrics["box/bbox_mAP_s"] is metrics["box/dark_precision"] is None
+    assert len(metrics) == 13
 
 
 def test_a_run_that_fails_names_its_log(tmp_path):
     run = Run("bad", str(write_tiny(tmp_path)), {})
-    with pytest.raises(RuntimeError, match=r"bad-seed0 failed, see .*log.txt"):
+    with pytest.raises(ValueError, match=r"bad-seed0 failed, see .*log.txt"):
         result_of(run, tmp_path, [sys.executable, "-c", "raise SystemExit(1)"], print)
 
 

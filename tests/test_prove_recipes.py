@@ -19,7 +19,7 @@ def asked(monkeypatch, tmp_path):
             source = run.options["load_from"].split("/")[-2]
             assert source in [one.folder for one in done], f"{run.folder} starts from {source}"
         if run.name == "frozen-probe" and run.seed == 7:
-            raise RuntimeError(f"{run.folder} failed, see log.txt")
+            raise ValueError(f"{run.folder} failed, see log.txt")
         done.append(run)
         iterations = run.options.get("train_cfg.max_iters", 800) if run.trains else 0
         metrics = {"coco/bbox_mAP": 0.5 + 0.1 * run.seed, "coco/segm_mAP": 0.4}

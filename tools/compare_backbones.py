@@ -6,6 +6,7 @@ Started again, the tool goes on where it was stopped.
 """
 
 import argparse
+import hashlib
 import json
 import sys
 import time
@@ -19,11 +20,11 @@ except ImportError as error:
 
 from mmengine import fileio
 
-from ropevit_mmdet.analysis.run_figure import plot_runs
-from ropevit_mmdet.analysis.run_log import read_run
+from ropevit_mmdet.analysis.run_figure import METRIC, plot_runs
+from ropevit_mmdet.analysis.run_log import RunLog, read_run
 from ropevit_mmdet.compare.candidates import Candidate, parse_candidates
 from ropevit_mmdet.compare.cost import measure_costs
-from ropevit_mmdet.compare.experiment import Run, execute, result_of
+from ropevit_mmdet.compare.experiment import CONFIG_FILE, RESULT_FILE, Run, execute, result_of
 from ropevit_mmdet.compare.figure import plot_cost
 from ropevit_mmdet.compare.table import as_json, comma_separated, markdown, rows_of, two_evaluators
 from ropevit_mmdet.errors import one_line_errors
@@ -32,12 +33,14 @@ from ropevit_mmdet.run.config import add_cfg_options, load_config
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
-    if args.execute:
-        return execute(args.execute)
     with one_line_errors():
+        if args.execute:
+            return execute(args.execute)
         protocol = load_config(args.protocol, args.cfg_options)
         options = {"test_evaluator": two_evaluators(protocol.test_evaluator)}
-        options |= args.cfg_options or {}
+        for key, value in (args.cfg_options or {}).items():
+            if key.partition(".")[0] != "test_evaluator":  # the two have it already
+                options[key] = value
         candidates = parse_candidates(args.candidates, protocol)
         root = Path(args.work_dir or Path("work_dirs") / f"compare_{Path(args.protocol).stem}")
         runs = {candidate.name: seeded(args, candidate, options) for candidate in candidates}
@@ -50,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             fileio.put(text.encode(), root / f"comparison.{suffix}")
         plot_cost(rows, root / "ap_over_latency.png")
         logs = [read_run(folder, name) for name, folder in zip(runs, folders, strict=True)]
-        plot_runs(logs, root / "learning_curves.png")
+        plot_runs(logs, root / "learning_curves.png", metric=validated(logs))
     print(written["md"])
     print(f"tables: {root / 'comparison.md'}, .csv, .json")
     print(f"plots:  {root / 'ap_over_latency.png'}, {root / 'learning_curves.png'}")
@@ -76,21 +79,34 @@ def train_and_test(runs: dict[str, list[Run]], root: Path) -> dict[str, list[dic
         if time.monotonic() - start > 1:  # not one that was kept
             seconds.append(time.monotonic() - start)
         results[run.name].append(result)
-        say(f"{run.folder}: box AP {100 * result['metrics']['box/bbox_mAP']:.1f}")
+        metric, value = next(iter(result["metrics"].items()))
+        say(f"{run.folder}: {metric} {'none' if value is None else f'{100 * value:.1f} percent'}")
     return results
 
 
 def costs_of(folders: list[Path], root: Path) -> list[dict[str, float]]:
     """Measured together, since they are compared; kept as long as the runs are the same."""
     kept = root / "costs.json"
-    names = [folder.name for folder in folders]
+    runs = {folder.name: digest_of(folder) for folder in folders}
     if kept.is_file():
         before = json.loads(kept.read_text(encoding="utf-8"))
-        if before["runs"] == names:
+        if before["runs"] == runs:
             return before["costs"]
     costs = measure_costs(folders, say)
-    fileio.put(json.dumps({"runs": names, "costs": costs}, indent=1).encode() + b"\n", kept)
+    fileio.put(json.dumps({"runs": runs, "costs": costs}, indent=1).encode() + b"\n", kept)
     return costs
+
+
+def digest_of(folder: Path) -> str:
+    """Of a finished run: another run of the same name has other settings, weights or seconds."""
+    files = (CONFIG_FILE, RESULT_FILE)
+    return hashlib.sha256(b"".join((folder / name).read_bytes() for name in files)).hexdigest()
+
+
+def validated(logs: Sequence[RunLog]) -> str:
+    """The metric of the learning curves: AP of boxes, or of masks where those have none."""
+    found = (key for log in logs for entry in log.val for key in entry if key.endswith("_mAP"))
+    return next(found, METRIC)
 
 
 def say(message: str) -> None:

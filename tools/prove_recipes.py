@@ -1,4 +1,4 @@
-"""Measure what the recipes promise, on the embedded shapes: docs/recipes.md is made of its report.
+"""Measure what the recipes promise, on the embedded shapes: docs/recipes.md has its figures.
 
 birder's own script pretrains a tiny RoPE ViT on a classification set cut from other shapes; it is
 then fine-tuned for detection in all the ways that are compared. Every run keeps its result in a
@@ -14,11 +14,15 @@ import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-import ropevit_mmdet  # noqa: F401  isort: skip
+try:
+    import ropevit_mmdet  # noqa: F401  makes the mm packages usable, ahead of all that need them
+except ImportError as error:
+    sys.exit(f"error: {error}; more is said by: python tools/doctor.py")
 
 from ropevit_mmdet.compare.experiment import Run, execute, mean_and_spread, result_of
 from ropevit_mmdet.datasets import shapes
 from ropevit_mmdet.datasets.crops import cut_objects
+from ropevit_mmdet.errors import one_line_errors
 from ropevit_mmdet.run.config import load_config
 
 SMALL, LARGE, OTHER = (
@@ -46,7 +50,8 @@ TRIAL = 100  # iterations that tell how long one takes
 def main() -> None:
     args = parse_args()
     if args.execute:
-        return execute(args.execute)
+        with one_line_errors():
+            return execute(args.execute)
     proof = Proof(args.root.resolve(), args.seeds, args.jobs)
     try:
         proof.make_data()
@@ -233,7 +238,7 @@ class Proof:
 def result_or_exit(one: Future) -> dict:
     try:
         return one.result()
-    except (RuntimeError, ValueError) as error:
+    except ValueError as error:
         sys.exit(f"error: {error}")
 
 

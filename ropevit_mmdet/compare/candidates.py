@@ -52,6 +52,8 @@ def parse_candidates(specs: Sequence[str], protocol: Config) -> list[Candidate]:
             raise ValueError(f"{spec!r} is not NAME=CHECKPOINT, NAME={SCRATCH} or NAME=CONFIG.py")
         if not all(letter.isalnum() or letter in "-_." for letter in name):
             raise ValueError(f"name {name!r}: letters, digits, '-', '_' and '.' only")
+        if not name[0].isalnum():  # legends would leave it out, or folders be hidden
+            raise ValueError(f"name {name!r} must begin with a letter or a digit")
         if name in names:
             raise ValueError(f"two candidates are called {name!r}")
         names.add(name)
@@ -69,9 +71,7 @@ def _options(source: str, protocol: Config) -> dict[str, Any]:
 
 def _from_scratch(protocol: Config) -> dict[str, Any]:
     options: dict[str, Any] = {_path_of_backbone(protocol, "init_cfg"): None}
-    if _decays_layers(
-        protocol
-    ):  # rates that fall towards the input spare what was learnt: here nothing
+    if _decays_layers(protocol):  # to spare what was learnt, towards the input most: here nothing
         options["optim_wrapper.paramwise_cfg.layer_decay_rate"] = 1.0
     return options
 

@@ -19,7 +19,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from ropevit_mmdet.benchmark.measure import peak_of
+from ropevit_mmdet.benchmark.measure import peak_of, wait_for
 from ropevit_mmdet.compare.experiment import CONFIG_FILE
 from ropevit_mmdet.prediction.predictor import choose_device
 from ropevit_mmdet.run.config import build_detector
@@ -80,8 +80,10 @@ class Detector:
     def seconds(self, number: int) -> float:
         """The time of one picture, from pixels in memory to objects."""
         batch = self._batch(number)
+        wait_for(self.device)
         start = time.perf_counter()
-        self.model.test_step(batch)  # its results are on the CPU: nothing is left to wait for
+        self.model.test_step(batch)
+        wait_for(self.device)  # mmdet leaves objects where they were found
         return time.perf_counter() - start
 
     @torch.no_grad()

@@ -1,15 +1,20 @@
 """Runs that are compared with each other: one folder each, its result kept there, seeds averaged.
 
 A run is a config, settings that change it, and a seed. It trains and is tested in a process of its
-own; killed, it goes on from its last checkpoint; finished, it is not run again.
+own; killed, it goes on from its last checkpoint; finished, it is not run again. The process ends
+with the one that started it, however that ends: it would go on training into the folder.
 """
 
+import hashlib
 import json
+import os
 import statistics
 import subprocess
-from collections.abc import Callable, Sequence
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO
 
 from mmengine import fileio
 from mmengine.config import Config
@@ -22,6 +27,8 @@ from ropevit_mmdet.run.work_dir_lock import lock_work_dir
 
 RESULT_FILE = "result.json"
 CONFIG_FILE = "run.py"
+# Ends of the names of CocoMetric's figures; for a test that found nothing it gives none of them.
+AP_ENDS = ("mAP", "mAP_50", "mAP_75", "mAP_s", "mAP_m", "mAP_l")
 
 
 class Run(NamedTuple):
@@ -44,32 +51,41 @@ def result_of(run: Run, root: Path, command: Sequence[str], say: Callable[[str],
     `command` starts the process that calls `execute`; the run's folder is appended to it.
 
     Raises:
-        RuntimeError: the run failed; names its log. Or the folder holds one of other settings.
+        ValueError: the run failed; names its log. Or the folder holds one of other settings, or of
+            weights that were in the same files then.
     """
     folder = root / run.folder
-    config = load_config(run.config, run.options, work_dir=str(folder))
+    config = load_config(run.config, run.options)
     config.randomness = {**config.get("randomness", {}), "seed": run.seed}
     if not run.trains:  # mmengine builds neither loop nor optimizer then
         config.train_cfg = config.train_dataloader = config.optim_wrapper = None
         config.param_scheduler = None
-    kept, settings = folder / RESULT_FILE, folder / CONFIG_FILE
-    if settings.is_file() and settings.read_text(encoding="utf-8") != config.pretty_text:
-        raise RuntimeError(f"{folder} holds a run of other settings: move it away")
+    config.pop("work_dir")  # the folder itself, by whichever path
+    files = dict.fromkeys(weights_files(config.to_dict()))
+    settings = "".join(f"# sha256 {_sha256(file)}: {file}\n" for file in files)
+    settings += config.pretty_text
+    kept, place = folder / RESULT_FILE, folder / CONFIG_FILE
+    if place.is_file() and place.read_text(encoding="utf-8") != settings:
+        raise ValueError(f"{folder} holds a run of other settings or weights: move it away")
     if kept.is_file():
         return json.loads(kept.read_text(encoding="utf-8"))
-    folder.mkdir(parents=True, exist_ok=True)
-    config.dump(settings)
+    fileio.put(settings.encode(), str(place))
     say(f"{run.folder}: running, log in {folder / 'log.txt'}")
     with (folder / "log.txt").open("a", encoding="utf-8") as log:
-        done = subprocess.run([*command, str(folder)], stdout=log, stderr=subprocess.STDOUT)
-    if done.returncode or not kept.is_file():
-        raise RuntimeError(f"{run.folder} failed, see {folder / 'log.txt'}")
+        status = _run([*command, str(folder)], log)
+    if status or not kept.is_file():
+        raise ValueError(f"{run.folder} failed, see {folder / 'log.txt'}")
     return json.loads(kept.read_text(encoding="utf-8"))
 
 
 def execute(folder: Path) -> None:
-    """Trains, or goes on training, the run that `result_of` laid into a folder, and tests it."""
-    config = Config.fromfile(folder / CONFIG_FILE)
+    """Trains, or goes on training, the run that `result_of` laid into a folder, and tests it.
+
+    For a process that `result_of` started: it ends when its standard input does.
+    """
+    threading.Thread(target=_end_with_input, daemon=True).start()
+    settings = Config.fromfile(folder / CONFIG_FILE).to_dict()
+    config = Config(settings | {"work_dir": str(folder)})  # nameless, or mmengine overwrites it
     newest = latest_checkpoint(folder)
     if newest is not None:
         config.resume, config.load_from = True, str(newest)
@@ -77,14 +93,15 @@ def execute(folder: Path) -> None:
         runner = Runner.from_cfg(config)
         if config.train_cfg is not None:
             runner.train()
-        metrics = {key: float(value) for key, value in runner.test().items()}
+        metrics = all_metrics(runner.test(), config.test_evaluator)
     result = {
         "metrics": metrics,
         "iterations": runner.iter,
         "train_seconds": training_seconds(folder),
         "parameters": sum(p.numel() for p in runner.model.parameters()),
     }
-    fileio.put(json.dumps(result, indent=1).encode() + b"\n", folder / RESULT_FILE)
+    text = json.dumps(result, indent=1, allow_nan=False) + "\n"
+    fileio.put(text.encode(), folder / RESULT_FILE)
 
 
 def training_seconds(folder: Path) -> float:
@@ -97,3 +114,56 @@ def training_seconds(folder: Path) -> float:
 def mean_and_spread(values: Sequence[float]) -> tuple[float, float]:
     """The mean over seeds, and half the distance between the largest and the smallest."""
     return statistics.fmean(values), (max(values) - min(values)) / 2
+
+
+def all_metrics(found: Mapping[str, float], evaluators: Any) -> dict[str, float | None]:
+    """All figures of a test: 0 where nothing was found, None where there was nothing to find."""
+    zeros = {}
+    for evaluator in evaluators if isinstance(evaluators, list) else [evaluators]:
+        wanted = evaluator.get("metric", "bbox")
+        for metric in [wanted] if isinstance(wanted, str) else wanted:
+            prefix = evaluator.get("prefix") or "coco"
+            zeros |= {f"{prefix}/{metric}_{end}": 0.0 for end in AP_ENDS}
+    # COCO says -1, and NaN of a class, where the pictures have no such object.
+    return zeros | {key: value if value >= 0 else None for key, value in found.items()}
+
+
+def weights_files(settings: Any) -> Iterator[str]:
+    """The local files of weights that a config's settings name."""
+    if isinstance(settings, (list, tuple)):
+        for value in settings:
+            yield from weights_files(value)
+    elif isinstance(settings, Mapping):
+        for key, value in settings.items():
+            if key in ("checkpoint", "load_from") and isinstance(value, str):
+                if Path(value).expanduser().is_file():
+                    yield value
+            else:
+                yield from weights_files(value)
+
+
+def _sha256(file: str) -> str:
+    digest = hashlib.sha256()
+    with Path(file).expanduser().open("rb") as content:
+        while block := content.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _run(command: Sequence[str], log: TextIO) -> int:
+    """The exit status of a program whose standard input lasts as long as this process."""
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT
+    ) as program:
+        try:
+            return program.wait()
+        except BaseException:  # an interrupt
+            program.kill()
+            raise
+
+
+def _end_with_input() -> None:
+    while os.read(sys.stdin.fileno(), 1):
+        pass
+    sys.stderr.write("ended: the program that started this run is gone\n")
+    os._exit(1)  # at once: the next one wants the folder, and files are written whole or not at all

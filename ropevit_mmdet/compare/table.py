@@ -8,16 +8,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ropevit_mmdet.compare.experiment import mean_and_spread
+from ropevit_mmdet.compare.experiment import AP_ENDS, mean_and_spread
 
-METRICS = {  # heading -> the end of CocoMetric's name
-    "AP": "mAP",
-    "AP50": "mAP_50",
-    "AP75": "mAP_75",
-    "APs": "mAP_s",
-    "APm": "mAP_m",
-    "APl": "mAP_l",
-}
 KINDS = {"box": "bbox", "mask": "segm"}
 COSTS = {  # heading -> of a cost as ``measure_costs`` gives it
     "parameters, M": lambda cost: cost["parameters"] / 1e6,
@@ -33,13 +25,15 @@ def two_evaluators(evaluator: Mapping[str, Any]) -> list[dict[str, Any]]:
     overwrite that of the boxes. Figures are then called ``box/...`` and ``mask/...``.
 
     Raises:
-        ValueError: an evaluator that is not CocoMetric.
+        ValueError: an evaluator that is not CocoMetric, or one of neither boxes nor masks.
     """
     if not isinstance(evaluator, Mapping) or not evaluator["type"].endswith("CocoMetric"):
         raise ValueError("the protocol's test_evaluator must be one CocoMetric")
     metric = evaluator.get("metric", "bbox")
     wanted = [metric] if isinstance(metric, str) else list(metric)
     settings = {key: value for key, value in evaluator.items() if key != "prefix"}
+    if not set(wanted) & set(KINDS.values()):
+        raise ValueError(f"the protocol's test_evaluator.metric is {metric!r}: give bbox or segm")
     return [
         {**settings, "metric": name, "prefix": kind, "classwise": True}
         for kind, name in KINDS.items()
@@ -52,23 +46,33 @@ def rows_of(
 ) -> list[dict[str, Any]]:
     """One row per candidate: AP in percent, mean and spread over seeds, and what it costs.
 
+    AP is None where the pictures have no such object, and 0 for a run that found nothing at all.
+
     Args:
         results: by candidate, one result per seed, as ``experiment.result_of`` returns them.
         costs: by candidate, as ``measure_costs`` returns them.
     """
+    found = [run["metrics"] for runs in results.values() for run in runs]
+    known = dict.fromkeys(key for metrics in found for key in metrics)
+    # Whether there are such objects is the same for all, though a run that finds nothing says 0.
+    none = {key for metrics in found for key, value in metrics.items() if value is None}
+    titles: dict[str, dict[str, str]] = {"AP": {}, "classes": {}}
+    for kind, metric in KINDS.items():
+        ours = [key for key in known if key.startswith(f"{kind}/")]
+        for end in AP_ENDS:
+            if (key := f"{kind}/{metric}_{end}") in ours:
+                titles["AP"][key] = f"{kind} {end.removeprefix('m').replace('_', '')}"
+        for key in ours:
+            if key.endswith(ends := "_precision"):
+                titles["classes"][key] = key.removesuffix(ends).replace("/", " ", 1)
     rows = []
     for name, runs in results.items():
-        row: dict[str, Any] = {"name": name, "seeds": len(runs), "AP": {}, "classes": {}}
-        for kind, metric in KINDS.items():
-            for heading, end in METRICS.items():
-                key = f"{kind}/{metric}_{end}"
-                if key in runs[0]["metrics"]:
-                    row["AP"][f"{kind} {heading}"] = _percent(runs, key)
-            ends = "_precision"
-            for key in runs[0]["metrics"]:
-                if key.startswith(f"{kind}/") and key.endswith(ends):
-                    title = f"{kind} {key.removeprefix(f'{kind}/').removesuffix(ends)}"
-                    row["classes"][title] = _percent(runs, key)
+        row: dict[str, Any] = {"name": name, "seeds": len(runs)}
+        for part, of_part in titles.items():
+            row[part] = {
+                title: None if key in none else _percent(runs, key)
+                for key, title in of_part.items()
+            }
         row["training, s"] = mean_and_spread([run["train_seconds"] for run in runs])[0]
         row["costs"] = {heading: value(costs[name]) for heading, value in COSTS.items()}
         rows.append(row)
@@ -89,16 +93,18 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
         second.append(_line([row["name"], *classes]))
     spread = " ± half the distance between the extremes" if seeds > 1 else ""
     note = f"AP in percent, mean over {seeds} seed{'s' * (seeds > 1)}{spread}."
-    return "\n".join([note, "", *first, "", *second, ""])
+    by_class = ["", *second] if rows[0]["classes"] else []  # nobody found anything
+    return "\n".join([note, "", *first, *by_class, ""])
 
 
 def comma_separated(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The same in one table; spreads in columns of their own."""
+    """The same in one table; spreads in columns of their own, empty for None."""
     flat = []
     for row in rows:
         line = {"name": row["name"], "seeds": row["seeds"]}
-        for heading, (mean, spread) in (row["AP"] | row["classes"]).items():
-            line |= {heading: round(mean, 2), f"{heading} spread": round(spread, 2)}
+        for heading, value in (row["AP"] | row["classes"]).items():
+            mean, spread = ("", "") if value is None else (round(part, 2) for part in value)
+            line |= {heading: mean, f"{heading} spread": spread}
         costs = {**row["costs"], "training, s": row["training, s"]}
         flat.append(line | {heading: round(value, 4) for heading, value in costs.items()})
     text = io.StringIO()
@@ -109,18 +115,18 @@ def comma_separated(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def as_json(rows: Sequence[Mapping[str, Any]]) -> str:
-    """All figures unrounded; each AP as [mean, spread]."""
-    return json.dumps(rows, indent=1) + "\n"
+    """All figures unrounded; each AP as [mean, spread], or null."""
+    return json.dumps(rows, indent=1, allow_nan=False) + "\n"
 
 
 def _percent(runs: Sequence[Mapping[str, Any]], key: str) -> tuple[float, float]:
-    return mean_and_spread([100 * run["metrics"][key] for run in runs])
+    return mean_and_spread([100 * run["metrics"].get(key, 0.0) for run in runs])
 
 
-def _plus_minus(value: tuple[float, float], seeds: int) -> str:
+def _plus_minus(value: tuple[float, float] | None, seeds: int) -> str:
+    if value is None:
+        return "none"
     mean, spread = value
-    if mean < 0:
-        return "none"  # COCO's -1: no object of that size
     return f"{mean:.1f} ± {spread:.1f}" if seeds > 1 else f"{mean:.1f}"
 
 
