@@ -1,5 +1,7 @@
-# A frozen probe on the embedded shapes: pictures as they are, so that every one goes through the
-# backbone once in a run and its map is read from the disk afterwards.
+# A frozen probe on the embedded shapes: pictures as they are, padded to one size whatever they are
+# put together with, so that each goes through the backbone once and its map is read from the disk
+# ever after: in all but the first validation, in further epochs (800 iterations of 2 pictures are
+# less than one) and in the next runs with the same weights.
 _base_ = "./shapes_compare.py"
 model = dict(
     backbone=dict(
@@ -8,7 +10,10 @@ model = dict(
         backbone=_base_.model.backbone,
         cache_dir="work_dirs/maps",
         max_gb=2.0,
-    )
+    ),
+    data_preprocessor=dict(
+        batch_augments=[dict(type="BatchFixedSizePad", size=(224, 224), pad_mask=True)]
+    ),
 )
 train_pipeline = [step for step in _base_.train_pipeline if step.type != "RandomFlip"]
 train_dataloader = dict(dataset=dict(pipeline=train_pipeline))

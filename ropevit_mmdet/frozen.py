@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import os
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,8 @@ from mmengine.logging import MMLogger
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
-_SUFFIX = ".maps"
+_SUFFIX, _PARTIAL = ".maps", ".partial"
+_ABANDONED = 3600  # seconds; a file is written in far less
 
 
 @MODELS.register_module()
@@ -32,7 +34,7 @@ class FrozenBackbone(BaseModule):
     detector with the plain backbone.
 
     Args:
-        backbone: config of any registered backbone.
+        backbone: config of any registered backbone; its ``init_cfg`` names the weights.
         cache_dir: folder where maps are kept, by weights and pictures; None for nowhere. A picture
             that is augmented otherwise is another picture: only data that does not change from
             epoch to epoch gains.
@@ -48,9 +50,8 @@ class FrozenBackbone(BaseModule):
         *,
         cache_dir: str | os.PathLike[str] | None = None,
         max_gb: float = 10.0,
-        init_cfg: Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__(init_cfg)
+        super().__init__()
         if not max_gb > 0:
             raise ValueError(f"max_gb must be positive, got {max_gb!r}")
         self.backbone: nn.Module = MODELS.build(backbone)
@@ -59,6 +60,7 @@ class FrozenBackbone(BaseModule):
         self._folder = None if cache_dir is None else Path(cache_dir)
         self._max_bytes = int(max_gb * 1e9)
         self._cache: MapCache | None = None
+        self._weights: list[tuple[int, int]] = []  # of the cache's key: place and version of each
         self._register_state_dict_hook(_without_wrapper)
         self.register_load_state_dict_pre_hook(_with_wrapper)
 
@@ -71,9 +73,12 @@ class FrozenBackbone(BaseModule):
         with torch.no_grad():
             if self._folder is None:
                 return tuple(self.backbone(images))
-            if self._cache is None:  # only now are the weights loaded
-                key = _digest(self._settings, self.backbone.state_dict().values())
+            tensors = self.backbone.state_dict().values()
+            weights = [(tensor.data_ptr(), tensor._version) for tensor in tensors]
+            if weights != self._weights:  # loaded since, or moved to another device
+                key = _digest(self._settings, tensors)
                 self._cache = MapCache(self._folder, key, self._max_bytes)
+                self._weights = weights
             return self._cached(images)
 
     def train(self, mode: bool = True) -> FrozenBackbone:
@@ -85,7 +90,7 @@ class FrozenBackbone(BaseModule):
         """Maps of pictures seen before are read; those of the others are computed in one batch."""
         device = images.device.type
         half = str(torch.get_autocast_dtype(device)) * torch.is_autocast_enabled(device)
-        keys = [_digest(half, [image]) for image in images]
+        keys = [_digest(f"{device} {half}", [image]) for image in images]
         found = [self._cache.read(key) for key in keys]
         missing = [i for i, maps in enumerate(found) if maps is None]
         if missing:
@@ -100,7 +105,8 @@ class FrozenBackbone(BaseModule):
 class MapCache:
     """Maps on disk under ``<root>/<key of the weights>/<key of the picture>.maps``.
 
-    Files are written beside and renamed: several processes may share a folder.
+    Files are written beside and renamed: several processes may share a folder. What a killed one
+    left behind is removed. On a disk that is full, or breaks down, nothing more is kept.
 
     Args:
         root: the folder whose size is limited.
@@ -112,6 +118,9 @@ class MapCache:
         self.folder = root / weights
         self.folder.mkdir(parents=True, exist_ok=True)
         self.max_bytes = max_bytes
+        for partial in root.rglob(f".*{_PARTIAL}"):
+            if time.time() - partial.stat().st_mtime > _ABANDONED:
+                partial.unlink(missing_ok=True)
         self.bytes = sum(file.stat().st_size for file in root.rglob(f"*{_SUFFIX}"))
         self.full = False
 
@@ -124,30 +133,40 @@ class MapCache:
             return None
         try:
             return _unpacked(content)
-        except (ValueError, AttributeError):
+        except (ValueError, AttributeError, TypeError, RuntimeError):
             MMLogger.get_current_instance().warning(f"{path} is damaged: computed again")
             return None
 
     def write(self, key: str, maps: Sequence[Tensor]) -> None:
         """Keeps the maps of a picture, unless the folder is full."""
-        size = sum(level.numel() * level.element_size() for level in maps)
-        if self.bytes + size > self.max_bytes:
-            if not self.full:
-                MMLogger.get_current_instance().warning(
-                    f"the cache of maps in {self.folder.parent} is full ({self.max_bytes / 1e9:.3g}"
-                    " GB): maps of further pictures are computed every time; raise max_gb, or "
-                    "remove the folders of weights that are no longer used"
-                )
-            self.full = True
+        if self.full:
             return
-        self.bytes += size
+        content = _packed(maps)
+        if self.bytes + len(content) > self.max_bytes:
+            self._stop(
+                f"is full ({self.max_bytes / 1e9:.3g} GB)",
+                "raise max_gb, or remove the folders of weights that are no longer used",
+            )
+            return
         path = self._path(key)
-        partial = path.with_name(f".{key}.{os.getpid()}.partial")
+        partial = path.with_name(f".{key}.{os.getpid()}{_PARTIAL}")
         try:
-            partial.write_bytes(_packed(maps))
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+            try:
+                partial.write_bytes(content)
+                partial.replace(path)
+            finally:
+                partial.unlink(missing_ok=True)
+        except OSError as error:  # no reason to end a training
+            self._stop(f"cannot be written to ({error})", "the run goes on without")
+            return
+        self.bytes += len(content)
+
+    def _stop(self, trouble: str, cure: str) -> None:
+        self.full = True
+        MMLogger.get_current_instance().warning(
+            f"the cache of maps in {self.folder.parent} {trouble}: maps of further pictures are "
+            f"computed every time; {cure}"
+        )
 
     def _path(self, key: str) -> Path:
         return self.folder / f"{key}{_SUFFIX}"

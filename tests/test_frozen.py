@@ -1,12 +1,16 @@
 """FrozenBackbone: the plain backbone's maps, computed once and then read from the disk."""
 
+import os
 import time
 
 import pytest
 import torch
 from mmdet.registry import MODELS
+from mmdet.structures import DetDataSample
+from mmdet.structures.mask import BitmapMasks
 from mmengine.logging import MMLogger
 from mmengine.runner import Runner
+from mmengine.structures import InstanceData
 
 from ropevit_mmdet import FrozenBackbone
 from ropevit_mmdet.analysis.run_log import read_run
@@ -92,6 +96,44 @@ def test_other_weights_settings_or_pixels_are_computed_anew(images, tmp_path):
     assert calls == [3] and more == [3]
 
 
+def test_weights_that_change_later_are_noticed(images, tmp_path):
+    model = frozen(tmp_path)
+    before = model(images)
+    weights = {key: 1.1 * value for key, value in model.state_dict().items()}
+    model.load_state_dict(weights)
+    plain = MODELS.build(PLAIN).eval()
+    plain.load_state_dict(weights)
+    with torch.no_grad():
+        torch.testing.assert_close(model(images), plain(images), rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(model(images)[0], before[0], atol=1e-2)
+    again = frozen(tmp_path)
+    calls = spied(again)
+    torch.testing.assert_close(again(images), before, rtol=0, atol=0)
+    assert calls == []
+
+
+def test_pictures_of_mixed_sizes_are_known_in_whatever_batch_they_come_again(tmp_path):
+    """By the padding of shapes_frozen.py: the keys are of padded pictures."""
+    config = load_config(ROOT / "configs" / "shapes_frozen.py").model
+    preprocessor = MODELS.build(config.data_preprocessor)
+    backbone = {**config.backbone.backbone, "init_cfg": None}
+    model = FrozenBackbone(backbone, cache_dir=tmp_path).train()
+    calls = spied(model)
+    generator = torch.Generator().manual_seed(0)
+    sizes = [(224, 168), (168, 224), (224, 224), (140, 224)]
+    pictures = [torch.rand(3, *size, generator=generator) * 255 for size in sizes]
+    for order in ([0, 1, 2, 3], [0, 2, 1, 3], [3, 0, 2, 1]):
+        for pair in (order[:2], order[2:]):
+            samples = [DetDataSample(gt_instances=InstanceData(), metainfo={}) for _ in pair]
+            for i, sample in zip(pair, samples, strict=True):
+                sample.gt_instances.masks = BitmapMasks([], *sizes[i])
+            data = dict(inputs=[pictures[i] for i in pair], data_samples=samples)
+            images = preprocessor(data, True)["inputs"]
+            assert images.shape == (2, 3, 224, 224)
+            model(images)
+    assert calls == [2, 2]
+
+
 def test_under_autocast_maps_are_kept_apart(images, tmp_path):
     model = frozen(tmp_path)
     model(images)
@@ -117,14 +159,56 @@ def test_a_full_cache_keeps_no_more_and_says_so_once(images, tmp_path, monkeypat
     assert len(said) == 1 and "is full" in said[0]
 
 
-def test_a_damaged_file_is_computed_again(images, tmp_path):
+def test_a_disk_that_is_full_ends_no_training(images, tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(MMLogger.get_current_instance(), "warning", said.append)
+
+    def write_bytes(self, content):
+        self.touch()
+        raise OSError(28, "No space left on device")
+
+    model = frozen(tmp_path)
+    expected = frozen()(images)
+    monkeypatch.setattr("pathlib.Path.write_bytes", write_bytes)
+    for _ in range(2):
+        torch.testing.assert_close(model(images), expected, rtol=0, atol=0)
+    assert len(said) == 1 and "cannot be written to ([Errno 28] No space left on" in said[0]
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_what_a_killed_process_left_behind_is_removed(tmp_path):
+    MapCache(tmp_path, "ours", 10**6)
+    old, new = (tmp_path / "ours" / f".{name}.1.partial" for name in ("old", "new"))
+    for file in (old, new):
+        file.touch()
+    os.utime(old, (1e9, 1e9))
+    MapCache(tmp_path, "others", 10**6)
+    assert new.exists() and not old.exists()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: content[:100],
+        lambda content: b"[1]\n" + content,
+        lambda content: content.replace(b"[4, ", b"[3, ") + b"12",
+        lambda content: content.replace(b"float32", b"float33"),
+        lambda content: b"",
+    ],
+)
+def test_a_damaged_file_is_computed_again(images, tmp_path, damage):
     model = frozen(tmp_path)
     expected = model(images[:1])
     (file,) = tmp_path.rglob("*.maps")
-    file.write_bytes(file.read_bytes()[:100])
+    file.write_bytes(damage(file.read_bytes()))
     torch.testing.assert_close(model(images[:1]), expected, rtol=0, atol=0)
     assert file.stat().st_size > 1000
     assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_weights_are_those_of_the_backbone_in_it():
+    with pytest.raises(TypeError, match="unexpected keyword argument 'init_cfg'"):
+        FrozenBackbone(PLAIN, init_cfg=dict(checkpoint="x.pt"))  # would not be looked at
 
 
 def test_max_gb_must_be_positive():
@@ -135,9 +219,11 @@ def test_max_gb_must_be_positive():
 def test_the_limit_counts_what_was_there_before(tmp_path):
     level = torch.zeros(10, 10)
     MapCache(tmp_path, "other", 10**6).write("picture", [level])
-    cache = MapCache(tmp_path, "ours", 700)
-    cache.write("picture", [level])
-    assert cache.read("picture") is None
+    size = next(tmp_path.rglob("*.maps")).stat().st_size  # its first line, too
+    for limit, kept in ((2 * size - 1, False), (2 * size, True)):
+        cache = MapCache(tmp_path, "ours", limit)
+        cache.write("picture", [level])
+        assert (cache.read("picture") is not None) == kept
 
 
 def test_a_cached_run_has_the_losses_of_one_that_is_not(tmp_path):
