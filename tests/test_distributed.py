@@ -32,6 +32,7 @@ model = dict(
 train_dataloader = dict(batch_size={batch_size}, sampler=dict(shuffle=True))
 train_cfg = dict(max_iters={iterations})
 optim_wrapper = dict(constructor='RoPEViTLayerDecay', paramwise_cfg=dict(layer_decay_rate=0.8),
+                     clip_grad=dict(max_norm=0.5),
                      optimizer=dict(type='SGD', lr=0.005, momentum=0.9, weight_decay=1e-3))
 load_from = {start!r}  # FlexibleRunner draws other weights than Runner
 default_hooks = dict(checkpoint=dict(type='ResumableCheckpointHook', interval=10))
@@ -118,9 +119,15 @@ def test_ddp_equals_one_process(alone):
 
 
 def test_fsdp_equals_one_process_and_resumes(alone):
+    """The first part validates: the checkpoint is written again for the best one's sake."""
     folder, *expected = alone
     arguments = ("--resume",)
-    train(folder, "fsdp", processes=2, iterations=10, more=FSDP)
+    more = (
+        FSDP
+        + "train_cfg.update(val_interval=10)\ndefault_hooks['checkpoint']['save_best'] = 'auto'"
+    )
+    _, saved = train(folder, "fsdp", processes=2, iterations=10, more=more)
+    assert saved["meta"]["iter"] == 10 and "best_score" in saved["message_hub"]["runtime_info"]
     found = train(folder, "fsdp", processes=2, more=FSDP, arguments=arguments)
     assert_same(found, expected)
 
@@ -128,7 +135,7 @@ def test_fsdp_equals_one_process_and_resumes(alone):
 def test_fsdp_checkpoints_load_into_a_plain_model(alone):
     folder, *_ = alone
     checkpoint = folder / "fsdp" / "iter_20.pth"
-    done = run_python(ROOT / "tools" / "test.py", folder / "alone.py", checkpoint,
+    done = run_python(ROOT / "tools" / "test.py", folder / "fsdp.py", checkpoint,
                       "--work-dir", folder / "tested", path=folder)  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     assert "bbox_mAP" in done.stdout + done.stderr
@@ -150,6 +157,14 @@ def test_fsdp_says_which_parameter_it_cannot_spread():
     [
         (dict(launcher="none", strategy=dict(type="BlockFSDPStrategy")), "FSDP needs a launcher"),
         (dict(launcher="slurm"), "--launcher slurm needs GPUs"),
+        (
+            dict(
+                launcher="pytorch",
+                strategy=dict(type="BlockFSDPStrategy"),
+                custom_hooks=[dict(type="EMAHook")],
+            ),
+            "EMAHook does not work with FSDP",
+        ),
     ],
 )
 def test_what_cannot_start_says_so(settings, message, monkeypatch):

@@ -50,6 +50,9 @@ def prepare(args: argparse.Namespace) -> Config:
     )
     config.load_from = args.checkpoint
     config.resume = False
+    if config.launcher == "none":  # FSDP spreads a training; a checkpoint is of the plain model
+        config.pop("strategy", None)
+        config.pop("runner_type", None)
     if args.show or args.show_dir:
         use_show(config, show=args.show, show_dir=args.show_dir, wait_time=args.wait_time)
     check_datasets(config, ("test",))

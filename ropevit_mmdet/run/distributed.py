@@ -1,19 +1,22 @@
 """Several processes: mmengine's launchers also without a GPU, and its FSDP with a unit per block.
 
-mmengine 0.10 sets a CUDA device in every launcher, gives DDP and FSDP the number of a GPU, and
-hands `FSDP.optim_state_dict_to_load` its arguments in torch 2.0's order. The engine stays
-mmengine's.
+mmengine 0.10 sets a CUDA device in every launcher, gives DDP and FSDP the number of a GPU, hands
+`FSDP.optim_state_dict_to_load` its arguments in torch 2.0's order, and clips the gradients of FSDP
+by the norm of those that a process holds. The engine stays mmengine's.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from mmengine._strategy import FSDPStrategy
 from mmengine.config import Config
+from mmengine.optim import BaseOptimWrapper
 from mmengine.registry import FUNCTIONS, STRATEGIES
 from torch import distributed, nn
 from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.nn.utils import clip_grad_norm_
 
 from ropevit_mmdet.vit import Block
 
@@ -56,6 +59,16 @@ class BlockFSDPStrategy(FSDPStrategy):
             )
         return super()._wrap_model(model)
 
+    def build_optim_wrapper(self, optim_wrapper, model=None) -> BaseOptimWrapper:
+        wrapper = super().build_optim_wrapper(optim_wrapper, model)
+        if getattr(wrapper, "clip_func", None) is clip_grad_norm_:
+            wrapper.clip_func = self._clip_all
+        return wrapper
+
+    def _clip_all(self, parameters: list[nn.Parameter], **settings) -> torch.Tensor:
+        """Clip by the norm of all gradients together; `parameters` are this process's."""
+        return self.model.clip_grad_norm_(**settings)
+
     def load_optim_state_dict(self, state_dict: dict) -> None:
         shards = FullyShardedDataParallel.optim_state_dict_to_load(
             model=self.model, optim=self.optim_wrapper.optimizer, optim_state_dict=state_dict
@@ -85,10 +98,17 @@ def use_launcher(config: Config) -> None:
     """Where a launcher has started the processes and there is no GPU, join them over gloo.
 
     With a GPU, or without a launcher, nothing is done: mmengine does it. Raises ValueError for FSDP
-    without a launcher, and for a launcher other than torchrun (`pytorch`) without a GPU.
+    without a launcher or with averaged weights, and for a launcher other than torchrun (`pytorch`)
+    without a GPU.
     """
+    fsdp = "FSDP" in config.get("strategy", {}).get("type", "")
+    if fsdp and any(_type(hook) == "EMAHook" for hook in config.get("custom_hooks") or ()):
+        raise ValueError(
+            "EMAHook does not work with FSDP, which spreads the weights: leave EMAHook out of "
+            "custom_hooks, or train by DDP, without `strategy` in the config"
+        )
     if config.launcher == "none":
-        if "FSDP" in config.get("strategy", {}).get("type", ""):
+        if fsdp:
             raise ValueError(
                 "FSDP needs a launcher: start the run by tools/dist_train.sh, or by torchrun with "
                 "--launcher pytorch"
@@ -106,6 +126,10 @@ def use_launcher(config: Config) -> None:
     config.setdefault("model_wrapper_cfg", settings | {"device_ids": None})
     if not distributed.is_initialized():
         distributed.init_process_group("gloo")
+
+
+def _type(hook: Any) -> str:
+    return str(hook.get("type")) if isinstance(hook, dict) else type(hook).__name__
 
 
 def _part() -> None:
