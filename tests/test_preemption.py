@@ -1,6 +1,7 @@
 """SIGTERM saves and ends a run with a status of its own; resumed, it ends as if never stopped."""
 
 import re
+import signal
 
 import pytest
 import torch
@@ -84,14 +85,20 @@ def test_at_the_end_it_ends_as_always(stage, tmp_path):
     assert (tmp_path / "told" / "iter_9.pth").exists()
 
 
-@pytest.mark.slow
-def test_in_a_validation_it_is_finished_first(tmp_path):
+@pytest.mark.parametrize(
+    "killed", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["killed", "finished"]
+)
+def test_in_a_validation_it_saves_at_once(killed, tmp_path):
+    """In the middle of it, with averaged weights in the model; then it is finished, if it can."""
     config = prepared(tmp_path, loop=ITERATIONS, workers=0, accumulated=1, ema=True)
     expected = train(config, tmp_path / "whole")
-    misfortune = dict(kind="told_to_go", iteration=2, stage="after_val_iter")
+    kind = "told_to_go_and_killed" if killed else "told_to_go"
+    misfortune = dict(kind=kind, iteration=2, stage="after_val_iter")
     done = train_with(config, tmp_path / "told", misfortune)
-    assert done.returncode == EXIT_STATUS, done.stderr[-3000:]
-    assert "bbox_mAP" in done.stderr + done.stdout
+    assert done.returncode == (-signal.SIGKILL if killed else EXIT_STATUS), done.stderr[-3000:]
+    said = done.stderr + done.stdout
+    assert "iter_2.pth; the validation is finished first" in said
+    assert ("bbox_mAP" in said) != killed
     assert latest_checkpoint(tmp_path / "told").name == "iter_2.pth"
     assert_same(train(config, tmp_path / "told", resume=True), expected)
 

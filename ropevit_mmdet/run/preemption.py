@@ -29,7 +29,10 @@ class PreemptionHook(Hook):
     A resumed run (`--resume`) ends with the weights of one that was never stopped, as after any
     checkpoint of ResumableCheckpointHook, which the run must have. In a distributed run the
     processes agree on the step; where gradients are accumulated, on the next step of the
-    optimizer. A validation that is running or due is finished first. A third signal kills.
+    optimizer. A validation that is due or running is finished before the run ends, and its
+    checkpoint is there before that: where the machine does not wait so long, a run that is resumed
+    from it ends with the same weights, without the metrics of that validation. A third signal
+    kills.
 
     Args:
         signals: names of those that mean this; Slurm's `--signal=USR1@120` sends SIGUSR1.
@@ -71,6 +74,24 @@ class PreemptionHook(Hook):
             self._checkpoint.save_now(runner, done)
             if not _ends_or_validates(runner, done):
                 self._leave(runner, done)
+
+    def before_val_epoch(self, runner) -> None:
+        batches = torch.tensor(float(len(runner.val_dataloader)))
+        if get_world_size() > 1:  # a process with more of them has nobody to agree with on the rest
+            all_reduce(batches, "min")
+        self._val_batches = int(batches)
+
+    def after_val_iter(
+        self, runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
+    ) -> None:
+        if not self._before or runner.iter >= runner.max_iters or batch_idx >= self._val_batches:
+            return
+        if self._agreed():
+            self._val_batches = 0  # once
+            self._checkpoint.save_within_val(runner)
+            runner.logger.warning(
+                f"told to go: saved {self._checkpoint.last_ckpt}; the validation is finished first"
+            )
 
     def after_val_epoch(self, runner, metrics: dict[str, float] | None = None) -> None:
         if not self._before or runner.iter >= runner.max_iters:

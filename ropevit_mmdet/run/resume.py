@@ -19,11 +19,10 @@ import numpy as np
 import torch
 from mmdet.registry import HOOKS
 from mmengine.dist import all_gather_object, get_rank, get_world_size, is_main_process
-from mmengine.hooks import CheckpointHook
+from mmengine.hooks import CheckpointHook, EMAHook
 from mmengine.logging import print_log
 from mmengine.runner import EpochBasedTrainLoop, Runner
 
-from ropevit_mmdet.run.memory import give_back_memory
 from ropevit_mmdet.stack.log_text import seen_from_here
 from ropevit_mmdet.stack.reading import archive_is_whole
 from ropevit_mmdet.stack.writing import whole_file
@@ -115,6 +114,15 @@ class ResumableCheckpointHook(CheckpointHook):
         else:
             self._save_within_epoch(runner, done, meta)
 
+    def save_within_val(self, runner: Runner) -> None:
+        """Save out of turn what training goes on with behind the validation that is running."""
+        averaging = [hook for hook in runner.hooks if isinstance(hook, EMAHook)]
+        for hook in averaging:
+            hook.after_val_epoch(runner)  # takes the averaged weights out of the model
+        self.save_now(runner, runner.iter)
+        for hook in averaging:
+            hook.before_val_epoch(runner)
+
     def before_val_epoch(self, runner: Runner) -> None:
         self._before_val = random_states()
 
@@ -127,9 +135,10 @@ class ResumableCheckpointHook(CheckpointHook):
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         _leave_out_machine(checkpoint)
+        if self._position is not None:  # FlexibleRunner writes its own over it, one too many
+            checkpoint["meta"].update(self._position)
         if self._states is None:
             return  # a best checkpoint: not to resume from
-        checkpoint["meta"].update(self._position)  # FlexibleRunner has put its own in its place
         checkpoint["random_states"] = self._states
         if runner.optim_wrapper.should_update():
             return
@@ -167,7 +176,8 @@ class ResumableCheckpointHook(CheckpointHook):
 
     def _write(self, runner: Runner, step: int, meta: dict[str, Any]) -> None:
         """mmengine's way to save a checkpoint, without its removal of old ones ahead of that."""
-        self._states, self._position = all_gather_object(random_states()), dict(meta)
+        self._states = all_gather_object(self._before_val or random_states())
+        self._position = dict(meta)
         name = self.filename_tmpl.format(step)
         self.last_ckpt = self.file_backend.join_path(self.out_dir, name)
         runner.message_hub.update_info("last_ckpt", self.last_ckpt)
@@ -184,9 +194,8 @@ class ResumableCheckpointHook(CheckpointHook):
                 **self.args,
             )
         finally:
-            self._states = None
-            give_back_memory()
-        self._saved_iter = self._position["iter"]  # in every process: the first alone writes
+            self._states, self._position = None, None
+        self._saved_iter = meta["iter"]  # in every process: the first alone writes
         if is_main_process():
             pointer = name if self.out_dir == runner.work_dir else self.last_ckpt
             with whole_file(os.path.join(runner.work_dir, POINTER)) as file:
@@ -212,7 +221,9 @@ class ResumableCheckpointHook(CheckpointHook):
             self.best_ckpt_path = None
         else:
             self.best_ckpt_path_dict = dict.fromkeys(before)
+        self._position = dict(epoch=runner.epoch, iter=runner.iter)
         super().after_val_epoch(runner, metrics)
+        self._position = None
         after = {"": self.best_ckpt_path} if single else self.best_ckpt_path_dict
         for key, path in before.items():
             if after[key] is None:
