@@ -174,6 +174,15 @@ def test_links_and_configs_are_there(page):
     assert not missing, f"{page.name} names {missing}"
 
 
+def test_what_works_of_mmdets_tools_is_run():
+    rows = (ROOT / "docs" / "mmdet_tools.md").read_text().splitlines()
+    run = (ROOT / "tests" / "test_mmdet_tool.py").read_text()
+    names = [name for row in rows if "| works |" in row for name in row.split("|")[1].split(",")]
+    assert len(names) > 5
+    for name in names:
+        assert f'["{name.strip(" `")}"' in run, f"no test runs {name}"
+
+
 def test_rooms_stand_in_the_order_of_their_imports():
     rows = re.findall(r"(?m)^\| (`[^|]+`) \|", (ROOT / "docs" / "architecture.md").read_text())
     rooms = [set(re.findall(r"`(\w+)(?:/|\.py)`", row)) for row in rows]
@@ -183,15 +192,14 @@ def test_rooms_stand_in_the_order_of_their_imports():
 def commands(page: Path) -> list[str]:
     """The commands of a page: lines of its shell blocks, fenced or indented."""
     shell = blocks(page, "(?:bash|sh)")
-    shell += re.findall(r"(?m)^    ((?:python|pip|make|bash) .*)$", page.read_text())
+    shell += re.findall(r"(?m)^    ((?:python|pip|make|bash) .*)$", without_blocks(page))
     lines = "\n".join(shell).replace("\\\n", " ").splitlines()
     return [line for line in (re.sub(r"\s#.*", "", line).strip() for line in lines) if line]
 
 
 def inline_commands(page: Path) -> list[str]:
     """Commands within the text: in backticks, and with something to be done."""
-    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
-    found = [" ".join(one.split()) for one in re.findall(r"`([^`]+)`", text)]
+    found = [" ".join(one.split()) for one in re.findall(r"`([^`]+)`", without_blocks(page))]
     found = [re.sub(r"^(?=tools/\w+\.py )", "python ", one) for one in found]
     return [one for one in found if re.match(r"(python|pytest|make|pip install) \S", one)]
 
@@ -223,6 +231,10 @@ def launched(words: list[str]) -> tuple[dict[str, str], list[str]]:
 
 def blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", page.read_text(), flags=re.DOTALL)
+
+
+def without_blocks(page: Path) -> str:
+    return re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
 
 
 def stand_ins(words: list[str], folder: Path) -> list[str]:
