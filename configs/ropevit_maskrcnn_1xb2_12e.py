@@ -1,5 +1,6 @@
 # ropevit_maskrcnn_12e.py on one GPU of 24 GB: 2 pictures at a time, activations computed again,
 # gradients of 32 passes added up to the same 64 pictures. An iteration here is one pass.
+# With EMA: default_hooks.ema.interval=32, or it averages every pass.
 _base_ = "./ropevit_maskrcnn_12e.py"
 passes = 32
 max_iters = 22125 * passes
@@ -17,4 +18,5 @@ param_scheduler = [
         gamma=0.1,
     ),
 ]
+default_hooks = dict(checkpoint=dict(interval=160 * passes))  # not amid the passes of a step
 auto_scale_lr = dict(base_batch_size=2)  # mmengine counts one pass

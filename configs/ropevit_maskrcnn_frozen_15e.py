@@ -2,7 +2,13 @@
 # and heads learn. 15 epochs of COCO at batch 128 (8 GPUs, 16 pictures each).
 _base_ = "./ropevit_maskrcnn.py"
 max_iters = 13828
-model = dict(backbone=dict(frozen_stages=12, global_attn_indices=()))
+model = dict(
+    backbone=dict(
+        _delete_=True,
+        type="FrozenBackbone",
+        backbone=dict(_base_.model.backbone, global_attn_indices=()),
+    )
+)
 train_dataloader = dict(batch_size=16)
 train_cfg = dict(max_iters=max_iters)
 optim_wrapper = dict(optimizer=dict(lr=2e-4), paramwise_cfg=dict(layer_decay_rate=1.0))

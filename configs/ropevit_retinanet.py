@@ -2,8 +2,6 @@
 _base_ = [
     "./_base_/default_runtime.py",
     "./_base_/models/retinanet.py",
-    "./_base_/datasets/coco_lsj.py",
+    "./_base_/datasets/coco_lsj_boxes.py",
     "./_base_/schedules/adamw_100e.py",
 ]
-val_evaluator = dict(metric="bbox")
-test_evaluator = val_evaluator

@@ -1,5 +1,6 @@
 """Every config builds, loads a birder checkpoint, takes two optimizer steps and a test step."""
 
+import re
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -47,9 +48,10 @@ def load(path: Path, checkpoints: Callable[..., Path] | None = None) -> Config:
     """The config with a small architecture, by name, small pictures and two passes a step."""
     config = Config.fromfile(path)
     init_default_scope(config.default_scope)
-    backbone = config.model.backbone
+    backbone = backbone_of(config)
     if backbone.type != "RoPEViT":
         return config
+    config.model.backbone.pop("cache_dir", None)
     if isinstance(backbone.arch, str):
         backbone.arch, config.model.neck.in_channels = SMALL, 192
         config.model.data_preprocessor.batch_augments = None
@@ -102,9 +104,10 @@ def test_loads_takes_two_optimizer_steps_and_a_test_step(path, checkpoints):
     check_strides(model)
     if path in COCO:
         check_colours(model)
-    if config.model.backbone.type == "RoPEViT":
+    backbone = backbone_of(config)
+    if backbone.type == "RoPEViT":
         key = "blocks.0.attn.qkv.weight"
-        state = read_checkpoint(config.model.backbone.init_cfg.checkpoint).state
+        state = read_checkpoint(backbone.init_cfg.checkpoint).state
         assert torch.equal(model.backbone.state_dict()[key], state[key])
 
     passes = config.optim_wrapper.get("accumulative_counts", 1)
@@ -131,6 +134,10 @@ def test_loads_takes_two_optimizer_steps_and_a_test_step(path, checkpoints):
     assert ("masks" in results[0].pred_instances) == ("roi_head" in config.model)
 
 
+def backbone_of(config: Config) -> dict:
+    return config.model.backbone.get("backbone", config.model.backbone)  # in a FrozenBackbone
+
+
 def head_of(config: Config) -> dict:
     head = config.model.get("roi_head", config.model).bbox_head
     return head[0] if isinstance(head, list) else head
@@ -146,6 +153,10 @@ def test_the_schedule_fits_the_batch_that_the_learning_rate_is_for(path):
     per_pass = config.auto_scale_lr.base_batch_size  # mmengine scales by the batch of one pass
     passes = config.optim_wrapper.get("accumulative_counts", 1)
     per_step = per_pass * passes
+    gpus = 1 if "1xb2" in path.stem else 8
+    assert gpus * config.train_dataloader.batch_size == per_pass
+    interval = config.default_hooks.checkpoint.interval
+    assert interval % passes == config.train_cfg.val_interval % passes == 0  # not amid a step
     assert config.optim_wrapper.optimizer.lr == pytest.approx(1e-4 * per_step / 64)
     epochs = config.train_cfg.max_iters * per_pass / COCO_PICTURES
     assert epochs == pytest.approx(epochs_of(path), rel=1e-3)
@@ -156,10 +167,36 @@ def test_the_schedule_fits_the_batch_that_the_learning_rate_is_for(path):
     assert parts == pytest.approx([8 / 9, 26 / 27], abs=1e-3)
 
 
+def test_documented_runs_have_the_batch_that_the_learning_rate_is_for():
+    pages = [CONFIGS.parent / "README.md", *CONFIGS.parent.glob("docs/*.md"), *CONFIGS.glob("*.py")]
+    text = "\n".join(page.read_text() for page in pages).replace("\\\n", " ")
+    runs = re.findall(r"^.*(?:train\.py|dist_train\.sh) configs/(?:ropevit|custom).*", text, re.M)
+    assert len(runs) > 5
+    for run in runs:
+        path, gpus = re.search(r"(configs/\w+\.py)(?: (\d+))?", run).groups()
+        nodes = re.search(r"NNODES=(\d+)", run)
+        processes = int(gpus or 1) * int(nodes[1] if nodes else 1)
+        config = Config.fromfile(CONFIGS.parent / path)
+        given = re.search(r"train_dataloader\.batch_size=(\d+)", run)
+        batch = int(given[1]) if given else config.train_dataloader.batch_size
+        assert processes * batch == config.auto_scale_lr.base_batch_size, run
+
+
+@pytest.mark.parametrize("layers", [12, 24])
+def test_the_frozen_probe_is_frozen_at_any_depth(layers):
+    config = load(CONFIGS / "ropevit_maskrcnn_frozen_15e.py")
+    backbone_of(config).arch = dict(
+        patch_size=14, num_layers=layers, num_heads=2, hidden_dim=8, mlp_dim=8
+    )
+    backbone = MODELS.build(config.model.backbone)
+    assert len(backbone.backbone.blocks) == layers
+    assert not any(parameter.requires_grad for parameter in backbone.parameters())
+
+
 @pytest.mark.parametrize("path", COCO, ids=lambda path: path.stem)
 def test_pictures_are_as_large_as_the_rope_coordinates_are_fitted_to(path):
     config = Config.fromfile(path)
-    backbone, preprocessor = config.model.backbone, config.model.data_preprocessor
+    backbone, preprocessor = backbone_of(config), config.model.data_preprocessor
     (pad,) = preprocessor.batch_augments
     side = pad.size[0]
     assert pad.size == (side, side) and pad.get("pad_mask", False) == preprocessor.pad_mask
@@ -167,6 +204,7 @@ def test_pictures_are_as_large_as_the_rope_coordinates_are_fitted_to(path):
     assert side // backbone.get("patch_size", 14) == 64  # 4096 tokens
     assert side % preprocessor.pad_size_divisor == 0
     train, test = (config[f"{split}_dataloader"].dataset.pipeline for split in ("train", "test"))
+    assert train[1].with_mask == test[2].with_mask == ("roi_head" in config.model)
     assert [train[2].scale, train[3].crop_size, test[1].scale] == [(side, side)] * 3
     neck = MODELS.build(config.model.neck)
     assert preprocessor.pad_size_divisor % neck.strides[-1] == 0

@@ -1,12 +1,17 @@
 """configs/custom_coco.py: four lines on top are all that a data set of one's own needs."""
 
+import json
 import re
 
 import pytest
+import torch
+from mmdet.registry import DATASETS, MODELS
+from mmengine.dataset import pseudo_collate
+from mmengine.optim import build_optim_wrapper
 
 from ropevit_mmdet.data_checks.datasets import check_datasets
 from ropevit_mmdet.run.config import load_config
-from tests.test_configs import CONFIGS
+from tests.test_configs import CONFIGS, load
 from tests.tiny_coco import write_tiny
 
 
@@ -45,6 +50,54 @@ def test_everything_follows_from_the_four_lines(custom):
         assert dataset.ann_file == "instances_photos.json"
     assert config.val_evaluator.ann_file == config.test_evaluator.ann_file
     assert config.val_evaluator.ann_file.endswith("data/instances_photos.json")
+
+
+def test_folders_and_files_are_joined(custom, tmp_path):
+    data = tmp_path / "data"
+    for lines in (dict(data_root=str(data)), dict(val_ann=str(data / "instances_photos.json"))):
+        config = custom(**lines)
+        check_datasets(config)
+        assert config.val_evaluator.ann_file == str(data / "instances_photos.json")
+
+
+def test_on_a_smaller_card_everything_is_counted_in_passes(custom):
+    whole, config = custom(), custom(passes=4)
+    assert config.train_dataloader.batch_size == config.auto_scale_lr.base_batch_size == 1
+    assert config.optim_wrapper.accumulative_counts == 4
+    for counted in (
+        lambda c: c.train_cfg.max_iters,
+        lambda c: c.train_cfg.val_interval,
+        lambda c: c.default_hooks.checkpoint.interval,
+        lambda c: c.param_scheduler[0].end,
+        lambda c: c.param_scheduler[1].begin,
+        lambda c: c.param_scheduler[1].end,
+    ):
+        assert counted(config) == 4 * counted(whole)
+
+
+def test_boxes_alone(custom, tmp_path):
+    path = tmp_path / "data" / "instances_photos.json"
+    content = json.loads(path.read_text())
+    for one in content["annotations"]:
+        del one["segmentation"]
+    path.write_text(json.dumps(content))
+    custom(_base_=f"{CONFIGS}/ropevit_retinanet.py")
+    config = load(tmp_path / "mine.py")
+    check_datasets(config)
+    train, test = (config[f"{split}_dataloader"].dataset for split in ("train", "test"))
+    train.pipeline[2].scale = train.pipeline[3].crop_size = test.pipeline[1].scale = (112, 112)
+    train, test = DATASETS.build(train), DATASETS.build(test)
+    assert config.val_evaluator.metric == config.test_evaluator.metric == "bbox"
+
+    model = MODELS.build(config.model)
+    optim_wrapper = build_optim_wrapper(model, config.optim_wrapper)
+    for _ in range(2):
+        losses = model.train_step(pseudo_collate([train[0], train[1]]), optim_wrapper)
+        assert all(torch.as_tensor(value).isfinite().all() for value in losses.values())
+    with torch.no_grad():
+        (result,) = model.eval().test_step(pseudo_collate([test[0]]))
+    assert result.pred_instances.bboxes.shape[-1] == 4
+    assert model.bbox_head.num_classes == 2
 
 
 def test_as_it_stands_it_names_the_shapes():

@@ -1,8 +1,8 @@
 """Check that a config's data sets are there and fit it, before a model is built or a file written.
 
-mmdet numbers classes in the order of the annotation file, drops those that the file lacks and leaves
-out its other categories (`CocoDataset.load_data_list`), so that names shift and objects go missing
-without a word: it is an error here.
+mmdet numbers classes in the order of the annotation file, drops those that the file lacks and
+leaves out its other categories (`CocoDataset.load_data_list`), so that names shift and objects go
+missing without a word: it is an error here.
 """
 
 import json

@@ -14,7 +14,11 @@ import numpy as np
 from ropevit_mmdet.data_checks.troubles import ERROR, WARNING, Kind, short
 
 KINDS = {
-    "no masks": Kind(ERROR, "annotations without a segmentation, where masks are learned"),
+    "no masks": Kind(
+        ERROR,
+        "annotations without a segmentation, where masks are learned: RetinaNet, FCOS and ATSS "
+        "need none",
+    ),
     "bad masks": Kind(ERROR, "segmentations that are neither lists of polygons nor run lengths"),
     "wild polygons": Kind(
         ERROR, "polygons with coordinates that are NaN, or further outside than the picture is wide"
