@@ -173,6 +173,13 @@ def test_what_cannot_start_says_so(settings, message, monkeypatch):
         use_launcher(Config(ConfigDict(settings)))
 
 
+def test_torchrun_without_a_launcher_says_so(monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="give --launcher pytorch too"):
+        use_launcher(Config(ConfigDict(launcher="none")))
+
+
 def test_nothing_is_done_for_one_process(monkeypatch):
     monkeypatch.setattr(distributed.distributed, "init_process_group", pytest.fail)
     config = Config(ConfigDict(launcher="none"))

@@ -12,7 +12,7 @@ import torch
 from ropevit_mmdet.errors import user_message
 from ropevit_mmdet.run import work_dir_lock
 from ropevit_mmdet.run.resume import latest_checkpoint
-from ropevit_mmdet.run.work_dir_lock import LOCK, lock_work_dir
+from ropevit_mmdet.run.work_dir_lock import LOCK, RANKS, lock_work_dir
 from tests.misfortunes import ITERATIONS, TORCHRUN, assert_same, prepared, train, train_with
 from tests.test_tools import load_tool
 
@@ -130,12 +130,15 @@ def test_notes_without_sense(tmp_path, holder, noted, monkeypatch):
         pytest.fail("both hold it")
 
 
-@pytest.mark.parametrize("variable", ["RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK"])
-def test_processes_of_one_run_do_not_lock_each_other_out(tmp_path, holder, variable, monkeypatch):
+@pytest.mark.parametrize("launcher", RANKS)
+def test_processes_of_one_run_do_not_lock_each_other_out(tmp_path, holder, launcher, monkeypatch):
+    """Without a launcher they are several runs, as of `srun -n 2 python tools/train.py`."""
     holder()
-    monkeypatch.setenv(variable, "1")
-    with lock_work_dir(tmp_path):
+    monkeypatch.setenv(RANKS[launcher], "1")
+    with lock_work_dir(tmp_path, launcher):
         pass
+    with pytest.raises(ValueError, match="is training into"), lock_work_dir(tmp_path):
+        pytest.fail("both hold it")
 
 
 def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch, caplog):
@@ -148,12 +151,14 @@ def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch, caplog):
     assert "cannot be locked: no flock here" in caplog.text
 
 
-def test_train_takes_the_lock_before_it_writes(tmp_path, holder, capsys):
+@pytest.mark.parametrize("tool", ["train", "demo"])
+def test_tools_take_the_lock_before_they_write(tool, tmp_path, holder, capsys):
     config = prepared(tmp_path, **SETTINGS)
     process = holder()
     before = sorted(tmp_path.rglob("*"))
+    argv = [str(config)] if tool == "train" else ["--config", str(config)]
     with pytest.raises(SystemExit) as left:
-        load_tool("train").main([str(config), "--work-dir", str(tmp_path)])
+        load_tool(tool).main([*argv, "--work-dir", str(tmp_path)])
     assert left.value.code == 2
     assert f"error: process {process.pid} on " in capsys.readouterr().err
     assert sorted(tmp_path.rglob("*")) == before

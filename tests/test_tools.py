@@ -338,6 +338,15 @@ def test_flags_that_contradict_themselves(capsys):
         assert stop.value.code == 2 and argv[-2] in capsys.readouterr().err
 
 
+def test_demo_names_the_python_that_runs_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for executable, told in ((tmp_path / "env/bin/python", "env/bin/python"), ("/p/python3",) * 2):
+        monkeypatch.setattr(demo.sys, "executable", str(executable))
+        assert f"    {told} tools/predict.py a.py b.pth" in demo.what_next(
+            "a.py", "b.pth", tmp_path
+        )
+
+
 def test_demo_table_and_summary():
     metrics = {"bbox/bbox_mAP": 0.51, "bbox/bbox_mAP_50": 0.7, "bbox/bbox_mAP_75": 0.6}
     metrics |= {"bbox/ring_precision": 0.4, "segm/ring_precision": 0.3}

@@ -27,7 +27,7 @@ import torchvision
 from mmdet.utils import setup_cache_size_limit_of_dynamo
 from mmengine.config import Config
 from mmengine.logging import MMLogger
-from mmengine.runner import Runner, find_latest_checkpoint
+from mmengine.runner import Runner
 from PIL import Image
 from tqdm import tqdm
 
@@ -38,6 +38,8 @@ from ropevit_mmdet.pictures import SUFFIXES, read_picture
 from ropevit_mmdet.prediction.drawing import contact_sheet
 from ropevit_mmdet.prediction.predictor import OVERLAY_FOLDER, Predictor, predict_files
 from ropevit_mmdet.run.config import add_cfg_options, build_detector, load_config
+from ropevit_mmdet.run.resume import latest_checkpoint
+from ropevit_mmdet.run.work_dir_lock import lock_work_dir
 from ropevit_mmdet.weights.detector_checkpoint import check_start
 
 CONFIG = "configs/shapes_maskrcnn.py"
@@ -62,8 +64,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     setup_cache_size_limit_of_dynamo()
     warnings.filterwarnings("ignore", message=".*anchor_generator is deprecated")  # mmdet of itself
     started = time.time()
-    with one_line_errors():
-        config = load_config(args.config, args.cfg_options, work_dir=args.work_dir)
+    with (
+        one_line_errors(),
+        lock_work_dir(
+            (config := load_config(args.config, args.cfg_options, work_dir=args.work_dir)).work_dir
+        ),
+    ):
         print("[1/4] the data set")
         make_data(Path(config.test_dataloader.dataset.data_root))
         prepare(config, args.seed)
@@ -81,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             metrics = runner.test()
 
         print("[4/4] drawing predictions")
-        checkpoint = os.path.relpath(find_latest_checkpoint(str(work_dir)))
+        checkpoint = os.path.relpath(latest_checkpoint(work_dir))
         draw_predictions(config, checkpoint, work_dir)
     names = runner.test_dataloader.dataset.metainfo["classes"]
     summary = {
@@ -181,12 +187,18 @@ def versions() -> dict[str, str]:
     return {"python": python, **{module.__name__: module.__version__ for module in modules}}
 
 
+def this_python() -> str:
+    """What to type for this very Python: seen from here if it is below, as `.venv/bin/python`."""
+    path = os.path.relpath(sys.executable)
+    return sys.executable if path.startswith(os.pardir) else path
+
+
 def what_next(config: str, checkpoint: str, work_dir: Path) -> str:
     return f"""look at   {work_dir / "predictions.png"}
 figures   {work_dir / "summary.json"}
 
 next: your own pictures
-    .venv/bin/python tools/predict.py {config} {checkpoint} PICTURES --out-dir outputs
+    {this_python()} tools/predict.py {config} {checkpoint} PICTURES --out-dir outputs
 training on COCO, or from your own mmdet config: see README.md"""
 
 

@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     setup_cache_size_limit_of_dynamo()
     with one_line_errors():
         config = prepare(args)
-        with lock_work_dir(config.work_dir), launched(config):
+        with lock_work_dir(config.work_dir, args.launcher), launched(config):
             runner_type = RUNNERS.get(config.runner_type) if "runner_type" in config else Runner
             runner_type.from_cfg(config).train()
 

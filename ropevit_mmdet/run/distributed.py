@@ -5,6 +5,7 @@ mmengine 0.10 sets a CUDA device in every launcher, gives DDP and FSDP the numbe
 by the norm of those that a process holds. The engine stays mmengine's.
 """
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -98,8 +99,8 @@ def use_launcher(config: Config) -> None:
     """Where a launcher has started the processes and there is no GPU, join them over gloo.
 
     With a GPU, or without a launcher, nothing is done: mmengine does it. Raises ValueError for FSDP
-    without a launcher or with averaged weights, and for a launcher other than torchrun (`pytorch`)
-    without a GPU.
+    without a launcher or with averaged weights, for torchrun without `--launcher`, and for a
+    launcher other than torchrun (`pytorch`) without a GPU.
     """
     fsdp = "FSDP" in config.get("strategy", {}).get("type", "")
     if fsdp and any(_type(hook) == "EMAHook" for hook in config.get("custom_hooks") or ()):
@@ -112,6 +113,11 @@ def use_launcher(config: Config) -> None:
             raise ValueError(
                 "FSDP needs a launcher: start the run by tools/dist_train.sh, or by torchrun with "
                 "--launcher pytorch"
+            )
+        if "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1":
+            raise ValueError(
+                "torchrun has started several processes, and each would train for itself: give "
+                "--launcher pytorch too, as tools/dist_train.sh does"
             )
         return
     if torch.cuda.is_available():

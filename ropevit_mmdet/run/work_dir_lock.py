@@ -14,19 +14,22 @@ from filelock import FileLock, Timeout
 LOCK = ".train.lock"
 # Data loader workers of a killed process keep its lock until they notice, every 5 s.
 ORPHANS = 10  # seconds
+# Where each launcher says which of the run's processes this one is.
+RANKS = {"pytorch": "RANK", "slurm": "SLURM_PROCID", "mpi": "OMPI_COMM_WORLD_RANK"}
 
 
 @contextmanager
-def lock_work_dir(work_dir: str | os.PathLike[str]) -> Iterator[None]:
+def lock_work_dir(work_dir: str | os.PathLike[str], launcher: str = "none") -> Iterator[None]:
     """Holds the folder's lock, which the system gives back however this process ends.
 
-    Of a distributed run the first process holds it for all. Where the file system knows no locks,
-    a warning says so and the run goes on.
+    Of a distributed run, which has a launcher, the first process holds it for all. Where the file
+    system knows no locks, a warning says so and the run goes on.
 
     Raises:
         ValueError: another training holds it; says which, as far as that is known.
     """
-    if _rank() != 0:
+    # Without a launcher of its own a run that was started several times is several runs.
+    if launcher != "none" and os.environ.get(RANKS[launcher], "0") != "0":
         yield
         return
     folder = Path(work_dir)
@@ -98,9 +101,3 @@ def _is_alive(holder: dict) -> bool:
 
 def _holder_file(folder: Path) -> Path:
     return folder / f"{LOCK}.json"
-
-
-def _rank() -> int:
-    """The number of this process among all of the run, as its launcher says it."""
-    names = ("RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK")
-    return int(next((os.environ[name] for name in names if name in os.environ), 0))
