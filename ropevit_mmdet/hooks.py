@@ -1,8 +1,10 @@
-"""Checks at the start of a run: strides and colours that contradict each other stop it there."""
+"""Checks at the start of a run: strides, colours and classes that contradict each other stop it."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from mmdet.registry import HOOKS
 from mmengine.hooks import Hook
@@ -13,44 +15,87 @@ from ropevit_mmdet.backbone import RoPEViT
 from ropevit_mmdet.checkpoint import read_checkpoint
 from ropevit_mmdet.weights.lookup import resolve_weights
 
+# Heads whose num_classes is the data set's: an RPN has 1, one of stuff has others.
+_HEAD = re.compile(r"(^|\.)(bbox|mask)_head(\.\d+)?$")
+
 
 @HOOKS.register_module()
 class RoPEViTChecks(Hook):
-    """Stops a run whose heads were given other strides than the pyramid has, or whose
-    preprocessor normalises colours otherwise than the checkpoint was trained with. Warns of a batch
-    that is not the one its learning rate is for.
+    """Stops a run whose heads were given other strides than the pyramid has or another number of
+    classes than the data set, or whose preprocessor normalises colours otherwise than the
+    checkpoint was trained with. Warns of a batch that is not the one its learning rate is for.
 
     Raises (as the run starts):
         ValueError: both values, and the lines to paste.
     """
 
     def before_run(self, runner) -> None:
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = _bare(runner.model)
         check_strides(model)
         check_colours(model)
 
     def before_train(self, runner) -> None:
+        for loop in (runner.train_loop, runner.val_loop):
+            if loop is not None:
+                check_num_classes(_bare(runner.model), loop.dataloader.dataset)
         warning = batch_warning(
             runner.cfg.get("auto_scale_lr") or {},
             runner.world_size,
             runner.train_dataloader.batch_size,
+            (runner.cfg.get("optim_wrapper") or {}).get("accumulative_counts", 1),
         )
         if warning:
             runner.logger.warning(warning)
 
+    def before_test(self, runner) -> None:
+        check_num_classes(_bare(runner.model), runner.test_loop.dataloader.dataset)
 
-def batch_warning(auto_scale_lr: Mapping, processes: int, per_process: int | None) -> str | None:
-    """What to say if the batch is not the config's ``base_batch_size``; None if all is well."""
+
+def batch_warning(
+    auto_scale_lr: Mapping, processes: int, per_process: int | None, passes: int = 1
+) -> str | None:
+    """What to say if the batch is not the config's ``base_batch_size``; None if all is well.
+
+    That is the batch of one pass, which mmengine scales by, and ``passes`` of them are a step.
+    """
     base = auto_scale_lr.get("base_batch_size")
     if base is None or per_process is None or processes * per_process == base:
         return None
+    batch = processes * per_process
     scaled = auto_scale_lr.get("enable")
     rate = "is scaled to it" if scaled else "is not (--auto-scale-lr does so)"
+    if batch * passes == base and not scaled:
+        rate = (
+            f"fits, as {passes} passes are a step, but iterations count passes: give train_cfg, "
+            f"param_scheduler and the checkpoint's interval {passes} times as many, and then "
+            f"auto_scale_lr.base_batch_size={batch}"
+        )
     return (
-        f"batch size {processes * per_process} ({processes} x {per_process}), the config is made "
-        f"for {base}: the learning rate {rate}, and the run sees "
-        f"{processes * per_process / base:.3g} times the pictures that its schedule means"
+        f"batch size {batch} ({processes} x {per_process}), the config is made for {base}: "
+        f"the learning rate {rate}, and the run sees "
+        f"{batch / base:.3g} times the pictures that its schedule means"
     )
+
+
+def check_num_classes(model: nn.Module, dataset: Any) -> None:
+    """Compares the number of classes of every box and mask head with the data set's.
+
+    Raises:
+        ValueError: they differ; names the head, and both numbers.
+    """
+    metainfo = getattr(dataset, "metainfo", {})
+    classes = metainfo.get("thing_classes", metainfo.get("classes"))  # the former of a panoptic set
+    if classes is None:
+        return
+    for name, module in model.named_modules():
+        number = getattr(module, "num_classes", None) if _HEAD.search(name) else None
+        if number is not None and number != len(classes):
+            raise ValueError(
+                f"{name}.num_classes is {number}, but the data set has {len(classes)} classes "
+                f"({', '.join(map(str, classes[:6]))}{', ...' * (len(classes) > 6)}); set "
+                f"num_classes={len(classes)} there, or metainfo = dict(classes=(...)) in the data "
+                "set"
+            )
 
 
 def check_strides(model: nn.Module) -> None:
@@ -100,6 +145,10 @@ def check_colours(model: nn.Module) -> None:
         f"bgr_to_rgb={bool(preprocessor._channel_conversion)}; give data_preprocessor\n{lines}"
         "    bgr_to_rgb=True,"
     )
+
+
+def _bare(model: nn.Module) -> nn.Module:
+    return model.module if is_model_wrapper(model) else model
 
 
 def _given_strides(model: nn.Module) -> Iterator[tuple[str, tuple[float, ...]]]:

@@ -1,14 +1,20 @@
-"""The checks at the start of a run: strides, colours and the batch."""
+"""The checks at the start of a run: strides, colours, classes and the batch."""
+
+from types import SimpleNamespace
 
 import pytest
 import torch
+from mmdet.datasets import CocoDataset
 from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
+from mmengine.runner import Runner
 
-from ropevit_mmdet.hooks import batch_warning, check_colours, check_strides
+from ropevit_mmdet.errors import user_message
+from ropevit_mmdet.hooks import batch_warning, check_colours, check_num_classes, check_strides
 from tests.oracle import RGB_STATS, SMALL, birder_net, write_checkpoint
 from tests.test_configs import CONFIGS, load
+from tests.tiny_coco import write_tiny
 
 
 def detector(**options):
@@ -91,6 +97,35 @@ def test_the_hook_runs_before_a_run(coloured):
     assert isinstance(Runner.model, torch.nn.Module)
 
 
+@pytest.mark.parametrize(
+    ("name", "head"),
+    [
+        ("retinanet", "bbox_head"),
+        ("maskrcnn", "roi_head.mask_head"),
+        ("cascade-maskrcnn", "roi_head.bbox_head.1"),
+    ],
+)
+def test_a_head_of_another_number_of_classes_stops_the_run(name, head):
+    config = load(CONFIGS / f"ropevit_{name}.py")
+    config.merge_from_dict({f"model.{head}.num_classes": 79})
+    data = SimpleNamespace(metainfo=CocoDataset.METAINFO)
+    with pytest.raises(ValueError, match=rf"^{head}\.num_classes is 79, .* has 80 classes"):
+        check_num_classes(MODELS.build(config.model), data)
+
+
+@pytest.mark.parametrize("run", ["train", "test"])
+def test_classes_are_counted_before_the_first_iteration(tmp_path, run):
+    config = Config.fromfile(write_tiny(tmp_path))
+    config.custom_hooks = [dict(type="RoPEViTChecks")]
+    config.work_dir = str(tmp_path / "run")
+    wrong = dict(train=config.val_dataloader, test=config.test_dataloader)[run]
+    wrong.dataset.metainfo = dict(classes=("dark",))
+    runner = Runner.from_cfg(config)
+    with pytest.raises(ValueError, match=r"bbox_head\.num_classes is 2, .* 1 classes") as caught:
+        getattr(runner, run)()
+    assert user_message(caught.value)
+
+
 def test_a_batch_that_the_learning_rate_is_not_for_is_told():
     meant = dict(enable=False, base_batch_size=64)
     assert batch_warning(meant, 16, 4) is batch_warning({}, 1, 4) is None
@@ -98,3 +133,7 @@ def test_a_batch_that_the_learning_rate_is_not_for_is_told():
     assert "batch size 4 (1 x 4), the config is made for 64" in told
     assert "is not (--auto-scale-lr does so)" in told and "0.0625 times the pictures" in told
     assert "is scaled to it" in batch_warning(dict(meant, enable=True), 1, 4)
+    told = batch_warning(meant, 1, 4, passes=16)
+    assert "rate fits, as 16 passes are a step" in told and "0.0625 times the pictures" in told
+    assert "auto_scale_lr.base_batch_size=4" in told
+    assert batch_warning(dict(base_batch_size=4), 1, 4, passes=16) is None
