@@ -170,11 +170,12 @@ class RoPEViT(BaseModule):
         """Copies a birder checkpoint, or one of ours, into the model.
 
         Args:
-            path: a file, an http(s) URL or ``birder://NAME``: see ``weights.resolve_weights``.
+            path: a file, an http(s) URL or ``birder://NAME``: see
+                ``weights.lookup.resolve_weights``.
 
         Raises:
-            FileNotFoundError, ValueError, DownloadError: see ``weights.resolve_weights`` and
-                ``checkpoint.read_checkpoint``; also weights of another architecture or picture
+            FileNotFoundError, ValueError, DownloadError: see ``weights.lookup.resolve_weights``
+                and ``checkpoint.read_checkpoint``; also weights of another architecture or picture
                 size, with the line to paste.
         """
         path = resolve_weights(path)

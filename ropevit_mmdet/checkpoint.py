@@ -12,6 +12,7 @@ import dataclasses
 import json
 import math
 import re
+import reprlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from ropevit_mmdet.facts import (
     HEAD,
     TRAINING_ONLY,
     arch_argument,
+    check_axes,
     contradictions,
     settings_of,
     spelt_out,
@@ -34,7 +36,12 @@ from ropevit_mmdet.stack.reading import read_torch_file
 IGNORED = ("classifier.", "attn_pool.", "embedding_norm.")
 
 MOST_HEADER = 16 * 2**20  # bytes of JSON in a safetensors file, which take 5 times that to read
+MOST_PIXELS = 8192  # a side of the pictures that a network was trained on
 
+_DTYPES = tuple(
+    getattr(torch, name)
+    for name in "float64 float32 float16 bfloat16 bool uint8 int8 int16 int32 int64".split()
+)
 _RENAMED = (  # birder's key -> ours
     (r"^conv_proj\.", "patch_embed.proj."),
     (r"^pos_embedding$", "pos_embed"),
@@ -79,9 +86,19 @@ def read_checkpoint(path: str | Path, *, prefix: str = "backbone.") -> Checkpoin
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not a checkpoint, cut short, of another kind, or one that would run code.
+        ValueError: not a checkpoint, cut short, of another kind, one that would run code, or whose
+            weights or metadata make no sense.
     """
     path = Path(path)
+    checkpoint = _read(path, prefix)
+    weights = checkpoint.state | checkpoint.head
+    check_plain(weights, str(path))
+    check_axes(weights, str(path))
+    check_meta(checkpoint.meta, str(path))
+    return checkpoint
+
+
+def _read(path: Path, prefix: str) -> Checkpoint:
     if not path.is_file():
         raise FileNotFoundError(f"checkpoint not found: {path}")
     content = _read_safetensors(path) if path.suffix == ".safetensors" else read_torch_file(path)
@@ -89,7 +106,7 @@ def read_checkpoint(path: str | Path, *, prefix: str = "backbone.") -> Checkpoin
         return _from_birder(path, content)
     meta = None
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
-        meta, content = _field(path, content, "meta", Mapping), content["state_dict"]
+        meta, content = content.get("meta"), content["state_dict"]
     if not isinstance(content, Mapping) or not all(isinstance(v, Tensor) for v in content.values()):
         raise ValueError(f"{path}: neither a birder checkpoint nor one of mmengine")
     if "conv_proj.weight" in content or "conv_proj.0.weight" in content:
@@ -136,6 +153,34 @@ def check_fit(targets: Mapping[str, Tensor], state: Mapping[str, Tensor], source
     ]
     if problems:
         raise ValueError(f"checkpoint {source} does not fit the model: {'; '.join(problems)}")
+
+
+def check_plain(weights: Mapping[str, Tensor], source: str) -> None:
+    """Refuses numbers of a kind that no model has here, such as 8-bit floats and complex ones.
+
+    Raises:
+        ValueError: the first such tensor.
+    """
+    for key, value in weights.items():
+        if value.dtype not in _DTYPES:
+            raise ValueError(f"checkpoint {source}: {key} is of {value.dtype}: save it as float32")
+
+
+def check_meta(meta: Any, source: str) -> None:
+    """Refuses metadata of a detector that are not what mmengine writes.
+
+    Raises:
+        ValueError: ``meta`` or its ``dataset_meta`` is no dict, or classes are no names.
+    """
+    dataset = meta.get("dataset_meta") if isinstance(meta, Mapping) else None
+    found = [("meta", meta, Mapping), ("dataset_meta", dataset, Mapping)]
+    if isinstance(dataset, Mapping):
+        found += [(key, dataset.get(key), (str, list, tuple)) for key in ("classes", "CLASSES")]
+    for name, value, kind in found:
+        if value is not None and not isinstance(value, kind):
+            raise ValueError(
+                f"checkpoint {source}: its {name} is {reprlib.repr(value)}, which makes no sense"
+            )
 
 
 def check_finite(state: Mapping[str, Tensor], source: str) -> None:
@@ -240,7 +285,7 @@ def _with_config(path: Path, arch: Arch, config: Mapping[str, Any] | None) -> Ar
         raise ValueError(f"{path}: the file's config has {unknown[0]!r}, which is not supported")
     try:
         return dataclasses.replace(arch, **overrides)
-    except ValueError as error:
+    except (TypeError, ValueError) as error:  # the former from comparing text with a number
         raise ValueError(f"{path}: with the file's config, {error}") from error
 
 
@@ -264,7 +309,7 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
         if metadata.get(key):
             try:
                 fields[key] = json.loads(metadata[key])
-            except (json.JSONDecodeError, RecursionError) as error:
+            except (ValueError, RecursionError) as error:  # also of thousands of digits
                 raise ValueError(f"{path}: {key} in its metadata is not JSON: {error}") from error
     return {"state": state, **fields}
 
@@ -283,7 +328,9 @@ def _from_birder(path: Path, content: Mapping[str, Any]) -> Checkpoint:
     if "blocks.0.norm1.weight" not in state:
         raise ValueError(f"{path}: a birder checkpoint, but not of a RoPE ViT")
     config = _field(path, content, "config", Mapping)
-    class_to_idx = _field(path, content, "class_to_idx", Mapping)
+    class_to_idx = _field(path, content, "class_to_idx", Mapping) or {}
+    if not all(isinstance(k, str) and isinstance(v, int) for k, v in class_to_idx.items()):
+        raise ValueError(f"{path}: its class_to_idx numbers no names: {reprlib.repr(class_to_idx)}")
     return Checkpoint(
         path=path,
         state=state,
@@ -291,7 +338,7 @@ def _from_birder(path: Path, content: Mapping[str, Any]) -> Checkpoint:
         img_size=_img_size(path, content),
         rgb_stats=_rgb_stats(path, content),
         config=dict(config) if config else None,
-        class_to_idx=None if class_to_idx is None else dict(class_to_idx),
+        class_to_idx=dict(class_to_idx) or None,
         version=_field(path, content, "birder_version", str),
         head=head,
     )
@@ -301,7 +348,7 @@ def _field(path: Path, content: Mapping[str, Any], key: str, kind: type) -> Any:
     """What the writer of a file says of it: None, or a value of that kind."""
     value = content.get(key)
     if value is not None and not isinstance(value, kind):
-        raise ValueError(f"{path}: its {key} is {value!r}, which makes no sense")
+        raise ValueError(f"{path}: its {key} is {reprlib.repr(value)}, which makes no sense")
     return value
 
 
@@ -313,8 +360,10 @@ def _img_size(path: Path, content: Mapping[str, Any]) -> tuple[int, int] | None:
         height, width = signature["inputs"][0]["data_shape"][-2:]
     except (LookupError, TypeError, ValueError):
         height = width = None
-    if not all(isinstance(side, int) and side > 0 for side in (height, width)):
-        raise ValueError(f"{path}: its signature gives no picture size: {signature!r}")
+    if not all(isinstance(side, int) and 0 < side <= MOST_PIXELS for side in (height, width)):
+        raise ValueError(
+            f"{path}: its signature gives no picture size: {reprlib.repr(dict(signature))}"
+        )
     return height, width
 
 
@@ -325,6 +374,8 @@ def _rgb_stats(path: Path, content: Mapping[str, Any]) -> dict[str, tuple[float,
     values = {key: stats.get(key) for key in ("mean", "std")}
     for value in values.values():
         numbers = isinstance(value, Sequence) and all(isinstance(v, int | float) for v in value)
-        if not numbers or len(value) != 3:
-            raise ValueError(f"{path}: its rgb_stats are not three means and stds: {stats!r}")
+        if not numbers or len(value) != 3 or not all(abs(v) < 256 for v in value):
+            raise ValueError(
+                f"{path}: its rgb_stats are not three means and stds: {reprlib.repr(dict(stats))}"
+            )
     return {key: tuple(map(float, value)) for key, value in values.items()}

@@ -19,7 +19,13 @@ from torch import Tensor, nn
 
 from ropevit_mmdet.arch import Arch, resolve_arch
 from ropevit_mmdet.backbone import RoPEViT
-from ropevit_mmdet.checkpoint import Checkpoint, check_arch, load_into, read_checkpoint
+from ropevit_mmdet.checkpoint import (
+    Checkpoint,
+    check_arch,
+    check_img_size,
+    load_into,
+    read_checkpoint,
+)
 from ropevit_mmdet.vit import ACTIVATIONS, norm_layer
 from ropevit_mmdet.weights.identify import identify, with_overrides
 from ropevit_mmdet.weights.lookup import resolve_weights
@@ -32,12 +38,12 @@ def load_classifier(
 
     Args:
         checkpoint: a file, an http(s) URL or ``birder://NAME``, as for ``RoPEViT``.
-        arch: as for ``RoPEViT``; default: what ``identify.identify`` finds out from the file.
+        arch: as for ``RoPEViT``; default: what ``weights.identify.identify`` finds out.
 
     Raises:
-        FileNotFoundError, ValueError, DownloadError: see ``weights.resolve_weights``,
-            ``checkpoint.read_checkpoint`` and ``identify.identify``; also a checkpoint of a
-            detector, and weights that do not fit the architecture, both ways.
+        FileNotFoundError, ValueError, DownloadError: see ``weights.lookup.resolve_weights``,
+            ``checkpoint.read_checkpoint`` and ``weights.identify.identify``; also a checkpoint of
+            a detector, and weights that do not fit the architecture, both ways.
     """
     content = read_checkpoint(resolve_weights(checkpoint))
     if content.origin != "birder":
@@ -51,6 +57,7 @@ def load_classifier(
     else:
         arch = resolve_arch(arch)
     check_arch(content, arch)
+    check_img_size(content, arch, content.img_size)
     net = RoPEViTClassifier(content, arch)
     state = {f"encoder.{key}": value for key, value in content.state.items()} | content.head
     load_into(net, state, source=str(content.path))
@@ -78,7 +85,7 @@ class RoPEViTClassifier(nn.Module):
         self.attn_pool = _attention_pool(arch) if arch.attn_pool_head else None
         normed = arch.post_norm and arch.norm_after_pool
         self.embedding_norm = norm_layer(arch)(arch.hidden_dim) if normed else nn.Identity()
-        self.classifier, self.num_classes = _classifier(checkpoint.head, arch.hidden_dim)
+        self.classifier, self.num_classes = _classifier(checkpoint, arch.hidden_dim)
         self.class_names = _class_names(checkpoint, self.num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -210,12 +217,15 @@ def _attention_pool(arch: Arch) -> nn.Module:
     return kind(arch)
 
 
-def _classifier(head: Mapping[str, Tensor], dim: int) -> tuple[nn.Module | None, int]:
+def _classifier(checkpoint: Checkpoint, dim: int) -> tuple[nn.Module | None, int]:
     """The layers that the file has, without weights, and the number of classes."""
+    head, path = checkpoint.head, checkpoint.path
     hidden = "classifier.0.weight" in head
     last = head.get("classifier.3.weight" if hidden else "classifier.weight")
     if last is None:
         return None, 0
+    if last.shape[1] != dim * (3 if hidden else 1):
+        raise ValueError(f"{path}: its classifier is {tuple(last.shape)}, and has {dim} channels")
     bias = ("classifier.3.bias" if hidden else "classifier.bias") in head
     if not hidden:
         return nn.Linear(dim, len(last), bias=bias), len(last)

@@ -7,6 +7,7 @@ number of heads do not show. Keys: birder 0.8.4, ``birder/net/rope_vit.py``.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -29,6 +30,37 @@ HEAD = tuple(
     "attn_pool_head attn_pool_type attn_pool_num_heads attn_pool_special_tokens "
     "attn_pool_norm_eps attn_pool_act_layer_type mlp_head head_bias".split()
 )
+
+# Weights whose shape is looked at ahead of a comparison with a model's: the axes that they have.
+_AXES = {
+    "patch_embed.proj.weight": 4,
+    "pos_embed": 3,
+    "reg_tokens": 3,
+    "blocks.0.norm1.weight": 1,
+    "blocks.0.mlp.fc1.weight": 2,
+    "blocks.0.mlp.fc1_g.weight": 2,
+    "blocks.0.attn.q_norm.weight": 1,
+    "classifier.weight": 2,
+    "classifier.3.weight": 2,
+}
+
+
+def check_axes(weights: Mapping[str, Tensor], source: str) -> None:
+    """Refuses weights that ``facts_of`` and ``settings_of`` could not make sense of.
+
+    Args:
+        weights: those of the encoder under our names, of the head under birder's.
+
+    Raises:
+        ValueError: another number of axes, nothing along one of them, or a block without a number.
+    """
+    for key, axes in _AXES.items():
+        if key in weights and (weights[key].ndim != axes or not weights[key].numel()):
+            shape = tuple(weights[key].shape)
+            raise ValueError(f"{source}: {key} is {shape}; a RoPE ViT's has {axes} axes, none of 0")
+    for key in weights:
+        if key.startswith("blocks.") and not re.match(r"blocks\.[0-9]{1,4}\.", key):
+            raise ValueError(f"{source}: {key!r:.80} gives no number of a block")
 
 
 def facts_of(state: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -218,14 +218,23 @@ def test_training_does_not_start_from_them(tmp_path, capsys):
 
     config = write_tiny(tmp_path)
     state = build_detector(Config.fromfile(config)).state_dict()
-    next(iter(state.values())).fill_(np.nan)
-    path = tmp_path / "iter_1.pth"
-    torch.save(dict(meta=dict(iter=1, epoch=0), state_dict=state), path)
-    for arguments in (["--resume", str(path)], ["--cfg-options", f"load_from={path}"]):
+    path, meta = tmp_path / "iter_1.pth", dict(iter=1, epoch=0)
+    first = next(iter(state))
+    broken = state | {first: torch.full_like(state[first], np.nan)}
+    resume, load_from = ["--resume", str(path)], ["--cfg-options", f"load_from={path}"]
+    for content, arguments, words in (
+        (dict(meta=meta, state_dict=broken), resume, "holds NaN or infinite values in 1 of"),
+        (dict(meta=meta, state_dict=broken), load_from, "holds NaN or infinite values in 1 of"),
+        (dict(meta=[1], state_dict=state), load_from, "its meta is [1], which makes no sense"),
+        (state, resume, "no meta.epoch, meta.iter, message_hub, optimizer; to start from its"),
+        (dict(meta=meta, state_dict=state), resume, "has no message_hub, optimizer; to start from"),
+    ):
+        torch.save(content, path)
         with pytest.raises(SystemExit) as left:
             load_tool("train").main([str(config), "--work-dir", str(tmp_path / "run"), *arguments])
         assert left.value.code == 2
-        assert "holds NaN or infinite values in 1 of" in capsys.readouterr().err
+        said = capsys.readouterr().err
+        assert words in said and str(path) in said
     assert not (tmp_path / "run").exists()
 
 

@@ -17,8 +17,10 @@ import torch
 from mmengine import fileio
 from torch import Tensor
 
+from ropevit_mmdet.checkpoint import check_finite, check_plain
 from ropevit_mmdet.export.redaction import redact
 from ropevit_mmdet.weights.detector_checkpoint import read_detector_checkpoint
+from ropevit_mmdet.weights.download import shown
 
 HASH_DIGITS = 8
 # What mmengine and mmdet write into `meta` that says what the weights are. The rest, such as the
@@ -58,11 +60,14 @@ def publish(source: str | Path, target: str | Path, *, raw: bool = False) -> Pub
             detector's or are not finite, and `raw` where there is no EMA.
     """
     if "://" in str(source):
-        raise ValueError(f"{source} is a URL: download it, and publish the file")
+        raise ValueError(f"{shown(str(source))} is a URL: download it, and publish the file")
     checkpoint = read_detector_checkpoint(str(source))
     weights, kind = _choose_weights(checkpoint, str(source), raw)
     _check_weights(weights, str(source))
-    meta, redacted = redact(_plain(_kept_meta(checkpoint)))
+    try:
+        meta, redacted = redact(_plain(_kept_meta(checkpoint)))
+    except RecursionError as error:
+        raise ValueError(f"checkpoint {source}: its meta is nested without end") from error
     buffer = io.BytesIO()
     torch.save({"meta": meta, "state_dict": weights}, buffer)
     content = buffer.getvalue()
@@ -89,9 +94,13 @@ def _choose_weights(
         return _compact(weights), "only"
     if not raw:
         return _compact(weights), "EMA"
-    prefix = "module."
-    named = {k.removeprefix(prefix): v for k, v in swapped.items() if k.startswith(prefix)}
-    if named.keys() - weights.keys():
+    prefix, swapped = "module.", swapped if isinstance(swapped, dict) else {}
+    named = {
+        str(key).removeprefix(prefix): value
+        for key, value in swapped.items()
+        if str(key).startswith(prefix) and isinstance(value, Tensor)
+    }
+    if not named or named.keys() - weights.keys():
         raise ValueError(f"checkpoint {source}: its ema_state_dict is not of mmengine's EMAHook")
     return _compact({**weights, **named}), "raw"
 
@@ -110,9 +119,8 @@ def _check_weights(weights: Mapping[str, Tensor], source: str) -> None:
             f"checkpoint {source} holds no detector, only "
             f"{' and '.join(sorted({name.partition('.')[0] for name in weights}))}"
         )
-    for name, value in weights.items():
-        if value.is_floating_point() and not value.isfinite().all():
-            raise ValueError(f"checkpoint {source}: {name} holds NaN or infinite values")
+    check_plain(weights, source)
+    check_finite(weights, source)
 
 
 def _kept_meta(checkpoint: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,16 +4,15 @@ mmengine loads detectors non-strictly: what does not fit stays at its random sta
 among many lines. Here it is an error. Backbone weights are the business of `checkpoint`.
 """
 
-from pathlib import Path
 from typing import Any
 
 import mmengine.runner.checkpoint as mmengine_checkpoint
 import torch
 from mmengine.config import Config
-from mmengine.runner import CheckpointLoader, find_latest_checkpoint
+from mmengine.runner import CheckpointLoader
 from torch import nn
 
-from ropevit_mmdet.checkpoint import check_finite, check_fit
+from ropevit_mmdet.checkpoint import check_finite, check_fit, check_meta, check_plain
 from ropevit_mmdet.stack.checkpoint import register_scheme
 from ropevit_mmdet.stack.reading import read_torch_file
 from ropevit_mmdet.weights.download import shown
@@ -23,18 +22,17 @@ from ropevit_mmdet.weights.lookup import resolve_weights
 def check_start(model: nn.Module, config: Config) -> None:
     """Check the weights that a training run will begin with against its freshly built model.
 
-    Reads the backbone's own checkpoint into the model, if it has one, or what `load_from` and
-    `resume` name. Raises ValueError with what is wrong.
+    Reads the backbone's own checkpoint into the model, if it has one, or what `load_from` names;
+    with `resume` that must fit exactly and be of a training. Raises ValueError with what is wrong.
     """
     backbone = getattr(model, "backbone", None)
     backbone = getattr(backbone, "backbone", backbone)  # in a FrozenBackbone
     start = config.get("load_from")
-    if config.get("resume") and start is None:
-        start = _latest(config.work_dir)
     if start is not None:
         checkpoint = read_detector_checkpoint(start)
         if config.get("resume"):
             check_fit(model.state_dict(), checkpoint["state_dict"], start)
+            _check_training(checkpoint, start)
     elif type(backbone).__module__.startswith("ropevit_mmdet.") and backbone.init_cfg:
         backbone.init_weights()  # reads the file, strictly
 
@@ -44,7 +42,8 @@ def read_detector_checkpoint(path: str) -> dict[str, Any]:
     the names of a model that no wrapper holds.
 
     A local file is mapped into memory. Raises FileNotFoundError, DownloadError, or ValueError if it
-    is cut short, not a checkpoint of a detector, or not finite.
+    is cut short, not a checkpoint of a detector, not finite, or of no sense: see `check_plain` and
+    `check_meta`.
     """
     if "://" in str(path):
         checkpoint = CheckpointLoader.load_checkpoint(str(path), map_location="cpu")
@@ -69,7 +68,9 @@ def read_detector_checkpoint(path: str) -> dict[str, Any]:
     ):
         raise ValueError(f"checkpoint {path} holds no weights of a detector")
     weights = {str(name).removeprefix("module."): value for name, value in weights.items()}
+    check_plain(weights, str(path))
     check_finite(weights, str(path))
+    check_meta(checkpoint.get("meta"), str(path))
     return {**checkpoint, "state_dict": weights}
 
 
@@ -91,6 +92,13 @@ def take_over_urls() -> None:
     mmengine_checkpoint.load_from_http = load_from_http
 
 
-def _latest(work_dir: str) -> str | None:
-    """The checkpoint that `--resume` alone goes on from; none yet is no error, as in mmengine."""
-    return find_latest_checkpoint(work_dir) if Path(work_dir).is_dir() else None
+def _check_training(checkpoint: dict[str, Any], source: str) -> None:
+    """Refuses what a run cannot go on from: mmengine ends in a KeyError, the folder written."""
+    meta = checkpoint.get("meta") or {}
+    missing = [f"meta.{key}" for key in ("epoch", "iter") if not isinstance(meta.get(key), int)]
+    missing += [k for k in ("message_hub", "optimizer") if not isinstance(checkpoint.get(k), dict)]
+    if missing:
+        raise ValueError(
+            f"checkpoint {source} is not of a training, which it could go on from: it has no "
+            f"{', '.join(missing)}; to start from its weights, give it as load_from, without resume"
+        )

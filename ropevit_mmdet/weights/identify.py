@@ -47,15 +47,18 @@ def fitting_archs(checkpoint: Checkpoint) -> dict[str, Arch]:
     """The named architectures whose weights have the names and shapes that the file's have.
 
     Raises:
-        ValueError: the weights are not of a RoPE ViT.
+        ValueError: the weights are not of a RoPE ViT, or no name goes with the file's ``config``.
     """
     if "blocks.0.norm1.weight" not in checkpoint.state:
         raise ValueError(f"{checkpoint.path} holds no weights of a RoPE ViT")
-    found, fitting = _shown(checkpoint), {}
+    found, fitting, refused = _shown(checkpoint), {}, 0
     for name in arch_names():
         try:
             arch = with_overrides(resolve_arch(name), checkpoint.config)
-        except ValueError:  # overrides that are not meant for this one
+        except ValueError as error:  # overrides that are not meant for this one
+            refused += 1
+            if refused == len(arch_names()):
+                raise ValueError(f"{checkpoint.path}: {error}") from error
             continue
         if not contradictions(arch, found) and _pool_fits(checkpoint, arch):
             fitting[name] = arch
@@ -79,7 +82,10 @@ def with_overrides(arch: Arch, config: Mapping[str, Any] | None) -> Arch:
     """
     known = {field.name for field in dataclasses.fields(Arch)}
     overrides = {key: value for key, value in (config or {}).items() if key in known}
-    return dataclasses.replace(arch, **overrides)
+    try:
+        return dataclasses.replace(arch, **overrides)
+    except (TypeError, ValueError) as error:  # the former from comparing text with a number
+        raise ValueError(f"with the file's config, {error}") from error
 
 
 def summary(checkpoint: Checkpoint, loaded: Iterable[str]) -> str:

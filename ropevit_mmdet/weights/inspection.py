@@ -41,10 +41,10 @@ def facts(checkpoint: Checkpoint, archs: Mapping[str, Arch]) -> list[tuple[str, 
     Args:
         archs: what it may be of, from ``choose_archs``.
     """
-    ours = checkpoint.origin == "birder"
+    from_birder = checkpoint.origin == "birder"
     found = [
         ("file", f"{checkpoint.path}, {checkpoint.path.stat().st_size / 2**20:.1f} MB"),
-        ("written by", _writer(checkpoint) if ours else _run(checkpoint.meta)),
+        ("written by", _writer(checkpoint) if from_birder else _run(checkpoint.meta)),
         ("architecture", _or(archs)),
         ("", _shape(facts_of(checkpoint.state))),
         ("backbone", f"{_number(checkpoint.state)} parameters, {_health(checkpoint)}"),
@@ -52,7 +52,7 @@ def facts(checkpoint: Checkpoint, archs: Mapping[str, Arch]) -> list[tuple[str, 
     if checkpoint.head:
         parts = ", ".join(parts_of(checkpoint.head))
         found.append(("ignored", f"by detectors: {parts}, {_number(checkpoint.head)} parameters"))
-    if ours:
+    if from_birder:
         size, stats = checkpoint.img_size, checkpoint.rgb_stats
         colours = f"mean {stats['mean']}, std {stats['std']}" if stats else "no rgb_stats"
         found.append(("pictures", f"{size[0]} x {size[1]} pixels" if size else "of unknown size"))
