@@ -101,8 +101,7 @@ def test_every_command_is_understood(page, monkeypatch):
         if words[0] == "pytest":
             check_tests_are_there(words)
         elif words[0] == "make":
-            done = subprocess.run(["make", "-n", *words[1:]], cwd=ROOT, capture_output=True)
-            assert b"tools/bootstrap.py" in done.stdout, command
+            assert f"$(BOOTSTRAP) {words[1]}" in (ROOT / "Makefile").read_text(), command
         elif words[:2] == ["pip", "install"]:
             extras = set(",".join(re.findall(r"\.\[(.*?)\]", command)).split(",")) - {""}
             assert extras <= EXTRAS, command
