@@ -8,11 +8,20 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm")
 MAX_PIXELS = 178_956_970  # of a picture: where Pillow refuses what may be a decompression bomb
+_TURNS = {  # EXIF orientation -> what makes the picture upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 @dataclass(frozen=True)
@@ -35,11 +44,11 @@ def find_pictures(paths: Sequence[str | os.PathLike[str]], *, videos: bool = Tru
     suffixes = SUFFIXES + VIDEO_SUFFIXES if videos else SUFFIXES
     found: list[Path] = []
     for path in map(Path, paths):
-        if path.is_file():
+        if os.path.isfile(path):  # no error for a name that is too long
             if is_video(path) and not videos:
                 raise ValueError(f"{path} is a video, and pictures are needed here")
             found.append(path)
-        elif path.is_dir():
+        elif os.path.isdir(path):
             found += _known(path.iterdir(), suffixes, f"folder {path} holds")
         elif glob.has_magic(str(path)):
             matches = map(Path, glob.glob(str(path), recursive=True))
@@ -106,18 +115,16 @@ def read_picture(path: str | os.PathLike[str]) -> np.ndarray:
     try:
         with Image.open(path) as image:
             image.load()
-            drop_xmp(image)
-            upright = ImageOps.exif_transpose(image)
+            turn = _TURNS.get(exif_orientation(image))
+            upright = image if turn is None else image.transpose(turn)
             deep = upright.mode[0] in "IF"  # one channel of 16 or 32 bits
             sixteen = upright.mode.startswith("I;16") or (deep and image.format == "PPM")
             if upright.mode == "RGBA" and image.format == "TIFF":
                 black = Image.new("RGBA", upright.size, (0, 0, 0, 255))
                 upright = Image.alpha_composite(black, upright)
             picture = np.asarray(upright if deep else upright.convert("RGB"))
-    except UnidentifiedImageError as error:
-        raise ValueError(f"picture {path} cannot be read: not a picture, or cut short") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"picture {path} cannot be read: {error}") from error
+    except Exception as error:  # Pillow's decoders meet any bytes: anything can come out of them
+        raise ValueError(f"picture {path} cannot be read: {why_unreadable(error)}") from error
     if picture.size == 0:
         raise ValueError(f"picture {path} has no pixels")
     if not deep:
@@ -132,10 +139,25 @@ def read_picture(path: str | os.PathLike[str]) -> np.ndarray:
     return np.repeat(gray[:, :, None], 3, axis=2)
 
 
-def drop_xmp(image: Image.Image) -> None:
-    """Make Pillow take the orientation from EXIF alone, as OpenCV does, and never from XMP."""
+def exif_orientation(image: Image.Image) -> int | None:
+    """The EXIF orientation of an open picture, 1 (upright) to 8; None if its EXIF data is damaged.
+
+    From EXIF alone, as OpenCV does, never from XMP; damaged data is upright to OpenCV.
+    """
     for key in ("xmp", "XML:com.adobe.xmp"):
         image.info.pop(key, None)
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # SyntaxError, struct.error and others, by where it is damaged
+        return None
+    return orientation if orientation in range(1, 9) else 1
+
+
+def why_unreadable(error: Exception) -> str:
+    """What an error of Pillow's means, in one line."""
+    if isinstance(error, UnidentifiedImageError):
+        return "not a picture, or cut short"
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 class Video:

@@ -100,6 +100,7 @@ ANNOTATION_CASES = {
     "half a pixel": Case(_set("images", height=83.5), "image fields", r"1\.png: height 83\.5"),
     "name a number": Case(_set("images", file_name=7), "image fields", "file_name 7"),
     "an entry a number": Case(lambda c: c["images"].append(3), "image fields", "number 3: 3 is"),
+    "a list as image id": Case(_set("images", id=[1]), "image fields", r"id \[1\]"),
     "image id twice": Case(_set("images", id=2), "image ids", r"2: 1\.png and 2\.png"),
     "file twice": Case(_set("images", file_name="2.png"), "file names"),
     "too many pixels": Case(
@@ -251,7 +252,19 @@ class PictureCase(NamedTuple):
     decoded: bool = False  # only found by decoding
 
 
-CUT = r"1\.(png|jpg|tif) cannot be (decoded|read)"
+def _with_exif(data: bytes) -> Callable[[Path], None]:
+    """With a resolution, so that Pillow does not look for one in the EXIF data."""
+    return lambda path: Image.fromarray(scene()).save(path, exif=b"Exif\0\0" + data, dpi=(72, 72))
+
+
+def _cut_frames(path: Path) -> None:
+    frames = [Image.fromarray(scene()[:, :, channel]) for channel in range(3)]
+    frames[0].save(path, save_all=True, append_images=frames[1:])
+    content = path.read_bytes()
+    path.write_bytes(content[: content.rindex(b"\x21\xf9\x04") + 12])  # amid the last one's place
+
+
+CUT = r"1\.(png|jpg|tif|gif) cannot be (decoded|read)"
 PICTURE_CASES = {
     "gray.png": PictureCase(_saved("L"), "gray"),
     "gray.jpg": PictureCase(_saved("L"), "gray"),
@@ -277,6 +290,11 @@ PICTURE_CASES = {
         _turned, "stored size", stops=r"turned upright by EXIF.*84 x 112, annotated as 112 x 84"
     ),
     "upside down.jpg": PictureCase(lambda path: _turned(path, 3), "turned"),
+    "EXIF of garbage.jpg": PictureCase(_with_exif(b"garbage!"), "damaged EXIF"),
+    "EXIF of garbage.webp": PictureCase(_with_exif(b"garbage!"), "damaged EXIF", off=8),
+    "EXIF cut short.jpg": PictureCase(_with_exif(b"II*\0"), "damaged EXIF"),
+    "EXIF cut short.png": PictureCase(_with_exif(b"II*\0"), "damaged EXIF"),
+    "cut between frames.gif": PictureCase(_cut_frames, "unreadable", stops=CUT),
     "larger.png": PictureCase(_sized(90, 112), "other size", stops=r"1\.png is not of the size"),
     "one pixel.png": PictureCase(_sized(1, 1), "small", (1, 1)),
     "one pixel.jpg": PictureCase(_sized(1, 1), "small", (1, 1)),

@@ -23,6 +23,15 @@ def test_wrapped_data_sets_are_looked_into(tmp_path):
         check_datasets(config)
 
 
+def test_the_evaluators_own_file_has_the_classes_too(tmp_path):
+    config = load_config(write_tiny(tmp_path))
+    write_tiny(tmp_path / "other", categories=("light", "dark"))
+    config.val_evaluator.ann_file = f"{tmp_path}/other/data/annotations.json"
+    check_datasets(config, ("train", "test"))
+    with pytest.raises(ValueError, match="^val evaluator: .* have another order"):
+        check_datasets(config)
+
+
 def test_categories_are_read_without_parsing_the_file(tmp_path):
     path = tmp_path / "annotations.json"
     names = [f"Straßenbahn {i}" for i in range(500)]  # more than one chunk, not ASCII

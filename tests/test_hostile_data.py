@@ -237,6 +237,18 @@ def _sound(path: Path) -> None:
     Image.fromarray(scene()).save(path)
 
 
+@pytest.mark.parametrize("name", [f"{'x' * 300}.png", f"{'x' * 300}/1.png", "a\0b.png"])
+def test_names_that_no_file_can_have(name, tmp_path):
+    content = document()
+    content["images"][0]["file_name"] = name
+    write(tmp_path, content, lambda path: None)
+    found = report(tmp_path).troubles
+    assert set(found.of(ERROR)) <= {"missing", "unreadable"} and found.of(ERROR)
+    with pytest.raises(ValueError, match="picture .*(too long|does not exist)") as caught:
+        dataset(tmp_path)[0]
+    assert user_message(caught.value)
+
+
 def test_evaluation_needs_iscrowd_and_says_so_before_the_first_iteration(tmp_path):
     content = document()
     del content["annotations"][0]["iscrowd"]
@@ -289,9 +301,13 @@ def test_left_out_objects_are_counted_in_the_log(tmp_path, monkeypatch):
 
 
 def test_annotation_files_that_are_no_json(tmp_path):
+    whole, deep, deep_end = json.dumps(document()), "[" * 9999, "]" * 9999
     for number, (text, said) in enumerate(
         [("", "is empty"), ('{"images": [', "cut short"), ("[1]", "no list|cut short"),
          ('{"categories": [{"id": 1, "name": "ring"}] oops}', "not JSON|lack"),
+         (whole.replace('"images": [', f'"images": [{"9" * 5000}, '), "4300 digits"),
+         (whole.replace('"images": [', f'"images": [{deep}{deep_end}, '), "recursion"),
+         (whole.replace('"categories": [', f'"categories": [{deep}'), "no list of categories"),
          (json.dumps(dict(document(), images=3)), "no 'images'")]
     ):  # fmt: skip
         folder = write(tmp_path / str(number), text)

@@ -56,10 +56,10 @@ LISTS = ("images", "annotations", "categories")
 _LARGE_MASKS = 2e9  # bytes, one per pixel and object
 
 
-def read_annotation_file(path: str | Path) -> dict[str, Any]:
+def read_annotation_file(path: str | Path, lists: Sequence[str] = LISTS) -> dict[str, Any]:
     """A COCO annotation file's content.
 
-    Raises ValueError if it is not there, is not JSON, or lacks one of its three lists.
+    Raises ValueError if it is not there, is not JSON, or lacks one of some lists.
     """
     if not Path(path).is_file():
         raise ValueError(f"annotation file {path} does not exist")
@@ -67,15 +67,10 @@ def read_annotation_file(path: str | Path) -> dict[str, Any]:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"annotation file {path} is not JSON, or cut short: {error}") from error
-    check_lists(content, path, LISTS)
-    return content
-
-
-def check_lists(content: Any, path: str | Path, keys: Sequence[str]) -> None:
-    """Raises ValueError if an annotation file's content lacks one of some lists."""
-    for key in keys:
+    for key in lists:
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
             raise ValueError(f"annotation file {path} has no {key!r}, a list: is it COCO's?")
+    return content
 
 
 def check_annotations(
@@ -115,7 +110,7 @@ def _check_images(entries: Sequence[Any], troubles: Troubles) -> dict[Any, dict[
         if bad:
             name = fields.get("file_name") or f"image number {number}"
             troubles.add("image fields", f"{name}: {bad}")
-            if _is_id(fields.get("id")):
+            if is_id(fields.get("id")):
                 images.setdefault(fields["id"], None)
             continue
         name, other = image["file_name"], images.get(image["id"])
@@ -143,14 +138,14 @@ def _bad_image_field(image: Any) -> str | None:
             return f"{key} {short(image[key])}"
     if not isinstance(image["file_name"], str) or not image["file_name"]:
         return f"file_name {short(image['file_name'])}"
-    return None if _is_id(image["id"]) else f"id {short(image['id'])}"
+    return None if is_id(image["id"]) else f"id {short(image['id'])}"
 
 
 def _check_categories(entries: Sequence[Any], troubles: Troubles) -> set[Any]:
     found = []
     for number, category in enumerate(entries):
         fields = category if isinstance(category, dict) else {}
-        if _is_id(fields.get("id")) and isinstance(fields.get("name"), str):
+        if is_id(fields.get("id")) and isinstance(fields.get("name"), str):
             found.append(category)
         else:
             troubles.add("category fields", f"number {number}: {short(category)}")
@@ -195,7 +190,7 @@ def _bad_value(one: Mapping[str, Any]) -> str | None:
         return f"iscrowd {short(one['iscrowd'])}"
     if not _is_number(one.get("area", 0)):
         return f"area {short(one['area'])}"
-    bad = (key for key in ("id", "image_id", "category_id") if not _is_id(one.get(key, 0)))
+    bad = (key for key in ("id", "image_id", "category_id") if not is_id(one.get(key, 0)))
     return next((f"{key} {short(one[key])}" for key in bad), None)
 
 
@@ -280,5 +275,6 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, float) or (type(value) is int and abs(value) < 1e15)
 
 
-def _is_id(value: Any) -> bool:
+def is_id(value: Any) -> bool:
+    """Whether an image, an annotation or a category can be called that."""
     return isinstance(value, (int, str)) or (isinstance(value, float) and value == value)

@@ -21,7 +21,7 @@ from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
 
-from ropevit_mmdet.data_checks.annotations import check_annotations, check_lists
+from ropevit_mmdet.data_checks.annotations import check_annotations, read_annotation_file
 from ropevit_mmdet.data_checks.picture_files import picture_error
 from ropevit_mmdet.data_checks.troubles import ERROR, WARNING
 
@@ -56,8 +56,6 @@ class CheckedCocoDataset(CocoDataset):
         self.COCOAPI = partial(_CheckedCOCO, masks=masks, evaluated=self.test_mode)
         try:
             return super().load_data_list()
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"annotation file {self.ann_file} is not JSON: {error}") from error
         finally:
             del self.COCOAPI
 
@@ -149,9 +147,7 @@ def check_datasets(config: Config, splits: Sequence[str] = SPLITS) -> None:
             _check_dataset(split, dataset)
         evaluators = config.get(f"{split}_evaluator") or []
         for evaluator in evaluators if isinstance(evaluators, list) else [evaluators]:
-            path = evaluator.get("ann_file")
-            if path and _is_local(evaluator, path):
-                _require(split, "annotation file", Path(path))
+            _check_evaluator(split, evaluator, loader["dataset"])
 
 
 def annotated_categories(path: Path) -> list[str]:
@@ -194,25 +190,39 @@ def _check_dataset(split: str, dataset: dict[str, Any]) -> None:
             raise ValueError(f"{split} data set: {error}") from error
 
 
+def _check_evaluator(split: str, evaluator: dict[str, Any], dataset: dict[str, Any]) -> None:
+    path = evaluator.get("ann_file")
+    if not path or not _is_local(evaluator, path):
+        return
+    _require(split, "annotation file", Path(path))
+    if evaluator.get("type") != "CocoMetric":
+        return
+    for part in _innermost(dataset):  # CocoMetric numbers the classes by its own file
+        classes = _classes(part) if _is_coco(part) else None
+        if classes:
+            try:
+                check_classes(Path(path), annotated_categories(Path(path)), classes)
+            except ValueError as error:
+                raise ValueError(f"{split} evaluator: {error}") from error
+
+
 class _CheckedCOCO(COCO):
     """mmdet's reader of annotation files, which looks at what it read before it uses it."""
 
     def __init__(self, path: str, *, masks: bool, evaluated: bool) -> None:
-        self._path, self._masks, self._evaluated = path, masks, evaluated
-        super().__init__(path)
-
-    def createIndex(self) -> None:
-        check_lists(self.dataset, self._path, ("images", "categories"))
-        troubles = check_annotations(self.dataset, masks=self._masks, evaluated=self._evaluated)
+        super().__init__()
+        self.dataset = read_annotation_file(path, ("images", "categories"))
+        troubles = check_annotations(self.dataset, masks=masks, evaluated=evaluated)
         if troubles.of(ERROR):
             raise ValueError(
-                f"annotation file {self._path}: {troubles.summary(ERROR)}; "
+                f"annotation file {path}: {troubles.summary(ERROR)}; "
                 "tools/check_dataset.py lists all that is wrong"
             )
         if troubles.of(WARNING):
-            said = f"annotation file {self._path}: {troubles.summary(WARNING)}"
+            said = f"annotation file {path}: {troubles.summary(WARNING)}"
             MMLogger.get_current_instance().warning(said)
-        super().createIndex()
+        self.createIndex()
+        self.img_ann_map, self.cat_img_map = self.imgToAnns, self.catToImgs  # mmdet's names
 
 
 def _is_coco(dataset: dict[str, Any]) -> bool:
@@ -288,6 +298,8 @@ def _names_at(text: mmap.mmap, position: int) -> list[str] | None:
             return None
         try:
             categories, _ = json.JSONDecoder().raw_decode(value)
+        except RecursionError:
+            return None
         except ValueError:
             if end >= len(text):
                 return None

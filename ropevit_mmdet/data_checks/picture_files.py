@@ -9,10 +9,10 @@ from typing import NamedTuple
 
 import cv2
 import mmcv
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import Image
 
 from ropevit_mmdet.data_checks.troubles import ERROR, NOTE, WARNING, Kind
-from ropevit_mmdet.pictures import MAX_PIXELS, drop_xmp, read_picture
+from ropevit_mmdet.pictures import MAX_PIXELS, exif_orientation, read_picture, why_unreadable
 
 THINNEST = 100
 KINDS = {
@@ -39,6 +39,7 @@ KINDS = {
     "Lab": Kind(WARNING, "Lab pictures: training and prediction see other colours: convert them"),
     "several frames": Kind(WARNING, "files of several pictures: only the first one is seen"),
     "small": Kind(WARNING, "pictures less than 32 pixels wide or high: configs for COCO skip them"),
+    "damaged EXIF": Kind(NOTE, "pictures with damaged EXIF data: taken for upright"),
     "gray": Kind(NOTE, "gray pictures: fine, all three channels are the same"),
     "16 bits": Kind(NOTE, "pictures of 16 bits a channel: fine, the upper 8 are seen"),
     "alpha": Kind(NOTE, "pictures with transparency: what is under it is seen, in TIFF black"),
@@ -53,7 +54,7 @@ _OF_ONE = {  # the errors, said of one picture
     "thin": f"is more than {THINNEST} times as long as wide",
     "stored size": "is turned upright by EXIF, and its annotations have the size from before",
 }
-_UPRIGHT = ((1, 2, 3, 4), (5, 6, 7, 8))  # EXIF orientations that keep the sides, and that swap them
+_SWAPPED = (5, 6, 7, 8)  # EXIF orientations of which height and width are those of the other side
 _MODES = {"I": "32 bits", "F": "32 bits", "L": "gray", "1": "gray", "CMYK": "CMYK", "LAB": "Lab"}
 _MODES |= dict.fromkeys(("I;16", "I;16B", "I;16L", "I;16N"), "16 bits")
 _MODES |= dict.fromkeys(("LA", "La", "PA", "RGBA", "RGBa"), "alpha")
@@ -67,12 +68,12 @@ class _Header(NamedTuple):
     format: str
     mode: str
     stored: tuple[int, int]
-    orientation: int
+    orientation: int | None  # None: damaged
     frames: int
 
     @property
     def upright(self) -> tuple[int, int]:
-        return self.stored[::-1] if self.orientation in _UPRIGHT[1] else self.stored
+        return self.stored[::-1] if self.orientation in _SWAPPED else self.stored
 
 
 def check_picture(
@@ -87,17 +88,18 @@ def check_picture(
         size: (height, width) in pixels that the annotations give it; None: not compared.
     """
     path = Path(path)
-    if not path.is_file():
-        near = _near_name(path)
-        return [("missing", f"there is {near!r}" if near else "")]
     try:
+        if not path.is_file():
+            near = _near_name(path)
+            return [("missing", f"there is {near!r}" if near else "")]
         header = _read_header(path)
+        decode = decode or _seems_cut(path, header.format)
     except Image.DecompressionBombError as error:
         return [("too large", str(error))]
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        return [("unreadable", _why(error))]
+    except Exception as error:  # the name may be too long, and Pillow's parsers meet any bytes
+        return [("unreadable", why_unreadable(error))]
     found = list(_of_header(header, size))
-    if decode or _seems_cut(path, header.format):
+    if decode:
         said = _undecodable(path)
         if said and all(kind != "32 bits" for kind, _ in found):
             found.append(("unreadable", said))
@@ -119,7 +121,7 @@ def picture_error(
 
 def _of_header(header: _Header, size: tuple[int, int] | None) -> Iterator[tuple[str, str]]:
     height, width = header.upright
-    turned = header.orientation != 1
+    turned = header.orientation not in (1, None)
     if size is not None and size != header.upright:
         kind = "stored size" if turned and size == header.stored else "other size"
         yield kind, f"{width} x {height}, annotated as {size[1]} x {size[0]}"
@@ -129,6 +131,8 @@ def _of_header(header: _Header, size: tuple[int, int] | None) -> Iterator[tuple[
         yield "thin", f"{width} x {height}"
     elif min(header.upright) < 32:
         yield "small", f"{width} x {height}"
+    if header.orientation is None:
+        yield "damaged EXIF", ""
     if header.frames > 1:
         yield "several frames", str(header.frames)
     kind = _MODES.get(header.mode)
@@ -143,10 +147,7 @@ def _read_header(path: Path) -> _Header:
         orientation = 1
         # Pillow would decode a PNG in search of EXIF data behind the pixels.
         if image.format != "PNG" or "exif" in image.info:
-            drop_xmp(image)
-            orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-        if orientation not in (*_UPRIGHT[0], *_UPRIGHT[1]):
-            orientation = 1
+            orientation = exif_orientation(image)
         width, height = image.size
         frames = 1
         if image.format in ("GIF", "TIFF", "WEBP", "PNG"):
@@ -165,24 +166,13 @@ def _seems_cut(path: Path, kind: str) -> bool:
 def _undecodable(path: Path) -> str | None:
     """Why training or prediction cannot decode a picture; None if both can."""
     try:
-        if mmcv.imfrombytes(path.read_bytes()) is None:
-            cause: Exception | None = None
-        else:
-            read_picture(path)
-            return None
-    except (cv2.error, OSError, ValueError) as error:
-        cause = error
-    try:
         read_picture(path)
+        decoded = mmcv.imfrombytes(path.read_bytes()) is not None
     except ValueError as error:
         return str(error).partition("cannot be read: ")[2] or str(error)
-    return "OpenCV cannot decode it" if not isinstance(cause, OSError) else str(cause)
-
-
-def _why(error: Exception) -> str:
-    if isinstance(error, UnidentifiedImageError):
-        return "not a picture, or cut short"
-    return str(error) or type(error).__name__
+    except cv2.error:
+        decoded = False
+    return None if decoded else "OpenCV cannot decode it"
 
 
 def _near_name(path: Path) -> str | None:

@@ -7,7 +7,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ropevit_mmdet.data_checks.annotations import KINDS as ANNOTATION_KINDS
-from ropevit_mmdet.data_checks.annotations import LISTS, check_annotations, read_annotation_file
+from ropevit_mmdet.data_checks.annotations import (
+    LISTS,
+    check_annotations,
+    is_id,
+    read_annotation_file,
+)
 from ropevit_mmdet.data_checks.datasets import CocoFiles, check_classes
 from ropevit_mmdet.data_checks.picture_files import KINDS as PICTURE_KINDS
 from ropevit_mmdet.data_checks.picture_files import check_picture
@@ -118,10 +123,10 @@ def _check_objects(content: dict[str, Any], troubles: Troubles) -> None:
     annotated = {
         one["image_id"]
         for one in content["annotations"]
-        if isinstance(one, dict) and isinstance(one.get("image_id"), (int, str))
+        if isinstance(one, dict) and is_id(one.get("image_id"))
     }
-    images = [one for one in content["images"] if isinstance(one, dict)]
-    bare = [one for one in images if one.get("id") not in annotated]
+    images = [one for one in content["images"] if isinstance(one, dict) and is_id(one.get("id"))]
+    bare = [one for one in images if one["id"] not in annotated]
     if len(bare) == len(images):
         troubles.add("nothing to learn", f"{len(images)} pictures, none of them has an object")
         return
@@ -158,7 +163,7 @@ def _check_pictures(
 def _pictures_below(folder: Path, parts: set[str]) -> Iterator[str]:
     """Picture files in some parts of a folder, by their path from it."""
     for part in sorted(parts):
-        if not (folder / part).is_dir():
+        if not os.path.isdir(folder / part):  # no error for a name that is too long
             continue
         for name in sorted(os.listdir(folder / part)):
             if os.path.splitext(name)[1].lower() in SUFFIXES:
