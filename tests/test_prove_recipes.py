@@ -59,8 +59,36 @@ def test_every_comparison_is_made_and_reported(asked, tmp_path, capsys):
     assert all("model.backbone.init_cfg" not in run.options for run in scratch)
 
 
+@pytest.mark.parametrize("name", ["prove_recipes", "make_shapes", "benchmark"])
+def test_without_the_package_the_doctor_is_named(name, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ropevit_mmdet", None)
+    with pytest.raises(SystemExit, match=r"more is said by: python tools/doctor\.py"):
+        load_tool(name)
+
+
+@pytest.mark.parametrize(
+    ("title", "rows", "others"),
+    [
+        ("From scratch, transferred, frozen", 3, set()),
+        ("Layer decay", 4, set()),
+        ("448 pixels", 4, {"transferred"}),
+        ("Oblong pictures", 4, {"transferred"}),
+        ("Equal time", 2, {"trial-shapes_transfer", "trial-shapes_resnet18"}),
+    ],
+)
+def test_a_table_comes_with_what_it_starts_from(asked, tmp_path, capsys, title, rows, others):
+    sys.argv += ["--only", title]
+    tool.main()
+    report = capsys.readouterr().out
+    assert report.count("## ") == 1 and f"## {title}\n" in report
+    assert report.count("\n| ") - 1 == rows
+    names = {run.name for run in asked}
+    assert others <= names and len(names) == rows + len(others)
+    assert not (tmp_path / "report.md").exists()
+
+
 def test_a_run_that_fails_ends_the_proof(asked, monkeypatch):
-    monkeypatch.setattr(tool.Proof, "at_448", lambda self: pytest.fail("went on"))
+    monkeypatch.setattr(tool.Proof, "padding", lambda self, title: pytest.fail("went on"))
     kept = tool.Proof.__init__
 
     def init(self, root, seeds, jobs):

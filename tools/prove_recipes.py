@@ -35,6 +35,7 @@ PRETRAINING = f"""--network {NETWORK} --tag shapes --device cpu --batch-size 64
     --lr-scheduler cosine --lr-scheduler-update step --warmup-steps 100
     --num-workers 1 --non-interactive --no-summary
     --data-path classes/train --val-path classes/val"""
+DECAY = "optim_wrapper.paramwise_cfg.layer_decay_rate"
 DECAYS = (1.0, 0.9, 0.8, 0.7)
 AT_448 = {  # what a detector trained at 224 pixels is fine-tuned to
     "windows, tile, interpolation": {},
@@ -45,6 +46,13 @@ AT_448 = {  # what a detector trained at 224 pixels is fine-tuned to
 PADDINGS = {"own aspect": 28, "square": 224}
 COORDINATES = {"fixed": 224, "fitted": "pretrain"}
 TRIAL = 100  # iterations that tell how long one takes
+SECTIONS = {  # of the report; their methods of `Proof`
+    "From scratch, transferred, frozen": "transfer",
+    "Layer decay": "layer_decay",
+    "448 pixels": "at_448",
+    "Oblong pictures": "padding",
+    "Equal time": "resnet",
+}
 
 
 def main() -> None:
@@ -56,15 +64,13 @@ def main() -> None:
     try:
         proof.make_data()
         proof.pretrain()
-        proof.transfer()
-        proof.finish()
-        proof.at_448()
-        proof.padding()
-        proof.resnet()
+        for title in args.only or SECTIONS:
+            getattr(proof, SECTIONS[title])(title)
         report = proof.report()
     finally:
         proof.pool.shutdown(cancel_futures=True)
-    (proof.root / "report.md").write_text(report, encoding="utf-8")
+    if not args.only:
+        (proof.root / "report.md").write_text(report, encoding="utf-8")
     print(report)
 
 
@@ -118,29 +124,31 @@ class Proof:
         if code or not self.checkpoint.is_file():
             sys.exit(f"error: birder's training failed, see {log}")
 
-    def transfer(self) -> None:
-        decay = "optim_wrapper.paramwise_cfg.layer_decay_rate"
-        title = "From scratch, transferred, frozen"
+    def transfer(self, title: str) -> None:
         for seed in self.seeds:
-            self.run(title, "from scratch", SMALL, {decay: 1.0}, seed)
+            self.run(title, "from scratch", SMALL, {DECAY: 1.0}, seed)
             self.run(title, "transferred", SMALL, self.pretrained(), seed)
-            frozen = {"model.backbone.frozen_stages": 6, decay: 1.0}
+            frozen = {"model.backbone.frozen_stages": 6, DECAY: 1.0}
             self.run(title, "frozen probe", SMALL, self.pretrained() | frozen, seed)
+
+    def layer_decay(self, title: str) -> None:
         own = load_config(SMALL).optim_wrapper.paramwise_cfg.layer_decay_rate
         for rate in DECAYS:
             for seed in self.seeds:
                 name = "transferred" if rate == own else f"layer decay {rate}"
-                options = self.pretrained() | ({} if rate == own else {decay: rate})
-                self.run("Layer decay", name, SMALL, options, seed, shown=str(rate))
+                options = self.pretrained() | ({} if rate == own else {DECAY: rate})
+                self.run(title, name, SMALL, options, seed, shown=str(rate))
 
-    def at_448(self) -> None:
+    def at_448(self, title: str) -> None:
+        self.finish_transferred()
         for name, settings in AT_448.items():
             for seed in self.seeds:
                 options = {f"model.backbone.{key}": value for key, value in settings.items()}
                 options["load_from"] = self.detector("transferred", seed)
-                self.run("448 pixels", f"448 {name}", LARGE, options, seed, shown=name)
+                self.run(title, f"448 {name}", LARGE, options, seed, shown=name)
 
-    def padding(self) -> None:
+    def padding(self, title: str) -> None:
+        self.finish_transferred()
         for padding, divisor in PADDINGS.items():
             for coordinates, value in COORDINATES.items():
                 for seed in self.seeds:
@@ -150,12 +158,11 @@ class Proof:
                         "load_from": self.detector("transferred", seed),
                     }
                     name = f"{padding}, {coordinates}"
-                    self.run("Oblong pictures", f"oblong {name}", SMALL, options, seed,
+                    self.run(title, f"oblong {name}", SMALL, options, seed,
                              trains=False, shown=name)  # fmt: skip
 
-    def resnet(self) -> None:
+    def resnet(self, title: str) -> None:
         """As many iterations as take the time of the transferred run's, by two short runs."""
-        title = "Equal time"
         transferred = self.pretrained()
         trial = {f"train_cfg.{key}": TRIAL for key in ("max_iters", "val_interval")}
         pairs = ((SMALL, transferred), (OTHER, {}))
@@ -200,8 +207,10 @@ class Proof:
             rows.append(self.started[run.folder])
         return self.started[run.folder]
 
-    def finish(self) -> None:
-        """Wait for all that is under way: what comes next starts from it."""
+    def finish_transferred(self) -> None:
+        """Wait for the detectors that what comes next starts from, and all that is under way."""
+        for seed in self.seeds:
+            self.run(None, "transferred", SMALL, self.pretrained(), seed)
         for one in self.started.values():
             result_or_exit(one)
 
@@ -256,6 +265,13 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--root", type=Path, default=Path("work_dirs/recipes"), help="folder")
     parser.add_argument("--seeds", type=int, default=2, help="runs of everything that is compared")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time (default: 1)")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=SECTIONS,
+        metavar="TITLE",
+        help=f"some of the report's tables, with what they start from: {'; '.join(SECTIONS)}",
+    )
     parser.add_argument("--execute", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args()
 
