@@ -17,6 +17,12 @@ def save_figure(figure: Figure, path: str | os.PathLike[str], *, dpi: int = 120)
     fileio.put(buffer.getvalue(), str(path))
 
 
+def plain(name: str) -> str:
+    """A name as matplotlib shows it letter by letter: not as a formula, nor left out of legends."""
+    name = name.replace("$", r"\$")
+    return f" {name}" if name.startswith("_") else name
+
+
 def check_png(path: str | os.PathLike[str]) -> None:
     """Raise ValueError for the name of another kind of file, before any work is done for it."""
     if Path(path).suffix.lower() != ".png":

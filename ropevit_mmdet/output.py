@@ -12,8 +12,9 @@ def output_folder(out_dir: str | os.PathLike[str]) -> Iterator[Path]:
     """An empty folder whose files are moved to the same places below `out_dir` in the end.
 
     Files of the same names there are replaced, others stay. After an exception nothing is moved,
-    and nothing is left behind.
+    and nothing is left behind. Raises ValueError as `check_output_folder`.
     """
+    check_output_folder(out_dir)
     out_dir = Path(out_dir).resolve()
     partial = out_dir.with_name(f".{out_dir.name}.partial-{os.getpid()}")
     try:
@@ -25,3 +26,11 @@ def output_folder(out_dir: str | os.PathLike[str]) -> Iterator[Path]:
             os.replace(file, place)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def check_output_folder(out_dir: str | os.PathLike[str]) -> None:
+    """Raise ValueError for a folder that cannot be one, before any work is done for it."""
+    out_dir = Path(out_dir).resolve()
+    place = next(path for path in (out_dir, *out_dir.parents) if path.exists())
+    if not place.is_dir():
+        raise ValueError(f"cannot write into {out_dir}: {place} is a file, give another folder")

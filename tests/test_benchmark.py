@@ -1,12 +1,14 @@
 """The benchmark's report: continued in its file, printed and drawn."""
 
 import json
+import sys
 
 import pytest
 from PIL import Image
 
 from ropevit_mmdet.benchmark.report import add, begin, is_measured, plot, table
 from tests.processes import ROOT, run_python
+from tests.test_tools import load_tool
 
 SETTINGS = {
     "device": "a chip",
@@ -84,6 +86,14 @@ def test_the_plot_gives_a_variant_one_colour_in_all_parts(tmp_path, monkeypatch)
     assert len(set(colours.values())) == 3
     shown = [text.get_text() for text in figures[0].axes[0].get_legend().get_texts()]
     assert set(shown) == {"ours", "theirs", "late"}
+
+
+def test_a_plot_of_another_kind_is_refused_before_anything_is_measured(monkeypatch):
+    tool = load_tool("benchmark")
+    monkeypatch.setattr(tool, "measure", lambda *_: pytest.fail("went on"))
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", "--plot", "times.pdf"])
+    with pytest.raises(SystemExit, match=r"times\.pdf must end in \.png"):
+        tool.main()
 
 
 def test_the_tool_measures_and_draws(tmp_path):

@@ -154,3 +154,13 @@ def test_the_tool_writes_pictures_and_a_sheet(config, tmp_path, capsys):
     option = "train_dataloader.dataset.ann_file=gone.json"
     assert "gone.json" in fails(capsys, browse_dataset.main, path, *argv, "--cfg-options", option)
     assert not (tmp_path / "no").exists()
+    (tmp_path / "no").touch()
+    assert "no is a file" in fails(capsys, browse_dataset.main, "gone.py", *argv)
+
+
+def test_the_tool_says_what_is_not_on_the_sheet(config, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(browse_dataset, "ON_SHEET", 2)
+    argv = [config.filename_of_test, "--not-show", "--output-dir", str(tmp_path / "out")]
+    for num, said in (("3", "the first 2 on one sheet"), ("2", "all of them on one sheet")):
+        browse_dataset.main([*argv, "--num", num])
+        assert said in capsys.readouterr().out

@@ -268,6 +268,8 @@ def test_only_what_works_is_exported(made, tmp_path, monkeypatch, capsys):
 def test_the_predictor_says_what_is_wrong(made, tmp_path, capsys):
     picture, bad = tmp_path / "a.png", tmp_path / "bad.png"
     Image.new("RGB", (8, 8)).save(picture)
+    thin = tmp_path / "thin.png"
+    Image.new("RGB", (5000, 1)).save(thin)
     bad.write_bytes(picture.read_bytes()[:20])
     proto = onnx.load(made[1])
     files = {}
@@ -291,5 +293,6 @@ def test_the_predictor_says_what_is_wrong(made, tmp_path, capsys):
         ((tmp_path / "none.onnx", picture), "does not exist"),
         ((made[1], tmp_path / "none.png"), "does not exist"),
         ((made[1], bad), "cannot be read"),
+        ((made[1], thin), "thin.png: a picture of 5000 x 1 pixels is too thin"),
     ):
         assert message in fails(capsys, onnx_predict.main, *argv)

@@ -225,6 +225,13 @@ def test_a_detectors_pictures_go_through_its_pipeline(tmp_path, picture, bgr_to_
     found = block_features(source.backbone, image)
     assert found[0].patches.shape == (5, 5, 16) and not found[0].windowed
 
+    wrapper = dict(type="FrozenBackbone", backbone=config.model.backbone)
+    config.model.backbone = dict(wrapper, cache_dir=str(tmp_path / "maps"))
+    frozen = from_detector(config, str(tmp_path / "tiny.pth"), device="cpu")
+    same = block_features(frozen.backbone, frozen.prepare(pixels)[0])
+    torch.testing.assert_close(same[0].patches, found[0].patches, rtol=0, atol=0)
+    assert not (tmp_path / "maps").exists()
+
     config = load_config(write_tiny(tmp_path / "resnet"))
     torch.save({"state_dict": build_detector(config).state_dict()}, tmp_path / "other.pth")
     with pytest.raises(ValueError, match="backbone is a ResNet, not a RoPEViT"):

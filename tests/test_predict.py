@@ -11,6 +11,7 @@ from mmdet.apis import inference_detector, init_detector
 from PIL import Image
 from pycocotools.coco import COCO
 
+from ropevit_mmdet.output import output_folder
 from ropevit_mmdet.pictures import Video, VideoWriter, find_pictures, is_video, read_picture
 from ropevit_mmdet.prediction.drawing import (
     Detection,
@@ -22,6 +23,7 @@ from ropevit_mmdet.prediction.drawing import (
 from ropevit_mmdet.prediction.ground_truth import GroundTruth
 from ropevit_mmdet.prediction.predictor import Predictor, predict_files
 from ropevit_mmdet.run.config import build_detector, load_config
+from tests.test_tools import fails, load_tool
 from tests.tiny_coco import write_tiny
 
 
@@ -314,6 +316,18 @@ def test_a_bad_picture_leaves_what_was_there(tmp_path):
     with pytest.raises(ValueError, match=r"c\.png"):
         predict_files(TwoSquares(), find_pictures([tmp_path]), out, score_thr=0.9)
     assert json.loads((out / "predictions.json").read_text()) == before
+
+
+def test_a_file_in_the_folders_place_is_found_at_the_start(tmp_path, capsys):
+    file = tmp_path / "file"
+    file.touch()
+    tool = load_tool("predict")
+    for place in (file, file / "below"):
+        said = fails(capsys, tool.main, "gone.py", "gone.pth", "gone.png", "--out-dir", place)
+        assert f"cannot write into {place}: {file} is a file" in said
+        with pytest.raises(ValueError, match="is a file"), output_folder(place):
+            pytest.fail("went on")
+    assert list(tmp_path.iterdir()) == [file]
 
 
 def test_overlays_enlarge_small_pictures_and_paint_where_the_object_is():

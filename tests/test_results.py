@@ -1,5 +1,6 @@
 """Results: read without running code, counted into a matrix, drawn as curves whose mean is AP."""
 
+import io
 import json
 import os
 import pickle
@@ -9,9 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
+from ropevit_mmdet.analysis import results_figure
 from ropevit_mmdet.analysis.result_file import PictureResult, read_results
 from ropevit_mmdet.analysis.results import (
     Annotations,
+    PrecisionRecall,
     annotation_file,
     as_json,
     confusion_matrix,
@@ -116,8 +119,6 @@ def test_curves_made_by_hand(tmp_path):
     assert found["classes"]["cow"] == {"ap": None, "precision": None}
     assert found["classes"]["cat"]["ap"] == pytest.approx(cat.mean(), abs=1e-6)
     assert json.loads(json.dumps(numbers)) == numbers
-    with pytest.raises(ValueError, match="hold no boxes"):
-        precision_recall([result(1)], truth)
 
 
 def test_results_of_other_data_are_errors(tmp_path):
@@ -210,6 +211,37 @@ def test_the_mean_of_the_curves_is_what_the_test_reported(trained, tmp_path, cap
     gone = ["gone.pkl", "--out-dir", str(tmp_path / "new")]
     assert "gone.pkl does not exist" in fails(capsys, plot_results.main, config_path, *gone)
     assert not (tmp_path / "new").exists()
+    argv = ["gone.py", "gone.pkl", "--out-dir", str(out)]
+    assert f"{out} is a file" in fails(capsys, plot_results.main, *argv)
+
+
+def test_a_detector_that_finds_nothing_is_drawn_as_such(tmp_path):
+    truth = annotations(
+        tmp_path, [(1, "cat", [0, 0, 20, 20], False), (2, "cow", [0, 0, 9, 9], True)]
+    )
+    found = [result(1), result(2)]
+    matrix, curves = confusion_matrix(found, truth), precision_recall(found, truth)
+    assert matrix[0, 3] == matrix.sum() == 1  # a cat that was not found
+    assert (curves.precision[:, :, 0] == 0).all() and np.isnan(curves.precision[:, :, 1:]).all()
+    numbers = as_json(matrix, curves, score_thr=0.3, tp_iou_thr=0.5)["precision_recall"]["0.5"]
+    assert numbers["ap"] == 0 and numbers["classes"]["dog"]["ap"] is None
+    plot_precision_recall(curves, tmp_path / "curves.png")
+
+
+def test_names_are_shown_letter_by_letter(tmp_path, monkeypatch):
+    """A dollar begins no formula, and an underscore takes no name out of the legend."""
+    figures = []
+    monkeypatch.setattr(results_figure, "save_figure", lambda figure, _: figures.append(figure))
+    names = ("$a_b$", "_background_", "c")
+    plot_confusion_matrix(np.eye(4, dtype=int), names, tmp_path / "a.png", "title")
+    curves = PrecisionRecall(names, np.linspace(0, 1, 101), np.ones((2, 101, 3)))
+    plot_precision_recall(curves, tmp_path / "b.png")
+    for figure in figures:
+        figure.savefig(io.BytesIO())
+    label = figures[0].axes[0].get_xticklabels()[0]
+    assert label._preprocess_math(label.get_text()) == ("$a_b$", False)
+    legend = [text.get_text() for text in figures[1].axes[0].get_legend().get_texts()]
+    assert [text.split()[0] for text in legend[:3]] == [r"\$a_b\$", "_background_", "c"]
 
 
 def test_eighty_classes_are_drawn(tmp_path):
@@ -220,8 +252,6 @@ def test_eighty_classes_are_drawn(tmp_path):
     recall = np.linspace(0, 1, 101)
     precision = np.clip(1 - recall[None, :, None] ** random.uniform(0.5, 5, (2, 1, 80)), 0, 1)
     precision[:, :, 3] = np.nan
-    from ropevit_mmdet.analysis.results import PrecisionRecall
-
     plot_precision_recall(PrecisionRecall(tuple(names), recall, precision), tmp_path / "b.png")
     with Image.open(tmp_path / "a.png") as image:
         assert max(image.size) < 3000

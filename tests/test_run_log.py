@@ -7,6 +7,7 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
+from ropevit_mmdet.analysis import run_figure
 from ropevit_mmdet.analysis.run_figure import plot_runs
 from ropevit_mmdet.analysis.run_log import RunLog, elapsed_seconds, read_run
 from ropevit_mmdet.palette import COLORS, line_style
@@ -137,6 +138,24 @@ def test_every_scalar_has_a_panel_and_every_run_its_line(resumed, drawn, tmp_pat
     plot_runs([read_run(resumed)], tmp_path / "run.png", x="time")
     hours = [place for place, _ in drawn[1]["coco/bbox_mAP"]["run"]]
     assert hours == pytest.approx([20 / 3600, 60 / 3600])
+
+
+def test_without_any_metric_losses_are_drawn(resumed, drawn, tmp_path):
+    """mmdet's validation gives none where nothing was found."""
+    blind = RunLog("blind", [iteration(10, lr=0.1)], [dict(step=10, time=0.1, data_time=0.1)])
+    plot_runs([blind], tmp_path / "run.png")
+    assert list(drawn[0]) == ["loss (sum)", "learning rate"]
+    plot_runs([blind, read_run(resumed)], tmp_path / "run.png")
+    assert list(drawn[1]["coco/bbox_mAP"]) == ["run"]
+
+
+def test_every_name_is_in_the_legend(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(run_figure, "save_figure", lambda figure, _: figures.append(figure))
+    names = ("_x", "$a$ $b$", "plain")
+    plot_runs([RunLog(name, [iteration(10)], []) for name in names], tmp_path / "run.png")
+    texts = figures[0].legends[0].get_texts()
+    assert [text._preprocess_math(text.get_text())[0].strip() for text in texts] == list(names)
 
 
 def test_what_cannot_be_drawn_is_an_error(resumed, tmp_path):

@@ -14,7 +14,10 @@ import sys
 from functools import partial
 from pathlib import Path
 
-import ropevit_mmdet  # isort: skip
+try:
+    import ropevit_mmdet  # makes the mm packages usable, ahead of all that need them
+except ImportError as error:
+    sys.exit(f"error: {error}; more is said by: python tools/doctor.py")
 
 import torch
 from mmengine import fileio
@@ -22,6 +25,7 @@ from torch import nn
 
 from ropevit_mmdet.benchmark.measure import MODES, Bench, Variant, limit_memory, peak_memory
 from ropevit_mmdet.benchmark.report import add, begin, is_measured, plot, table
+from ropevit_mmdet.figure_file import check_png
 
 SIZES = [448, 672, 896, 1120, 1344, 1792]
 RECIPE = dict(window_size=16, pos_embed_mode="tile", rope_interpolation=896)
@@ -95,6 +99,8 @@ def main() -> None:
         "torch": torch.__version__,
     }
     try:
+        if args.plot:
+            check_png(args.plot)
         report = begin(report, args.json, command=" ".join(["tools/benchmark.py", *sys.argv[1:]]))
     except ValueError as error:
         raise SystemExit(f"error: {error}") from error

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from ropevit_mmdet.analysis.browse import FedDataset, FedPicture, file_name, spread_indices
 from ropevit_mmdet.errors import one_line_errors
-from ropevit_mmdet.output import output_folder
+from ropevit_mmdet.output import check_output_folder, output_folder
 from ropevit_mmdet.prediction.drawing import contact_sheet
 from ropevit_mmdet.run.config import add_cfg_options, load_config
 
@@ -29,6 +29,8 @@ ON_SHEET = 48  # pictures; more would be too small to see
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     with one_line_errors():
+        if args.output_dir:
+            check_output_folder(args.output_dir)
         config = load_config(args.config, args.cfg_options)
         data = FedDataset(config, args.split, batch=args.batch)
         indices = spread_indices(len(data), args.num or None)
@@ -43,7 +45,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             browse(pictures, folder, None if args.not_show else args.show_interval)
     print(f"{len(indices)} of the {len(data)} pictures of the {args.split} split")
     if args.output_dir:
-        print(f"all of them on one sheet: {Path(args.output_dir) / SHEET}")
+        which = "all of them" if len(indices) <= ON_SHEET else f"the first {ON_SHEET}"
+        print(f"{which} on one sheet: {Path(args.output_dir) / SHEET}")
 
 
 def browse(pictures: Iterator[FedPicture], folder: Path | None, seconds: float | None) -> None:
@@ -67,7 +70,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("config", help="config file")
     parser.add_argument(
-        "--output-dir", metavar="FOLDER", help=f"write pictures there, and all on one {SHEET}"
+        "--output-dir",
+        metavar="FOLDER",
+        help=f"write pictures there, and {ON_SHEET} at most on one {SHEET}",
     )
     parser.add_argument("--not-show", action="store_true", help="do not show them on the screen")
     parser.add_argument(

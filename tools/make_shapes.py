@@ -4,6 +4,11 @@ import argparse
 import sys
 from typing import Any
 
+try:
+    import ropevit_mmdet  # noqa: F401  makes the mm packages usable, ahead of all that need them
+except ImportError as error:
+    sys.exit(f"error: {error}; more is said by: python tools/doctor.py")
+
 from tqdm import tqdm
 
 from ropevit_mmdet.datasets import shapes

@@ -63,6 +63,11 @@ class Detector:
         """
         height, width = picture.shape[:2]
         new_height, new_width = new_size(height, width, **self.facts["resize"])
+        if 0 in (new_height, new_width):
+            raise ValueError(
+                f"a picture of {width} x {height} pixels is too thin: made smaller, it has no "
+                "pixel left"
+            )
         image = resized(picture, new_height, new_width)
         if self.facts["channel_order"] == "BGR":
             image = image[:, :, ::-1]
@@ -83,7 +88,11 @@ def predict_files(detector, paths, score_thr):
         images.append(
             {"id": len(images) + 1, "file_name": str(path), "width": width, "height": height}
         )
-        for box, score, label in zip(*detector.predict(picture)):
+        try:
+            found = detector.predict(picture)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+        for box, score, label in zip(*found):
             if score < score_thr:
                 continue
             x1, y1, x2, y2 = map(float, box)

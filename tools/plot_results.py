@@ -26,7 +26,7 @@ from ropevit_mmdet.analysis.results import (
 )
 from ropevit_mmdet.analysis.results_figure import plot_confusion_matrix, plot_precision_recall
 from ropevit_mmdet.errors import one_line_errors
-from ropevit_mmdet.output import output_folder
+from ropevit_mmdet.output import check_output_folder, output_folder
 from ropevit_mmdet.prediction.ground_truth import read_coco
 from ropevit_mmdet.prediction.predictor import class_names
 from ropevit_mmdet.run.config import add_cfg_options, load_config
@@ -36,6 +36,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     thresholds = dict(score_thr=args.score_thr, tp_iou_thr=args.tp_iou_thr)
     with one_line_errors():
+        check_output_folder(args.out_dir)
         config = load_config(args.config, args.cfg_options)
         names = class_names(config, {})
         results = read_results(args.result)

@@ -13,6 +13,7 @@ except ImportError as error:
 from tqdm import tqdm
 
 from ropevit_mmdet.errors import one_line_errors
+from ropevit_mmdet.output import check_output_folder
 from ropevit_mmdet.pictures import check_readable, find_pictures
 from ropevit_mmdet.prediction.ground_truth import GroundTruth
 from ropevit_mmdet.prediction.predictor import OVERLAY_FOLDER, RESULT_FILE, Predictor, predict_files
@@ -22,6 +23,7 @@ from ropevit_mmdet.run.config import add_cfg_options, load_config
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     with one_line_errors():
+        check_output_folder(args.out_dir)
         config = load_config(args.config, args.cfg_options)
         pictures = find_pictures(args.pictures)
         for path in tqdm(pictures, desc="checking", unit="picture", disable=None, leave=False):

@@ -41,9 +41,8 @@ def from_checkpoint(
 
     A picture is resized so that its longer side has `size` pixels, default the side that the
     weights were trained at, and both sides are whole patches. `arch` is as for `RoPEViT`, default
-    what the file shows. On grids of another size, rope
-    coordinates are fitted to the pretraining grid. Raises ValueError for a file that does not
-    say all this, and for a detector's.
+    what the file shows. On grids of another size, rope coordinates are fitted to the pretraining
+    grid. Raises ValueError for a file that does not say all this, and for a detector's.
     """
     place = choose_device(device)
     content = read_checkpoint(resolve_weights(checkpoint))

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ropevit_mmdet.analysis.features import BlockFeatures, principal_colors
-from ropevit_mmdet.figure_file import save_figure
+from ropevit_mmdet.figure_file import plain, save_figure
 from ropevit_mmdet.palette import COLORS
 
 _SIDE = 2.5  # inches of a panel
@@ -92,7 +92,7 @@ def plot_heads(pictures: Sequence[PictureFeatures], path: str | os.PathLike[str]
 
 def _picture(axis: Axes, picture: PictureFeatures, label: str) -> None:
     axis.imshow(picture.pixels, extent=_extent(picture))
-    axis.set_title(_short(picture.name), fontsize=9)
+    axis.set_title(plain(_short(picture.name)), fontsize=9)
     axis.set_ylabel(label, fontsize=9)
     _mark(axis, picture.patch)
     _bare(axis)

@@ -121,7 +121,7 @@ def confusion_matrix(
 
 
 def precision_recall(results: Sequence[PictureResult], annotations: Annotations) -> PrecisionRecall:
-    """The curves of every class; raises ValueError if nothing at all was found."""
+    """The curves of every class: all 0 where nothing at all was found."""
     annotations.check(results)
     rows = [
         {"image_id": one.image_id, "category_id": annotations.category_ids[label],
@@ -129,8 +129,12 @@ def precision_recall(results: Sequence[PictureResult], annotations: Annotations)
         for one in results
         for box, label, score in zip(_widths(one.boxes), one.labels, one.scores, strict=True)
     ]  # fmt: skip
-    if not rows:
-        raise ValueError("the results hold no boxes: there is no precision to draw")
+    if not rows:  # COCOeval takes no such results
+        objects = [annotations.of(image_id) for image_id in annotations.coco.imgs]
+        there = {int(label) for _, labels, crowd in objects for label in labels[~crowd]}
+        zeros = [0.0 if label in there else np.nan for label in range(len(annotations.names))]
+        recall = np.linspace(0, 1, 101)
+        return PrecisionRecall(annotations.names, recall, np.tile(zeros, (len(IOUS), 101, 1)))
     with contextlib.redirect_stdout(io.StringIO()):  # it prints
         evaluation = COCOeval(annotations.coco, annotations.coco.loadRes(rows), "bbox")
         evaluation.params.catIds = annotations.category_ids

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ropevit_mmdet.analysis.results import IOUS, PrecisionRecall
-from ropevit_mmdet.figure_file import save_figure
+from ropevit_mmdet.figure_file import plain, save_figure
 from ropevit_mmdet.palette import line_style
 
 _COUNTS_UP_TO = 30  # classes; cells of more are too small for a number
@@ -28,7 +28,7 @@ def plot_confusion_matrix(
     axis = figure.subplots()
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     image = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    labels = [*names, "background"]
+    labels = [*map(plain, names), "background"]
     font = 9 if size <= _COUNTS_UP_TO else 6
     axis.set_xticks(range(size), labels, rotation=60, ha="right", rotation_mode="anchor",
                     fontsize=font)  # fmt: skip
@@ -72,7 +72,7 @@ def _curves(axis: Axes, curves: PrecisionRecall, index: int) -> None:
         axis.plot(curves.recall, precision[:, label], color="0.8", linewidth=0.7, zorder=1)
     for place, label in enumerate(named):
         style = line_style(int(label) if len(known) <= _NAMED_CURVES else place)
-        text = f"{curves.names[label]} {precision[:, label].mean():.3f}"
+        text = f"{plain(curves.names[label])} {precision[:, label].mean():.3f}"
         axis.plot(curves.recall, precision[:, label], **style, linewidth=1.3, label=text)
     mean = np.nanmean(precision, axis=1)
     text = f"mean of {len(known)} classes {curves.average(index):.3f}"

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ropevit_mmdet.analysis.run_log import RunLog, elapsed_seconds
-from ropevit_mmdet.figure_file import save_figure
+from ropevit_mmdet.figure_file import plain, save_figure
 from ropevit_mmdet.palette import line_style
 
 METRIC = "coco/bbox_mAP"
@@ -47,14 +47,14 @@ def plot_runs(
     for axis, (part, key) in zip(axes, panels):
         for index, run in enumerate(runs):
             _draw(axis, run, part, key, x, line_style(index))
-        axis.set_title(_title(key), fontsize=10)
+        axis.set_title(plain(_title(key)), fontsize=10)
         axis.tick_params(labelsize=8, labelbottom=True)
         axis.grid(alpha=0.3)
     for axis in axes[len(panels) :]:
         axis.set_axis_off()
     figure.supxlabel(_X_LABELS[x], fontsize=10)
     handles = {line.get_label(): line for axis in axes[::-1] for line in axis.get_lines()}
-    _legend(figure, [handles[name] for name in names if name in handles])
+    _legend(figure, [handles[plain(name)] for name in names if plain(name) in handles])
     save_figure(figure, path)
 
 
@@ -88,7 +88,9 @@ def _draw(
         places = np.interp(places, steps, [0.0, *elapsed_seconds(run)]) / 3600
     marker = "o" if part == "val" or len(entries) <= 3 else None
     values = [entry[key] for entry in entries]
-    axis.plot(places, values, **style, marker=marker, markersize=3, linewidth=1.3, label=run.name)
+    axis.plot(
+        places, values, **style, marker=marker, markersize=3, linewidth=1.3, label=plain(run.name)
+    )
 
 
 def _title(key: str) -> str:

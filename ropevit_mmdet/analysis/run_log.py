@@ -113,6 +113,6 @@ def _in_order(entries: dict[int, dict[str, float]]) -> list[dict[str, float]]:
 
 
 def _run_name(file: Path) -> str:
-    """`runs/first` for `runs/first/20260101_000000/vis_data/scalars.json`."""
+    """`first` for `runs/first/20260101_000000/vis_data/scalars.json`."""
     parents = file.resolve().parents
     return parents[2].name if file.parent.name == "vis_data" else file.stem

@@ -19,6 +19,7 @@ from torch import nn
 
 from ropevit_mmdet.checkpoint import check_fit
 from ropevit_mmdet.data_checks.picture_files import THINNEST
+from ropevit_mmdet.frozen import FrozenBackbone
 from ropevit_mmdet.output import output_folder
 from ropevit_mmdet.pictures import (
     Picture,
@@ -53,6 +54,8 @@ class Predictor:
         model = build_detector(config)
         check_fit(model.state_dict(), loaded["state_dict"], checkpoint)
         model.load_state_dict(loaded["state_dict"])
+        if isinstance(model.backbone, FrozenBackbone):  # nothing is trained, nor looked at twice
+            model.backbone = model.backbone.backbone
         self.model: nn.Module = revert_sync_batchnorm(model).to(self.device).eval()
         self.names: tuple[str, ...] = class_names(config, loaded)
         self.pipeline = _array_pipeline(config)
