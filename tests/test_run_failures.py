@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -13,7 +14,15 @@ from ropevit_mmdet.errors import user_message
 from ropevit_mmdet.run import work_dir_lock
 from ropevit_mmdet.run.resume import latest_checkpoint
 from ropevit_mmdet.run.work_dir_lock import LOCK, RANKS, lock_work_dir
-from tests.misfortunes import ITERATIONS, TORCHRUN, assert_same, prepared, train, train_with
+from tests.misfortunes import (
+    ITERATIONS,
+    TORCHRUN,
+    assert_same,
+    prepared,
+    train,
+    train_two_with,
+    train_with,
+)
 from tests.test_tools import load_tool
 
 SETTINGS = dict(loop=ITERATIONS, workers=0, accumulated=1, ema=False)
@@ -53,8 +62,17 @@ def test_a_dead_worker_ends_the_run(tmp_path):
     assert latest_checkpoint(tmp_path / "run").name == "iter_3.pth"
 
 
+def test_a_lost_process_ends_the_other(tmp_path):
+    """Of itself: torchrun would end it too."""
+    config = prepared(tmp_path, **SETTINGS)
+    misfortune = dict(kind="killed", iteration=4, rank=1)
+    left, lost = train_two_with(config, tmp_path / "run", misfortune)
+    assert lost.returncode == -signal.SIGKILL and left.returncode == 1, left.stderr[-3000:]
+    assert latest_checkpoint(tmp_path / "run").name == "iter_3.pth"
+
+
 @pytest.mark.slow
-def test_a_lost_process_ends_the_others(tmp_path):
+def test_a_lost_process_ends_the_others_by_torchrun(tmp_path):
     config = prepared(tmp_path, **SETTINGS)
     start = time.monotonic()
     misfortune = dict(kind="killed", iteration=4, rank=1)
@@ -64,17 +82,17 @@ def test_a_lost_process_ends_the_others(tmp_path):
     assert latest_checkpoint(tmp_path / "run").name == "iter_3.pth"
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_one_process_with_broken_numbers_stops_all(rank, tmp_path):
     config = prepared(tmp_path, **SETTINGS)
     config.write_text(
         config.read_text() + "default_hooks.update(non_finite=dict(type='NonFiniteGuard'))\n"
     )
     misfortune = dict(kind="weights_broken", iteration=4, rank=rank)
-    done = train_with(config, tmp_path / "run", misfortune, command=TORCHRUN)
-    assert done.returncode and done.stderr.count("exitcode  : 2") == 2, done.stderr[-3000:]
-    (line,) = [line for line in done.stderr.splitlines() if "error: iteration 5" in line]
+    done = train_two_with(config, tmp_path / "run", misfortune)
+    assert [process.returncode for process in done] == [2, 2], done[0].stderr[-3000:]
+    said = "".join(process.stderr for process in done).splitlines()
+    (line,) = [line for line in said if line.startswith("error: iteration 5")]
     assert "iter_3.pth, and --resume goes on" in line and f"process {rank}: loss_" in line
     assert latest_checkpoint(tmp_path / "run").name == "iter_3.pth"
 
