@@ -31,12 +31,13 @@ class RoPEViTLayerDecay:
     Frozen parameters are left out. One table of layers is logged.
 
     Args:
-        optim_wrapper_cfg: as mmengine has it; its ``optimizer`` gives the base rates.
+        optim_wrapper_cfg: as mmengine has it; its ``optimizer`` gives the base rate as ``lr``, and
+            may give ``weight_decay``, else it is the optimizer's own default.
         paramwise_cfg: ``dict(layer_decay_rate=0.7)``; 1 for no decay.
 
     Raises:
-        ValueError: no RoPEViT in the model, a rate out of (0, 1], an unknown key, or a parameter of
-            the backbone that belongs to no layer.
+        ValueError: no RoPEViT in the model, a rate out of (0, 1], an unknown key, no ``lr``, or a
+            parameter of the backbone that belongs to no layer.
     """
 
     def __init__(
@@ -50,20 +51,23 @@ class RoPEViTLayerDecay:
             raise ValueError(f"layer_decay_rate must be above 0 and at most 1, got {self.rate!r}")
         self.wrapper_cfg = dict(optim_wrapper_cfg)
         self.optimizer_cfg = dict(self.wrapper_cfg.pop("optimizer"))
+        if "lr" not in self.optimizer_cfg:
+            raise ValueError("RoPEViTLayerDecay needs the base rate: optimizer=dict(lr=...)")
 
     def __call__(self, model: nn.Module) -> Any:
         model = model.module if is_model_wrapper(model) else model
-        groups = self.param_groups(model)
-        MMLogger.get_current_instance().info("\n" + group_table(groups))
-        optimizer = OPTIMIZERS.build({**self.optimizer_cfg, "params": groups})
+        optimizer = OPTIMIZERS.build({**self.optimizer_cfg, "params": self.param_groups(model)})
+        MMLogger.get_current_instance().info("\n" + group_table(optimizer.param_groups))
         wrapper = {"type": "OptimWrapper", **self.wrapper_cfg}
         return OPTIM_WRAPPERS.build(wrapper, default_args=dict(optimizer=optimizer))
 
     def param_groups(self, model: nn.Module) -> list[dict[str, Any]]:
-        """One group per layer and weight decay; ``layer`` counts from 0, the embedding."""
+        """One group per layer and weight decay; ``layer`` counts from 0, the embedding.
+
+        Those that decay leave ``weight_decay`` to the optimizer.
+        """
         prefix, backbone = _find_backbone(model)
         depth = len(backbone.blocks)
-        base_rate, base_decay = self.optimizer_cfg["lr"], self.optimizer_cfg.get("weight_decay", 0)
         undecayed = _undecayed(model)
         groups: dict[tuple[int, bool], dict[str, Any]] = {}
         for name, parameter in model.named_parameters():
@@ -78,8 +82,8 @@ class RoPEViTLayerDecay:
                 dict(
                     params=[],
                     layer=layer,
-                    lr=base_rate * self.rate ** (depth + 1 - layer),
-                    weight_decay=base_decay if decays else 0.0,
+                    lr=self.optimizer_cfg["lr"] * self.rate ** (depth + 1 - layer),
+                    **({} if decays else {"weight_decay": 0.0}),
                 ),
             )
             group["params"].append(parameter)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from mmdet.registry import DATASETS, MODELS
+from mmdet.registry import DATASETS, HOOKS, MODELS
 from mmdet.structures import DetDataSample
 from mmdet.structures.bbox import bbox_overlaps
 from mmdet.structures.mask import BitmapMasks
@@ -180,6 +180,15 @@ def test_documented_runs_have_the_batch_that_the_learning_rate_is_for():
         given = re.search(r"train_dataloader\.batch_size=(\d+)", run)
         batch = int(given[1]) if given else config.train_dataloader.batch_size
         assert processes * batch == config.auto_scale_lr.base_batch_size, run
+
+
+def test_the_documented_average_of_weights_is_of_whole_steps():
+    text = (CONFIGS.parent / "README.md").read_text()
+    options = re.findall(r"(default_hooks\.ema\.(?:type|interval))=(\w+)", text)
+    config = Config.fromfile(CONFIGS / "ropevit_maskrcnn_1xb2_12e.py")
+    config.merge_from_dict({key: int(v) if v.isdigit() else v for key, v in options})
+    average = HOOKS.build(config.default_hooks.ema).ema_cfg
+    assert average["interval"] == config.optim_wrapper.accumulative_counts
 
 
 @pytest.mark.parametrize("layers", [12, 24])

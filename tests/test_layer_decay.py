@@ -108,6 +108,14 @@ def test_a_real_detector_has_every_parameter_once():
     assert set(settings(model)) == {name for name, _ in model.named_parameters()}
 
 
+def test_weight_decay_that_is_not_given_is_the_optimizers_own():
+    config = wrapper_cfg()
+    del config["optimizer"]["weight_decay"]
+    init_default_scope("mmdet")
+    optimizer = build_optim_wrapper(detector(), config).optimizer
+    assert {group["weight_decay"] for group in optimizer.param_groups} == {0.0, 0.01}
+
+
 def test_a_rate_of_one_is_no_decay():
     assert {rate for rate, _ in settings(detector(), rate=1).values()} == {LR}
 
@@ -122,6 +130,8 @@ def test_errors_name_their_cause():
         RoPEViTLayerDecay(
             dict(optimizer={}), paramwise_cfg=dict(layer_decay_rate=0.7, num_layers=12)
         )
+    with pytest.raises(ValueError, match=r"optimizer=dict\(lr="):
+        RoPEViTLayerDecay(dict(optimizer={}), paramwise_cfg=dict(layer_decay_rate=0.7))
     model = detector()
     model["backbone"].adapter = torch.nn.Linear(2, 2)
     with pytest.raises(ValueError, match=r"'adapter\.weight'.*no layer"):
@@ -132,9 +142,7 @@ def test_errors_name_their_cause():
 
 def test_the_table_counts_every_parameter():
     model = detector()
-    groups = RoPEViTLayerDecay(
-        dict(optimizer=dict(lr=LR, weight_decay=DECAY)), dict(layer_decay_rate=RATE)
-    ).param_groups(model)
+    groups = build_optim_wrapper(model, wrapper_cfg()).optimizer.param_groups
     lines = group_table(groups).splitlines()
     counted = sum(int(line.split()[-1].replace(",", "")) for line in lines[1:])
     assert counted == sum(p.numel() for p in model.parameters())

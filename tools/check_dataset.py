@@ -9,20 +9,17 @@ from typing import Any
 
 try:
     import ropevit_mmdet  # noqa: F401  makes the mm packages usable, ahead of all that need them
-except ModuleNotFoundError as error:
-    sys.exit(f"error: {error}; install the project first: pip install -e .")
-except ImportError as error:  # of the checks of the installed packages, with the cure
-    sys.exit(f"error: {error}")
+except ImportError as error:
+    sys.exit(f"error: {error}; more is said by: python tools/doctor.py")
 
 from mmengine import fileio
-from mmengine.config import DictAction
 from tqdm import tqdm
 
 from ropevit_mmdet.data_checks.datasets import SPLITS, CocoFiles, coco_files
 from ropevit_mmdet.data_checks.report import Report, read_classless, report_dataset
 from ropevit_mmdet.data_checks.troubles import ERROR, SEVERITIES
 from ropevit_mmdet.errors import one_line_errors
-from ropevit_mmdet.run.config import load_config
+from ropevit_mmdet.run.config import add_cfg_options, load_config
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -82,15 +79,13 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--json", metavar="FILE", help="write all that was found there")
     parser.add_argument(
-        "--show", type=int, default=5, metavar="N", help="places to show of each kind (default: 5)"
+        "--show",
+        type=int,
+        default=5,
+        metavar="N",
+        help="places to show of each kind of error and warning (default: 5)",
     )
-    parser.add_argument(
-        "--cfg-options",
-        nargs="+",
-        action=DictAction,
-        metavar="KEY=VALUE",
-        help="override settings of the config",
-    )
+    add_cfg_options(parser)
     args = parser.parse_args(argv)
     if (args.config is None) == (args.ann_file is None):
         parser.error("give a config, or --ann-file with --img-dir")
