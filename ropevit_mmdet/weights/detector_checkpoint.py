@@ -31,8 +31,8 @@ def check_start(model: nn.Module, config: Config) -> None:
     if start is not None:
         checkpoint = read_detector_checkpoint(start)
         if config.get("resume"):
-            check_fit(model.state_dict(), checkpoint["state_dict"], start)
-            _check_training(checkpoint, start)
+            check_fit(model.state_dict(), checkpoint["state_dict"], named(start))
+            _check_training(checkpoint, named(start))
     elif type(backbone).__module__.startswith("ropevit_mmdet.") and backbone.init_cfg:
         backbone.init_weights()  # reads the file, strictly
 
@@ -47,9 +47,9 @@ def read_detector_checkpoint(path: str) -> dict[str, Any]:
     """
     if "://" in str(path):
         checkpoint = CheckpointLoader.load_checkpoint(str(path), map_location="cpu")
-        path = shown(str(path))
     else:
         checkpoint = read_torch_file(path)
+    path = named(path)
     if isinstance(checkpoint, dict) and "state" in checkpoint and "state_dict" not in checkpoint:
         raise ValueError(
             f"checkpoint {path} is birder's, of a backbone alone, and a detector is needed here; "
@@ -68,10 +68,15 @@ def read_detector_checkpoint(path: str) -> dict[str, Any]:
     ):
         raise ValueError(f"checkpoint {path} holds no weights of a detector")
     weights = {str(name).removeprefix("module."): value for name, value in weights.items()}
-    check_plain(weights, str(path))
-    check_finite(weights, str(path))
-    check_meta(checkpoint.get("meta"), str(path))
+    check_plain(weights, path)
+    check_finite(weights, path)
+    check_meta(checkpoint.get("meta"), path)
     return {**checkpoint, "state_dict": weights}
+
+
+def named(path: str) -> str:
+    """A path or URL for messages."""
+    return shown(path) if "://" in str(path) else str(path)
 
 
 def load_from_http(filename: str, map_location: Any = None) -> dict[str, Any]:
