@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest import mock
 
 import torch
 from mmengine.runner import Runner
@@ -23,6 +24,8 @@ from tests.tiny_coco import write_tiny
 
 FORKSERVER = multiprocessing.get_context("forkserver")
 FORKSERVER.set_forkserver_preload(["tests.misfortunes"])
+# Configs are printed into logs and checkpoints; making them pretty takes half of a short run.
+UNFORMATTED = mock.patch("mmengine.config.config.FormatCode", lambda text, **_: (text, False))
 PATIENCE = 120  # seconds
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
 HOOK = """
@@ -146,7 +149,8 @@ def train(config, work_dir, *, resume=False):
     settings.experiment_name = f"{work_dir}-{resume}".replace("/", "_")
     settings.resume = resume
     settings.load_from = str(latest_checkpoint(work_dir)) if resume else None
-    Runner.from_cfg(settings).train()
+    with UNFORMATTED:
+        Runner.from_cfg(settings).train()
     return torch.load(latest_checkpoint(work_dir), weights_only=True)
 
 
@@ -234,4 +238,5 @@ def _run_program(argv, folder, environment, out, err):
     os.chdir(ROOT.parent)
     sys.path[:0] = [folder]
     sys.argv = argv
-    runpy.run_path(argv[0], run_name="__main__")
+    with UNFORMATTED:
+        runpy.run_path(argv[0], run_name="__main__")
