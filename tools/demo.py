@@ -64,48 +64,50 @@ def main(argv: Sequence[str] | None = None) -> None:
     setup_cache_size_limit_of_dynamo()
     warnings.filterwarnings("ignore", message=".*anchor_generator is deprecated")  # mmdet of itself
     started = time.time()
-    with (
-        one_line_errors(),
-        lock_work_dir(
-            (config := load_config(args.config, args.cfg_options, work_dir=args.work_dir)).work_dir
-        ),
-    ):
-        print("[1/4] the data set")
-        make_data(Path(config.test_dataloader.dataset.data_root))
-        prepare(config, args.seed)
-        work_dir = Path(config.work_dir)
-
-        print(f"[2/4] training; everything goes into {work_dir}")
-        runner = QuietRunner.from_cfg(config)
-        train_started = time.time()
-        with redirect_stdout(io.StringIO()):  # pycocotools prints; the log is not affected
-            runner.train()
-        train_seconds = time.time() - train_started
-
-        print("[3/4] evaluating on the test split, which training never saw")
-        with redirect_stdout(io.StringIO()):
-            metrics = runner.test()
-
-        print("[4/4] drawing predictions")
-        checkpoint = os.path.relpath(latest_checkpoint(work_dir))
-        draw_predictions(config, checkpoint, work_dir)
-    names = runner.test_dataloader.dataset.metainfo["classes"]
-    summary = {
-        **summarize(metrics, names),
-        "train_seconds": round(train_seconds, 1),
-        "iterations": runner.iter,
-        "seed": args.seed,
-        "config": args.config,
-        "checkpoint": checkpoint,
-        "test_pictures": len(runner.test_dataloader.dataset),
-        "device": str(next(runner.model.parameters()).device),
-        "threads": torch.get_num_threads(),
-        "versions": versions(),
-    }
+    with one_line_errors():
+        config = load_config(args.config, args.cfg_options, work_dir=args.work_dir)
+        with lock_work_dir(config.work_dir):
+            summary = run(config, args.seed)
+    summary |= {"seed": args.seed, "config": args.config, "versions": versions()}
+    work_dir = Path(config.work_dir)
     (work_dir / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     print(f"\n{table(summary)}\n")
-    print(f"training took {train_seconds:.0f} s, all together {time.time() - started:.0f} s\n")
-    print(what_next(args.config, checkpoint, work_dir))
+    seconds = summary["train_seconds"]
+    print(f"training took {seconds:.0f} s, all together {time.time() - started:.0f} s\n")
+    print(what_next(args.config, summary["checkpoint"], work_dir))
+
+
+def run(config: Config, seed: int) -> dict[str, Any]:
+    """Make the data, train, test and draw; what the summary says of that."""
+    print("[1/4] the data set")
+    make_data(Path(config.test_dataloader.dataset.data_root))
+    prepare(config, seed)
+    work_dir = Path(config.work_dir)
+
+    print(f"[2/4] training; everything goes into {work_dir}")
+    runner = QuietRunner.from_cfg(config)
+    train_started = time.time()
+    with redirect_stdout(io.StringIO()):  # pycocotools prints; the log is not affected
+        runner.train()
+    train_seconds = time.time() - train_started
+
+    print("[3/4] evaluating on the test split, which training never saw")
+    with redirect_stdout(io.StringIO()):
+        metrics = runner.test()
+
+    print("[4/4] drawing predictions")
+    checkpoint = os.path.relpath(latest_checkpoint(work_dir))
+    draw_predictions(config, checkpoint, work_dir)
+    pictures = runner.test_dataloader.dataset
+    return {
+        **summarize(metrics, pictures.metainfo["classes"]),
+        "train_seconds": round(train_seconds, 1),
+        "iterations": runner.iter,
+        "checkpoint": checkpoint,
+        "test_pictures": len(pictures),
+        "device": str(next(runner.model.parameters()).device),
+        "threads": torch.get_num_threads(),
+    }
 
 
 def make_data(root: Path) -> None:

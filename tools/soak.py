@@ -7,18 +7,15 @@ from pathlib import Path
 
 try:
     import ropevit_mmdet  # noqa: F401  makes the mm packages usable, ahead of all that need them
-except ModuleNotFoundError as error:
-    sys.exit(f"error: {error}; install the project first: pip install -e .")
-except ImportError as error:  # of the checks of the installed packages, with the cure
-    sys.exit(f"error: {error}")
+except ImportError as error:
+    sys.exit(f"error: {error}; more is said by: python tools/doctor.py")
 
-from mmengine.config import DictAction
 from tqdm import tqdm
 
 from ropevit_mmdet.analysis.soak import GROWTH, SETTLED, plot_soak, soak_prediction, soak_training
 from ropevit_mmdet.data_checks.datasets import check_datasets
 from ropevit_mmdet.errors import one_line_errors
-from ropevit_mmdet.run.config import load_config
+from ropevit_mmdet.run.config import add_cfg_options, load_config
 from ropevit_mmdet.run.resume import latest_checkpoint
 
 CONFIG = "configs/shapes_maskrcnn.py"
@@ -63,13 +60,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--work-dir", default="work_dirs/soak", help="log and soak.png (default: work_dirs/soak)"
     )
-    parser.add_argument(
-        "--cfg-options",
-        nargs="+",
-        action=DictAction,
-        metavar="KEY=VALUE",
-        help="override settings of the config",
-    )
+    add_cfg_options(parser)
     args = parser.parse_args(argv)
     for name in ("iters", "pictures"):
         if getattr(args, name) <= args.settled:

@@ -21,7 +21,7 @@ from ropevit_mmdet.data_checks.datasets import check_datasets
 from ropevit_mmdet.errors import one_line_errors
 from ropevit_mmdet.run.config import add_cfg_options, build_detector, load_config, use_show, use_tta
 from ropevit_mmdet.run.distributed import launched
-from ropevit_mmdet.weights.detector_checkpoint import read_detector_checkpoint
+from ropevit_mmdet.weights.detector_checkpoint import named, read_detector_checkpoint
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, float]:
@@ -57,7 +57,7 @@ def prepare(args: argparse.Namespace) -> Config:
         use_show(config, show=args.show, show_dir=args.show_dir, wait_time=args.wait_time)
     check_datasets(config, ("test",))
     weights = read_detector_checkpoint(args.checkpoint)["state_dict"]
-    check_fit(build_detector(config).state_dict(), weights, args.checkpoint)
+    check_fit(build_detector(config).state_dict(), weights, named(args.checkpoint))
     return config
 
 

@@ -32,7 +32,7 @@ from ropevit_mmdet.pictures import (
 from ropevit_mmdet.prediction.drawing import Detection, draw_detections, side_by_side
 from ropevit_mmdet.prediction.ground_truth import GroundTruth
 from ropevit_mmdet.run.config import build_detector
-from ropevit_mmdet.weights.detector_checkpoint import read_detector_checkpoint
+from ropevit_mmdet.weights.detector_checkpoint import named, read_detector_checkpoint
 
 OVERLAY_FOLDER = "overlays"
 RESULT_FILE = "predictions.json"
@@ -52,7 +52,7 @@ class Predictor:
         self.device = choose_device(device)
         loaded = read_detector_checkpoint(checkpoint)
         model = build_detector(config)
-        check_fit(model.state_dict(), loaded["state_dict"], checkpoint)
+        check_fit(model.state_dict(), loaded["state_dict"], named(checkpoint))
         model.load_state_dict(loaded["state_dict"])
         if isinstance(model.backbone, FrozenBackbone):  # nothing is trained, nor looked at twice
             model.backbone = model.backbone.backbone
