@@ -118,9 +118,9 @@ ANNOTATION_CASES = {
         "category gaps",
     ),
     "one category more": Case(
-        lambda c: c["categories"].append(dict(id=6, name="more")),
+        lambda c: (c["categories"].append(dict(id=6, name="more")), _first(category_id=6)(c)),
         "classes",
-        "have 'more' beside the config's classes",
+        "have 'more', with objects, beside the config's classes",
     ),
     "no bbox": Case(_first(bbox=None), "annotation fields", "annotation 1 of image 1: no 'bbox'"),
     "no area": Case(_first(area=None), "annotation fields", "no 'area'"),

@@ -8,6 +8,7 @@ import torch
 from mmdet.registry import DATASETS, MODELS
 from mmengine.dataset import pseudo_collate
 from mmengine.optim import build_optim_wrapper
+from mmengine.registry import init_default_scope
 
 from ropevit_mmdet.data_checks.datasets import check_datasets
 from ropevit_mmdet.run.config import load_config
@@ -110,13 +111,27 @@ def test_as_it_stands_it_names_the_shapes():
     [
         (("dark", "bright"), "lack 'bright' of the config's classes"),
         (("cat",), "share no name with the config's classes"),
-        (("dark",), "have 'light' beside the config's classes"),
+        (("dark",), "have 'light', with objects, beside the config's classes"),
         (("light", "dark"), "have another order than the config's classes"),
     ],
 )
 def test_classes_that_do_not_fit_are_one_clear_error(custom, classes, message):
     with pytest.raises(ValueError, match=message):
         check_datasets(custom(classes=classes))
+
+
+def test_a_category_without_objects_does_no_harm(custom, tmp_path):
+    """Some programs write a heading over the others, as number 0."""
+    config = custom()
+    for path in (tmp_path / "data").glob("*.json"):
+        content = json.loads(path.read_text())
+        content["categories"].insert(0, dict(id=0, name="brightness", supercategory="none"))
+        path.write_text(json.dumps(content))
+    check_datasets(config)
+    init_default_scope("mmdet")
+    dataset = DATASETS.build(config.train_dataloader.dataset)
+    labels = {one["bbox_label"] for i in range(2) for one in dataset.get_data_info(i)["instances"]}
+    assert labels == {0, 1} and dataset.metainfo["classes"] == ("dark", "light")
 
 
 def test_a_file_that_is_not_there_is_named(custom):

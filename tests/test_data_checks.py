@@ -5,7 +5,8 @@ import json
 import pytest
 from mmdet.registry import DATASETS
 
-from ropevit_mmdet.data_checks.datasets import annotated_categories, check_datasets
+from ropevit_mmdet.data_checks.categories import category_names
+from ropevit_mmdet.data_checks.datasets import check_datasets
 from ropevit_mmdet.run.config import load_config
 from tests.tiny_coco import write_tiny
 
@@ -37,16 +38,16 @@ def test_categories_are_read_without_parsing_the_file(tmp_path):
     names = [f"Straßenbahn {i}" for i in range(500)]  # more than one chunk, not ASCII
     document = {"images": [{"categories": 3}], "categories": [{"id": 1, "name": n} for n in names]}
     path.write_text(json.dumps(document, ensure_ascii=False), encoding="utf-8")
-    assert annotated_categories(path) == names
+    assert category_names(path) == names
     path.write_text(path.read_text(encoding="utf-8")[:-1], encoding="utf-8")
     with pytest.raises(ValueError, match="cut short"):
-        annotated_categories(path)
+        category_names(path)
     path.write_text('{"images": []}')
     with pytest.raises(ValueError, match="no list of categories"):
-        annotated_categories(path)
+        category_names(path)
     path.write_text("")
     with pytest.raises(ValueError, match="is empty"):
-        annotated_categories(path)
+        category_names(path)
 
 
 def test_the_data_set_itself_says_what_is_missing(tmp_path):

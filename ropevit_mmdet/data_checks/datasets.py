@@ -5,8 +5,6 @@ leaves out its other categories (`CocoDataset.load_data_list`), so that names sh
 missing without a word: it is an error here.
 """
 
-import json
-import mmap
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -22,6 +20,7 @@ from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
 
 from ropevit_mmdet.data_checks.annotations import check_annotations, read_annotation_file
+from ropevit_mmdet.data_checks.categories import annotated_names, category_names, check_classes
 from ropevit_mmdet.data_checks.picture_files import picture_error
 from ropevit_mmdet.data_checks.troubles import ERROR, WARNING
 
@@ -35,7 +34,6 @@ _CURES = (  # what a path looks like, how to get what it should hold
     (re.compile(r"shapes"), "make the shapes data set: python tools/make_shapes.py"),
     (re.compile(""), "set data_root, ann_file and data_prefix in the config"),
 )
-_CATEGORIES = b'"categories"'
 
 
 @DATASETS.register_module()
@@ -150,26 +148,6 @@ def check_datasets(config: Config, splits: Sequence[str] = SPLITS) -> None:
             _check_evaluator(split, evaluator, loader["dataset"])
 
 
-def annotated_categories(path: Path) -> list[str]:
-    """The names in a COCO annotation file's `categories`, without parsing the rest of it.
-
-    Raises ValueError if the file is cut short or has no such list.
-    """
-    with open(path, "rb") as file:
-        if os.fstat(file.fileno()).st_size == 0:
-            raise ValueError(f"annotation file {path} is empty")
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
-            if not text[-1024:].rstrip().endswith(b"}"):
-                raise ValueError(f"annotation file {path} is cut short: it does not end in '}}'")
-            start = text.find(_CATEGORIES)
-            while start >= 0:
-                names = _names_at(text, start + len(_CATEGORIES))
-                if names is not None:
-                    return names
-                start = text.find(_CATEGORIES, start + 1)
-    raise ValueError(f"annotation file {path} has no list of categories: is it in COCO's format?")
-
-
 def _check_dataset(split: str, dataset: dict[str, Any]) -> None:
     ann_file = dataset.get("ann_file")
     if not ann_file or not _is_local(dataset, ann_file, dataset.get("data_root") or ""):
@@ -185,7 +163,7 @@ def _check_dataset(split: str, dataset: dict[str, Any]) -> None:
     classes = _classes(dataset) if _is_coco(dataset) and path.suffix == ".json" else None
     if classes:
         try:
-            check_classes(path, annotated_categories(path), classes)
+            _check_classes(path, classes)
         except ValueError as error:
             raise ValueError(f"{split} data set: {error}") from error
 
@@ -201,9 +179,14 @@ def _check_evaluator(split: str, evaluator: dict[str, Any], dataset: dict[str, A
         classes = _classes(part) if _is_coco(part) else None
         if classes:
             try:
-                check_classes(Path(path), annotated_categories(Path(path)), classes)
+                _check_classes(Path(path), classes)
             except ValueError as error:
                 raise ValueError(f"{split} evaluator: {error}") from error
+
+
+def _check_classes(path: Path, classes: Sequence[str]) -> None:
+    names = category_names(path)
+    check_classes(path, names, classes, lambda: annotated_names(read_annotation_file(path)))
 
 
 class _CheckedCOCO(COCO):
@@ -237,32 +220,6 @@ def _classes(dataset: dict[str, Any]) -> tuple[str, ...] | None:
     return None if not classes or isinstance(classes, str) else tuple(classes)
 
 
-def check_classes(path: Path, names: Sequence[str], classes: Sequence[str]) -> None:
-    """Raises ValueError if a file's category names are not the classes, in their order.
-
-    mmdet would leave a name beside them out without a word: mostly a class that was forgotten.
-    """
-    if list(names) == list(classes):
-        return
-    missing = [name for name in classes if name not in names]
-    more = [name for name in names if name not in classes]
-    cure = "set metainfo = dict(classes=(...)) in the config to the names of the file, in its order"
-    if len(missing) == len(classes):
-        problem = "share no name with the config's classes"
-    elif len(set(names)) < len(names):
-        problem = "have a name several times, and labels would shift against the config's classes"
-    elif missing:
-        problem = f"lack {_listed(missing)} of the config's classes"
-    elif more:
-        problem = f"have {_listed(more)} beside the config's classes"
-        cure += ", or take what is not to be learned out of the file"
-    else:
-        problem = "have another order than the config's classes, and labels go by the file's"
-    raise ValueError(
-        f"the categories of {path} ({_listed(names)}) {problem} ({_listed(classes)}); {cure}"
-    )
-
-
 def _require(split: str, what: str, path: Path) -> None:
     if path.exists():
         return
@@ -286,30 +243,3 @@ def _innermost(dataset: dict[str, Any]) -> Iterator[dict[str, Any]]:
 def _is_local(settings: dict[str, Any], *paths: str) -> bool:
     backend = (settings.get("backend_args") or {}).get("backend", "local")
     return backend == "local" and not any("://" in str(path) for path in paths)
-
-
-def _names_at(text: mmap.mmap, position: int) -> list[str] | None:
-    """The names of the JSON list after `"categories"`; None if something else stands there."""
-    end = position + 4096
-    while True:
-        chunk = text[position:end].decode("utf-8", errors="replace").lstrip()
-        value = chunk[1:].lstrip()
-        if not chunk.startswith(":") or not value.startswith("["):
-            return None
-        try:
-            categories, _ = json.JSONDecoder().raw_decode(value)
-        except RecursionError:
-            return None
-        except ValueError:
-            if end >= len(text):
-                return None
-            end = position + 4 * (end - position)
-            continue
-        names = [one.get("name") for one in categories if isinstance(one, dict)]
-        whole = len(names) == len(categories) and all(isinstance(name, str) for name in names)
-        return names if whole else None
-
-
-def _listed(names: Sequence[str], at_most: int = 6) -> str:
-    more = f", ... {len(names)} in all" if len(names) > at_most else ""
-    return ", ".join(map(repr, names[:at_most])) + more

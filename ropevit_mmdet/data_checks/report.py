@@ -13,7 +13,8 @@ from ropevit_mmdet.data_checks.annotations import (
     is_id,
     read_annotation_file,
 )
-from ropevit_mmdet.data_checks.datasets import CocoFiles, check_classes
+from ropevit_mmdet.data_checks.categories import annotated_names, check_classes, has_name
+from ropevit_mmdet.data_checks.datasets import CocoFiles
 from ropevit_mmdet.data_checks.picture_files import KINDS as PICTURE_KINDS
 from ropevit_mmdet.data_checks.picture_files import check_picture
 from ropevit_mmdet.data_checks.troubles import ERROR, NOTE, SEVERITIES, Kind, Troubles
@@ -95,9 +96,9 @@ def report_dataset(
         return Report(files, {}, troubles)
     counts = {key: len(content[key]) for key in LISTS}
     if files.classes:
-        names = [one["name"] for one in content["categories"] if _has_name(one)]
+        names = [one["name"] for one in content["categories"] if has_name(one)]
         try:
-            check_classes(files.ann_file, names, files.classes)
+            check_classes(files.ann_file, names, files.classes, lambda: annotated_names(content))
         except ValueError as error:
             troubles.add("classes", str(error))
     troubles.update(check_annotations(content, masks=files.masks, evaluated=files.evaluated))
@@ -168,7 +169,3 @@ def _pictures_below(folder: Path, parts: set[str]) -> Iterator[str]:
         for name in sorted(os.listdir(folder / part)):
             if os.path.splitext(name)[1].lower() in SUFFIXES:
                 yield os.path.join(part, name)
-
-
-def _has_name(category: Any) -> bool:
-    return isinstance(category, dict) and isinstance(category.get("name"), str)
