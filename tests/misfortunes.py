@@ -213,7 +213,7 @@ def forked(argv: list[str], folder: Path, environments: list[dict[str, str]]):
     started = []
     for number, environment in enumerate(environments):
         said = [folder / f"said_{number}_{stream}.txt" for stream in ("out", "err")]
-        settings = (argv, str(folder), environment, *map(str, said))
+        settings = (argv, str(folder), environment, torch.get_num_threads(), *map(str, said))
         process = FORKSERVER.Process(target=_run_program, args=settings)
         process.start()
         started.append((process, said))
@@ -230,8 +230,9 @@ def forked(argv: list[str], folder: Path, environments: list[dict[str, str]]):
     return [subprocess.CompletedProcess(argv, *done) for done in zip(codes, *zip(*texts))]
 
 
-def _run_program(argv, folder, environment, out, err):
+def _run_program(argv, folder, environment, threads, out, err):
     os.setsid()
+    torch.set_num_threads(threads)  # as many as where it is compared, to the bit
     for file, stream in ((out, 1), (err, 2)):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
     os.environ.update(environment)
