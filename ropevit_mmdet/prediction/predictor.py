@@ -54,8 +54,9 @@ class Predictor:
         model = build_detector(config)
         check_fit(model.state_dict(), loaded["state_dict"], named(checkpoint))
         model.load_state_dict(loaded["state_dict"])
-        if isinstance(model.backbone, FrozenBackbone):  # nothing is trained, nor looked at twice
-            model.backbone = model.backbone.backbone
+        backbone = getattr(model, "backbone", None)
+        if isinstance(backbone, FrozenBackbone):  # nothing is trained, nor looked at twice
+            model.backbone = backbone.backbone
         self.model: nn.Module = revert_sync_batchnorm(model).to(self.device).eval()
         self.names: tuple[str, ...] = class_names(config, loaded)
         self.pipeline = _array_pipeline(config)
