@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+from multiprocessing import forkserver
 from pathlib import Path
 from unittest import mock
 
@@ -210,10 +211,13 @@ def unlucky(config: Path, misfortune: dict) -> Path:
 
 def forked(argv: list[str], folder: Path, environments: list[dict[str, str]]):
     """Run a program once per environment, side by side; `folder` is one more to import from."""
+    # With as many threads as the runs that it is compared with to the bit, whatever a test has set.
+    with mock.patch.dict(os.environ, OMP_NUM_THREADS=str(torch.get_num_threads())):
+        forkserver.ensure_running()  # starts it once
     started = []
     for number, environment in enumerate(environments):
         said = [folder / f"said_{number}_{stream}.txt" for stream in ("out", "err")]
-        settings = (argv, str(folder), environment, torch.get_num_threads(), *map(str, said))
+        settings = (argv, str(folder), environment, *map(str, said))
         process = FORKSERVER.Process(target=_run_program, args=settings)
         process.start()
         started.append((process, said))
@@ -230,9 +234,8 @@ def forked(argv: list[str], folder: Path, environments: list[dict[str, str]]):
     return [subprocess.CompletedProcess(argv, *done) for done in zip(codes, *zip(*texts))]
 
 
-def _run_program(argv, folder, environment, threads, out, err):
+def _run_program(argv, folder, environment, out, err):
     os.setsid()
-    torch.set_num_threads(threads)  # as many as where it is compared, to the bit
     for file, stream in ((out, 1), (err, 2)):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
     os.environ.update(environment)
