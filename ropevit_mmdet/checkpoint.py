@@ -276,6 +276,20 @@ def check_img_size(checkpoint: Checkpoint, arch: Arch, img_size: tuple[int, int]
     raise ValueError(f"{message}, and no signature; set {cure}")
 
 
+def with_overrides(arch: Arch, config: Mapping[str, Any] | None) -> Arch:
+    """An architecture with the settings that a file's ``config`` overrides.
+
+    Raises:
+        ValueError: values that ``Arch`` refuses.
+    """
+    known = {field.name for field in dataclasses.fields(Arch)}
+    overrides = {key: value for key, value in (config or {}).items() if key in known}
+    try:
+        return dataclasses.replace(arch, **overrides)
+    except (TypeError, ValueError) as error:  # the former from comparing text with a number
+        raise ValueError(f"with the file's config, {error}") from error
+
+
 def _with_config(path: Path, arch: Arch, config: Mapping[str, Any] | None) -> Arch:
     """The architecture with the overrides of a file's ``config``."""
     known = {field.name for field in dataclasses.fields(Arch)}
@@ -284,9 +298,9 @@ def _with_config(path: Path, arch: Arch, config: Mapping[str, Any] | None) -> Ar
     if unknown:
         raise ValueError(f"{path}: the file's config has {unknown[0]!r}, which is not supported")
     try:
-        return dataclasses.replace(arch, **overrides)
-    except (TypeError, ValueError) as error:  # the former from comparing text with a number
-        raise ValueError(f"{path}: with the file's config, {error}") from error
+        return with_overrides(arch, overrides)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:

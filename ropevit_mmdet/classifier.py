@@ -25,9 +25,10 @@ from ropevit_mmdet.checkpoint import (
     check_img_size,
     load_into,
     read_checkpoint,
+    with_overrides,
 )
 from ropevit_mmdet.vit import ACTIVATIONS, norm_layer
-from ropevit_mmdet.weights.identify import identify, with_overrides
+from ropevit_mmdet.weights.identify import identify
 from ropevit_mmdet.weights.lookup import resolve_weights
 
 

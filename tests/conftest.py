@@ -5,6 +5,7 @@ import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ import ropevit_mmdet  # noqa: F401  (prepares the mm stack before anything impor
 
 from mmengine.logging import MMLogger  # isort: skip
 
+from tests.file_server import FileServer
 from tests.network import stay_here
 
 stay_here()
@@ -40,3 +42,11 @@ def cache(tmp_path, monkeypatch) -> Path:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
     return tmp_path / "home" / "hub" / "checkpoints"
+
+
+@pytest.fixture
+def server(request) -> Iterator[FileServer]:
+    """Serves the CONTENT of a test's module over loopback."""
+    server = FileServer(request.module.CONTENT)
+    yield server
+    server.close()

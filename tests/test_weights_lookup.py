@@ -20,7 +20,6 @@ from ropevit_mmdet.weights import download, lookup
 from ropevit_mmdet.weights.download import DownloadError
 from ropevit_mmdet.weights.lookup import resolve_weights
 from ropevit_mmdet.weights.published import WEIGHTS
-from tests.file_server import FileServer
 from tests.oracle import SMALL, birder_net, write_checkpoint
 
 CONTENT = np.random.RandomState(0).bytes(300_000)
@@ -28,13 +27,6 @@ NAME = "rope_vit_reg4_b14_capi-places365"
 
 
 pytestmark = pytest.mark.usefixtures("cache")
-
-
-@pytest.fixture
-def server():
-    server = FileServer(CONTENT)
-    yield server
-    server.close()
 
 
 @pytest.fixture
@@ -304,7 +296,7 @@ def test_file_put_there_by_hand_is_verified_once(server, cache, publish, monkeyp
     (cache / f"{NAME}.pt").write_bytes(CONTENT)
     assert resolve_weights(name) == cache / f"{NAME}.pt"
     hashed = []
-    monkeypatch.setattr(lookup, "_sha256", lambda path: hashed.append(path))
+    monkeypatch.setattr(lookup, "sha256_of", lambda path: hashed.append(path))
     resolve_weights(name)
     assert not hashed and not server.requests
 

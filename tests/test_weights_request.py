@@ -17,13 +17,6 @@ CONTENT = bytes(range(256)) * 100
 pytestmark = pytest.mark.usefixtures("cache")
 
 
-@pytest.fixture
-def server():
-    server = FileServer(CONTENT)
-    yield server
-    server.close()
-
-
 def test_redirect_within_http(server, cache):
     server.mode = f"{server.url}/elsewhere/other.pt"
     assert resolve_weights(f"{server.url}/file.pt") == cache / "file.pt"

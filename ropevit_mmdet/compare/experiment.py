@@ -5,7 +5,6 @@ own; killed, it goes on from its last checkpoint; finished, it is not run again.
 with the one that started it, however that ends: it would go on training into the folder.
 """
 
-import hashlib
 import json
 import os
 import statistics
@@ -24,6 +23,7 @@ from ropevit_mmdet.analysis.run_log import elapsed_seconds, log_files, read_run
 from ropevit_mmdet.run.config import load_config
 from ropevit_mmdet.run.resume import latest_checkpoint
 from ropevit_mmdet.run.work_dir_lock import lock_work_dir
+from ropevit_mmdet.weights.lookup import sha256_of
 
 RESULT_FILE = "result.json"
 CONFIG_FILE = "run.py"
@@ -62,7 +62,7 @@ def result_of(run: Run, root: Path, command: Sequence[str], say: Callable[[str],
         config.param_scheduler = None
     config.pop("work_dir")  # the folder itself, by whichever path
     files = dict.fromkeys(weights_files(config.to_dict()))
-    settings = "".join(f"# sha256 {_sha256(file)}: {file}\n" for file in files)
+    settings = "".join(f"# sha256 {sha256_of(Path(file).expanduser())}: {file}\n" for file in files)
     settings += config.pretty_text
     kept, place = folder / RESULT_FILE, folder / CONFIG_FILE
     if place.is_file() and place.read_text(encoding="utf-8") != settings:
@@ -140,14 +140,6 @@ def weights_files(settings: Any) -> Iterator[str]:
                     yield value
             else:
                 yield from weights_files(value)
-
-
-def _sha256(file: str) -> str:
-    digest = hashlib.sha256()
-    with Path(file).expanduser().open("rb") as content:
-        while block := content.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _run(command: Sequence[str], log: TextIO) -> int:

@@ -75,7 +75,7 @@ def publish(source: str | Path, target: str | Path, *, raw: bool = False) -> Pub
     target = Path(target)
     stem = target.with_suffix("") if target.suffix == ".pth" else target / Path(source).stem
     path = stem.with_name(f"{stem.name}-{digest}.pth")
-    fileio.put(content, path)  # beside it and renamed: see stack.checkpoint
+    fileio.put(content, path)  # beside it and renamed: see stack.writing
     removed = tuple(key for key in checkpoint if key not in ("meta", "state_dict"))
     size_before = Path(source).expanduser().stat().st_size
     return Published(path, kind, removed, redacted, size_before, len(content))
@@ -102,7 +102,10 @@ def _choose_weights(
     }
     if not named or named.keys() - weights.keys():
         raise ValueError(f"checkpoint {source}: its ema_state_dict is not of mmengine's EMAHook")
-    return _compact({**weights, **named}), "raw"
+    weights = {**weights, **named}
+    check_plain(weights, source)  # those of the state_dict were checked as they were read
+    check_finite(weights, source)
+    return _compact(weights), "raw"
 
 
 def _compact(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -119,8 +122,6 @@ def _check_weights(weights: Mapping[str, Tensor], source: str) -> None:
             f"checkpoint {source} holds no detector, only "
             f"{' and '.join(sorted({name.partition('.')[0] for name in weights}))}"
         )
-    check_plain(weights, source)
-    check_finite(weights, source)
 
 
 def _kept_meta(checkpoint: Mapping[str, Any]) -> dict[str, Any]:

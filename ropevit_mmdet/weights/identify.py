@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ropevit_mmdet.arch import Arch, arch_names, resolve_arch
-from ropevit_mmdet.checkpoint import Checkpoint
+from ropevit_mmdet.checkpoint import Checkpoint, with_overrides
 from ropevit_mmdet.facts import TRAINING_ONLY, contradictions, facts_of, settings_of, spelt_out
 from ropevit_mmdet.weights.published import WEIGHTS
 
@@ -72,20 +72,6 @@ def distinct(archs: Mapping[str, Arch]) -> list[str]:
         if all(_of_inference(arch) != _of_inference(archs[other]) for other in names):
             names.append(name)
     return names
-
-
-def with_overrides(arch: Arch, config: Mapping[str, Any] | None) -> Arch:
-    """An architecture with the settings that a file's ``config`` overrides.
-
-    Raises:
-        ValueError: values that ``Arch`` refuses.
-    """
-    known = {field.name for field in dataclasses.fields(Arch)}
-    overrides = {key: value for key, value in (config or {}).items() if key in known}
-    try:
-        return dataclasses.replace(arch, **overrides)
-    except (TypeError, ValueError) as error:  # the former from comparing text with a number
-        raise ValueError(f"with the file's config, {error}") from error
 
 
 def summary(checkpoint: Checkpoint, loaded: Iterable[str]) -> str:

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from ropevit_mmdet.arch import Arch, resolve_arch
-from ropevit_mmdet.checkpoint import Checkpoint, check_arch
+from ropevit_mmdet.checkpoint import Checkpoint, check_arch, with_overrides
 from ropevit_mmdet.facts import arch_argument, facts_of
-from ropevit_mmdet.weights.identify import distinct, fitting_archs, parts_of, with_overrides
+from ropevit_mmdet.weights.identify import distinct, fitting_archs, parts_of
 from ropevit_mmdet.weights.published import WEIGHTS
 
 

@@ -38,8 +38,7 @@ def resolve_weights(checkpoint: str | Path, *, timeout: float = 30.0) -> Path:
     Args:
         checkpoint: a path; ``http(s)://...``, downloaded once into the cache folder; or
             ``birder://NAME``, the same for a file of ``weights.published``, whose sha256 must fit.
-        timeout: seconds that a server may be silent; it must also send 32 KB/s on
-            average.
+        timeout: seconds that a server may be silent; it must also send 32 KB/s on average.
 
     Raises:
         FileNotFoundError: no file at a local path.
@@ -140,7 +139,7 @@ def _in_cache(source: _Source) -> bool:
             )
         return True
     if record.get("sha256") != source.sha256:
-        found = _sha256(source.path)
+        found = sha256_of(source.path)
         if found != source.sha256:
             raise source.failed(
                 f"another file is at {source.path}, of sha256 {found} instead of {source.sha256}; "
@@ -169,7 +168,7 @@ def _download(source: _Source, timeout: float) -> None:
     except DownloadError as error:
         raise source.failed(str(error)) from error
     if hashed:
-        found = _sha256(part)
+        found = sha256_of(part)
         if found != source.sha256:
             forget(part)
             raise source.failed(
@@ -195,7 +194,8 @@ def _state_of(path: Path) -> dict[str, int]:
     return {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal digits."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(MB):
