@@ -8,8 +8,9 @@ import torch
 from mmengine.config import Config
 from mmengine.logging.logger import MMFormatter
 
+from ropevit_mmdet.export.redaction import KEYS, redact
 from ropevit_mmdet.run.resume import latest_checkpoint
-from ropevit_mmdet.stack.log_text import seen_from_here
+from ropevit_mmdet.stack.log_text import SECRET, config_from_here, seen_from_here
 from tests.test_tools import load_tool
 from tests.tiny_coco import write_tiny
 
@@ -30,6 +31,7 @@ def test_folders_and_secrets(here):
         f"saved to {here}/work_dirs/run.": "saved to ./work_dirs/run.",
         f"'{here}' and {here}2, {home}/data": "'.' and ~/work2, ~/data",
         f"{root}/other{here}": ".../work",
+        "saved to /output. from /weights.pth": "saved to .../output. from .../weights.pth",
         "to /tmp/x/run/iter_2.pth, to:/a/b (/c/d/)": "to .../iter_2.pth, to:.../b (.../d/)",
         "a='/data', b=\"/my data/o'neil/\" '/'.join": "a='.../data', b=\".../o'neil/\" '/'.join",
         f"file://{home}/a.pth": "file://~/a.pth",
@@ -37,6 +39,8 @@ def test_folders_and_secrets(here):
         "./b/c, (1)/2/3 img/s / 4": "./b/c, (1)/2/3 img/s / 4",
         "dict(access_key='ab', x=1)": "dict(access_key='<secret>', x=1)",
         '\'api_key\': "a\\"b", "token": \'c\'': "'api_key': '<secret>', \"token\": '<secret>'",
+        "secret_key='a', private-key: \"b\"": "secret_key='<secret>', private-key: '<secret>'",
+        "Authorization: Bearer eyJhbGciOi.x-y": "Authorization: Bearer <secret>",
         "cls_token: [1], tokenizer='a'": "cls_token: [1], tokenizer='a'",
         f'File "{sys.prefix}/lib/x.py"': 'File "<python>/lib/x.py"',
         "https://me:word@host/a.pt?sig=ab%20c&x=1 and s3://b/c?k": "https://host/a.pt and s3://b/c",
@@ -44,6 +48,15 @@ def test_folders_and_secrets(here):
         "mail me@host, 3/4": "mail me@host, 3/4",
     }
     assert {text: seen_from_here(text) for text in said} == said
+
+
+def test_secrets_of_a_config():
+    names = "access_key secret_key secretKey API-KEY api_keys private_key pwd passphrase hf_token"
+    config = Config({name: ["a", "b"] for name in [*names.split(), "credentials", "meta_keys"]})
+    shown = config_from_here(config).to_dict()
+    assert shown.pop("meta_keys") == ["a", "b"]
+    assert set(map(tuple, shown.values())) == {(SECRET, SECRET)}
+    assert redact(config.to_dict()) == ({**shown, "meta_keys": ["a", "b"]}, {KEYS: SECRET})
 
 
 def test_the_loggers_of_mmengine_write_so(here):

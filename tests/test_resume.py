@@ -87,7 +87,8 @@ def test_the_checkpoint_before_a_damaged_one_is_taken(tmp_path):
     for damaged in (whole[:-100], whole[: len(whole) // 2], b"", whole[:900] + b"!" + whole[901:]):
         (tmp_path / "iter_2.pth").write_bytes(damaged)
         assert latest_checkpoint(tmp_path).name == "iter_1.pth"
-    for pointer in (b"", b"\0" * 9, b"\xff", b"iter_2.pth", b"gone.pth"):
+    (tmp_path / "iter_3.pth").symlink_to("gone.pth")
+    for pointer in (b"", b"\0" * 9, b"\xff", b"iter_2.pth", b"gone.pth", b"x" * 5000, b"a\0b"):
         (tmp_path / "last_checkpoint").write_bytes(pointer)  # cut short, or out of date
         assert latest_checkpoint(tmp_path).name == "iter_1.pth"
 

@@ -139,7 +139,14 @@ def test_a_killed_run_leaves_no_lock(tmp_path, holder, kind):
         pass
 
 
-@pytest.mark.parametrize("noted", ["", "{}", "[]", '{"process": "x"}', "\x00"])
+NOTE = '{"process": %s, "host": "h", "since": %s}'
+
+
+@pytest.mark.parametrize(
+    "noted",
+    ["", "{}", "[]", '{"process": "x"}', "\x00"]
+    + [NOTE % (10**30, 1.0), NOTE % (0, 1.0), NOTE % (1, 1e300), NOTE % (1, "NaN")],
+)
 def test_notes_without_sense(tmp_path, holder, noted, monkeypatch):
     holder()
     (tmp_path / f"{LOCK}.json").write_text(noted)

@@ -1,6 +1,7 @@
 """Files are whole or not there, and a checkpoint is not put together in memory first."""
 
 import io
+import resource
 import tracemalloc
 
 import mmengine.runner.runner as mmengine_runner
@@ -40,6 +41,21 @@ def test_what_fails_on_the_way_leaves_the_file_before_it(tmp_path):
         file.write(b"half of")
         raise KeyError("whatever")
     assert target.read_bytes() == b"before" and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("share", [0.001, 0.1, 0.5, 0.9, 0.999])
+def test_a_full_disk_in_the_middle_of_large_tensors(share, tmp_path):
+    """torch.save then raises an error of its own, of a position in the file."""
+    target, checkpoint = tmp_path / "iter_1.pth", [torch.randn(10**6) for _ in range(3)]
+    save_checkpoint(checkpoint, str(target))
+    before, limits = target.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(len(before) * share), limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large: .*iter_1.pth was not written"):
+            save_checkpoint(checkpoint, str(target))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert target.read_bytes() == before and list(tmp_path.iterdir()) == [target]
 
 
 def test_a_folder_that_cannot_be_written_to_is_named(tmp_path):

@@ -11,7 +11,7 @@ import socket
 from typing import Any
 from urllib.parse import urlsplit
 
-from ropevit_mmdet.stack.log_text import SECRET, is_secret, without_keys
+from ropevit_mmdet.stack.log_text import SECRET, hidden, is_secret, without_keys
 
 KEYS = "keys, tokens and passwords"  # stands for their old texts, which nobody is told
 _QUOTED = re.compile(r"""'(?:[^'\\\n]|\\.)*'|"(?:[^"\\\n]|\\.)*\"""")
@@ -49,17 +49,17 @@ def _redact(value: Any, changes: dict[str, str]) -> Any:
         return value
     if "\n" not in value:
         return _redact_string(value, changes)
-    hidden = without_keys(value)
-    if hidden != value:
+    text = without_keys(value)
+    if text != value:
         changes[KEYS] = SECRET
-    return _QUOTED.sub(lambda found: _redact_literal(found[0], changes), hidden)
+    return _QUOTED.sub(lambda found: _redact_literal(found[0], changes), text)
 
 
 def _redact_value(key: Any, value: Any, changes: dict[str, str]) -> Any:
-    if is_secret(key) and isinstance(value, str):
+    shown = hidden(value) if is_secret(key) else value
+    if shown != value:
         changes[KEYS] = SECRET
-        return SECRET
-    return _redact(value, changes)
+    return _redact(shown, changes)
 
 
 def _redact_literal(literal: str, changes: dict[str, str]) -> str:

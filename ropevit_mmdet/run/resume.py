@@ -287,8 +287,9 @@ def latest_checkpoint(folder: str | os.PathLike[str]) -> Path | None:
     text = pointer.read_text(encoding="utf-8", errors="replace") if pointer.is_file() else ""
     named = folder / text.strip("\0 \n")  # mmengine writes absolute paths
     files = [file for kind in ("iter", "epoch") for file in folder.glob(f"{kind}_*.pth")]
+    files = [file for file in files if os.path.isfile(file)]  # not links to what is gone
     files.sort(key=lambda file: file.stat().st_mtime, reverse=True)
-    if named.is_file():
+    if os.path.isfile(named):  # also of names that no file can have, which Path would raise for
         files = [named, *(file for file in files if file.name != named.name)]
     for file in files:
         if archive_is_whole(file):

@@ -83,7 +83,9 @@ def _holder(folder: Path) -> dict:
     known = isinstance(holder, dict) and all(
         isinstance(holder.get(key), kind) for key, kind in fields.items()
     )
-    return holder if known else {}
+    # As the system has them: C's pid_t, and years of four digits.
+    sane = known and 0 < holder["process"] < 2**31 and 0 <= holder["since"] < 2**37
+    return holder if sane else {}
 
 
 def _is_alive(holder: dict) -> bool:

@@ -18,16 +18,21 @@ from mmengine.visualization import Visualizer
 SECRET = "<secret>"
 _PASSWORD = re.compile(r"(?<=://)[^\s/'\"@]+@")
 _QUERY = re.compile(r"(\b[a-z][a-z0-9+.-]*://[^\s'\"?]+)\?[^\s'\"]*", re.IGNORECASE)
-_SECRET_NAME = r"[\w-]*(?:access_?key|api_?key|secret|token|password|passwd)(?:_id)?"
+_SECRET_NAME = (
+    r"[\w-]*(?:(?:access|api|secret|private)[_-]?keys?|secrets?|tokens?|passwords?|passwd|pwd|"
+    r"passphrase|credentials?|authorization)(?:_id)?"
+)
 _SECRET_KEY = re.compile(_SECRET_NAME, re.IGNORECASE)
 _SECRET_VALUE = re.compile(
     rf"""(\b{_SECRET_NAME}['"]?\s*[=:]\s*)('(?:[^'\\\n]|\\.)*'|"(?:[^"\\\n]|\\.)*")""",
     re.IGNORECASE,
 )
+_BEARER = re.compile(r"\b(bearer\s+)[\w.~+/=-]{8,}", re.IGNORECASE)
 # Quoted and bare; neither the rest of a relative one or a URL, nor a quotient.
 _QUOTED_PATH = re.compile(r"""'(?:file:/)?/(?:[^'\\\n]|\\.)+'|"(?:file:/)?/(?:[^"\\\n]|\\.)+\"""")
 _PATH = re.compile(
-    r"(?:(?<=file://)|(?<![\w./~<>)\]}-]))/[^\s/'\"<>()\[\]{},;:]+/[^\s'\"<>,;:)\]}]*"
+    r"(?:(?<=file://)|(?<![\w./~<>)\]}-]))/(?:[^\s/'\"<>()\[\]{},;:]+/[^\s'\"<>,;:)\]}]*|"
+    r"[^\s/'\"<>()\[\]{},;:]{2,})"
 )
 _format, _add_config = MMFormatter.format, Visualizer.add_config
 
@@ -68,7 +73,15 @@ def without_secrets(text: str) -> str:
 
 def without_keys(text: str) -> str:
     """The text with `<secret>` for quoted values of keys, tokens and passwords."""
+    text = _BEARER.sub(rf"\1{SECRET}", text)
     return _SECRET_VALUE.sub(lambda found: found[1] + repr(SECRET), text)
+
+
+def hidden(value: Any) -> Any:
+    """`<secret>` for a text, and for each of a list of texts; numbers and all else stay."""
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(hidden, value))
+    return SECRET if isinstance(value, str) else value
 
 
 def is_secret(key: Any) -> bool:
@@ -79,7 +92,7 @@ def is_secret(key: Any) -> bool:
 def _values_from_here(value: Any) -> Any:
     if isinstance(value, dict):
         return {
-            key: SECRET if is_secret(key) and isinstance(item, str) else _values_from_here(item)
+            key: _values_from_here(hidden(item) if is_secret(key) else item)
             for key, item in value.items()
         }
     if isinstance(value, (list, tuple)):

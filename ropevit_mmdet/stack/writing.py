@@ -68,12 +68,22 @@ def whole_file(filepath: str | os.PathLike[str]) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
-    except OSError as error:
+    except (OSError, RuntimeError) as failure:
+        # torch.save hides the system's error behind one of its own, of a position in the file.
+        if (error := _system_error(failure)) is None:
+            raise
         free = shutil.disk_usage(path.parent).free / MB
         raise OSError(
             error.errno,
             f"{error.strerror}: {path} was not written; its disk has {free:.1f} MB left; earlier "
             "files are whole",
-        ) from error
+        ) from failure
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _system_error(error: BaseException | None) -> OSError | None:
+    """The error, or the one that it came of, that is the system's."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__cause__ or error.__context__
+    return error
