@@ -13,13 +13,20 @@ import os  # noqa: E402  mmengine takes a file that begins with an import for an
 # For some hundred pictures and one GPU of 24 GB: 5,000 steps of 4 pictures. On a smaller one with
 # passes = 2 or 4 they go through in so many passes, whose gradients are added up.
 passes = 1
+if passes not in (1, 2, 4):
+    raise ValueError(f"passes must be 1, 2 or 4, not {passes}: they divide a step's 4 pictures")
+if isinstance(classes, str):
+    raise ValueError(f"classes is one text: a tuple of one class has a comma, ({classes!r},)")
 batch_size = 4 // passes
 max_iters = 5000 * passes  # an iteration is a pass
 num_classes = dict(num_classes=len(classes))
 heads = dict(bbox_head=num_classes)
 if "roi_head" in _base_.model:
-    heads = dict(roi_head=dict(bbox_head=num_classes, mask_head=num_classes))
-model = dict(backbone=dict(with_cp=True), **heads)
+    stages = _base_.model.roi_head.bbox_head  # Cascade R-CNN has a list of them
+    stages = [{**s, **num_classes} for s in stages] if isinstance(stages, list) else num_classes
+    heads = dict(roi_head=dict(bbox_head=stages, mask_head=num_classes))
+frozen = "backbone" in _base_.model.backbone  # FrozenBackbone keeps no activations
+model = dict(backbone={} if frozen else dict(with_cp=True), **heads)
 metainfo = dict(classes=classes)
 train_prefix, val_prefix = (
     dict(img=ann.rsplit("/", 1)[-1].removeprefix("instances_").removesuffix(".json") + "/")
@@ -46,5 +53,5 @@ param_scheduler = [
     dict(type="LinearLR", start_factor=0.001, by_epoch=False, begin=0, end=warmup),
     dict(type="CosineAnnealingLR", by_epoch=False, begin=warmup, end=max_iters, eta_min_ratio=0.01),
 ]
-auto_scale_lr = dict(base_batch_size=batch_size)
+auto_scale_lr = dict(base_batch_size=batch_size, passes=passes)
 default_hooks = dict(checkpoint=dict(interval=500 * passes, save_best="coco/bbox_mAP"))

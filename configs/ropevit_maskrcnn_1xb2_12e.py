@@ -19,4 +19,4 @@ param_scheduler = [
     ),
 ]
 default_hooks = dict(checkpoint=dict(interval=160 * passes))  # not amid the passes of a step
-auto_scale_lr = dict(base_batch_size=2)  # mmengine counts one pass
+auto_scale_lr = dict(base_batch_size=2, passes=passes)  # mmengine counts one pass

@@ -1,5 +1,3 @@
 # As ropevit_maskrcnn.py, but every block attends over the whole picture.
 _base_ = "./ropevit_maskrcnn.py"
-model = dict(
-    backbone=dict(window_size=None, pos_embed_mode="interpolate", rope_interpolation="pretrain")
-)
+model = dict(backbone=dict(window_size=None, pos_embed_mode="interpolate"))

@@ -23,6 +23,8 @@ _FROM_WORKER = re.compile(r"Caught (\w+) in \w+ worker process \d+\.\n")
 _LOST_WORKER = re.compile(
     r"DataLoader worker \(pid\D*([\d, ]+)\) (?:is killed by signal: (\w+)|exited)"
 )
+# torch.optim, on loading the state of an optimizer of other groups or of groups of other sizes.
+_OTHER_GROUPS = re.compile(r"loaded state dict .*parameter group")
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _PACKAGE = Path(__file__).parent
 
@@ -73,6 +75,12 @@ def user_message(error: BaseException) -> str | None:
             f"data loader worker {lost[1]} was ended by {lost[2] or 'the system'}: mostly memory "
             "ran out; try fewer num_workers or a smaller batch_size. --resume goes on from the last"
             " checkpoint"
+        )
+    if isinstance(error, ValueError) and _OTHER_GROUPS.search(str(error)):
+        return (
+            "the checkpoint's optimizer has other parameter groups than the config's, as of "
+            "another frozen_stages or paramwise_cfg: resume with the config that it was saved "
+            "with, or start from its weights alone, with load_from and without resume"
         )
     if not isinstance(error, _ADDRESSED):
         return None

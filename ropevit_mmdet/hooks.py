@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from mmdet.models.dense_heads.anchor_free_head import AnchorFreeHead
+from mmdet.models.dense_heads.anchor_head import AnchorHead
 from mmdet.registry import HOOKS
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
@@ -13,6 +15,7 @@ from torch import nn
 
 from ropevit_mmdet.backbone import RoPEViT
 from ropevit_mmdet.checkpoint import read_checkpoint
+from ropevit_mmdet.layer_decay import group_table, parameter_counts
 from ropevit_mmdet.weights.lookup import resolve_weights
 
 # Heads whose num_classes is the data set's: an RPN has 1, one of stuff has others.
@@ -32,7 +35,8 @@ class RoPEViTChecks(Hook):
     def before_run(self, runner) -> None:
         model = _bare(runner.model)
         check_strides(model)
-        check_colours(model)
+        if runner._load_from is None and not runner._resume:  # else nothing reads that file
+            check_colours(model)
 
     def before_train(self, runner) -> None:
         for loop in (runner.train_loop, runner.val_loop):
@@ -46,6 +50,13 @@ class RoPEViTChecks(Hook):
         )
         if warning:
             runner.logger.warning(warning)
+        groups = getattr(runner.optim_wrapper, "param_groups", [{}])
+        scaled = (runner.cfg.get("auto_scale_lr") or {}).get("enable")
+        if "layer" in groups[0] and (runner._resume or scaled):
+            rates = [{**group, "lr": group.get("initial_lr", group["lr"])} for group in groups]
+            cause = "as the checkpoint has it" if runner._resume else "scaled to the batch"
+            counts = parameter_counts(runner.model, groups)
+            runner.logger.info(f"layer decay, {cause}:\n{group_table(rates, counts)}")
 
     def before_test(self, runner) -> None:
         check_num_classes(_bare(runner.model), runner.test_loop.dataloader.dataset)
@@ -56,24 +67,35 @@ def batch_warning(
 ) -> str | None:
     """What to say if the batch is not the config's ``base_batch_size``; None if all is well.
 
-    That is the batch of one pass, which mmengine scales by, and ``passes`` of them are a step.
+    That is the batch of one pass, which mmengine scales by. ``passes`` of them are a step; the
+    config is made for as many as ``auto_scale_lr`` has under ``passes``, if it says so.
     """
-    base = auto_scale_lr.get("base_batch_size")
-    if base is None or per_process is None or processes * per_process == base:
+    base, base_passes = auto_scale_lr.get("base_batch_size"), auto_scale_lr.get("passes", passes)
+    if base is None or per_process is None:
         return None
     batch = processes * per_process
-    scaled = auto_scale_lr.get("enable")
-    rate = "is scaled to it" if scaled else "is not (--auto-scale-lr does so)"
-    if batch * passes == base and not scaled:
-        rate = (
-            f"fits, as {passes} passes are a step, but iterations count passes: give train_cfg, "
-            f"param_scheduler and the checkpoint's interval {passes} times as many, and then "
-            f"auto_scale_lr.base_batch_size={batch}"
+    if (batch, passes) == (base, base_passes):
+        return None
+    step, base_step = batch * passes, base * base_passes
+    if auto_scale_lr.get("enable"):
+        rate = "is scaled to it" if passes == base_passes else "is scaled to a pass, not to a step"
+    elif step == base_step:
+        rate = "fits"
+    else:
+        rate = f"does not fit: multiply it by {step / base_step:.3g}"
+        rate += " (--auto-scale-lr does so)" if passes == base_passes else ""
+    schedule = ""
+    if passes != base_passes:
+        schedule = (
+            f"; iterations count passes: give train_cfg, param_scheduler and the checkpoint's "
+            f"interval {passes / base_passes:.3g} times as many, and then "
+            f"auto_scale_lr=dict(base_batch_size={batch}, passes={passes})"
         )
     return (
-        f"batch size {batch} ({processes} x {per_process}), the config is made for {base}: "
+        f"a step has {step} pictures ({processes} x {per_process}"
+        f"{f' in {passes} passes' if passes > 1 else ''}), the config is made for {base_step}: "
         f"the learning rate {rate}, and the run sees "
-        f"{batch / base:.3g} times the pictures that its schedule means"
+        f"{batch / base:.3g} times the pictures that its schedule means{schedule}"
     )
 
 
@@ -107,12 +129,13 @@ def check_strides(model: nn.Module) -> None:
     strides = getattr(getattr(model, "neck", None), "strides", None)
     if strides is None:
         return
-    for part, given in _given_strides(model):
+    for part, given, ranged in _given_strides(model):
         expected = tuple(strides)[: len(given)] if "featmap_strides" in part else tuple(strides)
         if given != expected:
+            more = ", and its regress_ranges, which are pixels too"
             raise ValueError(
                 f"{part} is {list(given)}, but the neck gives {list(strides)} pixels; "
-                f"set {part}={list(expected)}"
+                f"set {part}={list(expected)}{more if ranged else ''}"
             )
 
 
@@ -125,7 +148,7 @@ def check_colours(model: nn.Module) -> None:
     backbone = getattr(model, "backbone", None)
     backbone = getattr(backbone, "backbone", backbone)  # in a FrozenBackbone
     init_cfg = getattr(backbone, "init_cfg", None)
-    if not isinstance(backbone, RoPEViT) or not init_cfg:
+    if not isinstance(backbone, RoPEViT) or not init_cfg or init_cfg.get("type") != "Pretrained":
         return
     stats = read_checkpoint(resolve_weights(init_cfg["checkpoint"])).rgb_stats
     preprocessor = model.data_preprocessor
@@ -151,14 +174,18 @@ def _bare(model: nn.Module) -> nn.Module:
     return model.module if is_model_wrapper(model) else model
 
 
-def _given_strides(model: nn.Module) -> Iterator[tuple[str, tuple[float, ...]]]:
+def _given_strides(model: nn.Module) -> Iterator[tuple[str, tuple[float, ...], bool]]:
+    """The key of every part's strides, the strides, and whether ranges in pixels go with them."""
     for name, module in model.named_modules():
         generator = getattr(module, "prior_generator", None)
         if generator is not None and hasattr(generator, "strides"):
-            key = "anchor_generator" if hasattr(module, "anchor_generator") else "prior_generator"
-            yield f"{name}.{key}.strides", _along_x(generator.strides)
+            if isinstance(module, AnchorFreeHead):
+                key = "strides"
+            else:
+                key = f"{'anchor' if isinstance(module, AnchorHead) else 'prior'}_generator.strides"
+            yield f"{name}.{key}", _along_x(generator.strides), hasattr(module, "regress_ranges")
         if hasattr(module, "featmap_strides"):
-            yield f"{name}.featmap_strides", tuple(module.featmap_strides)
+            yield f"{name}.featmap_strides", tuple(module.featmap_strides), False
 
 
 def _along_x(strides: Sequence) -> tuple[float, ...]:

@@ -10,10 +10,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from mmdet.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS, OPTIMIZERS
+from mmengine.dist import all_reduce
 from mmengine.logging import MMLogger
 from mmengine.model import is_model_wrapper
 from torch import nn
+from torch.distributed.fsdp import FullyShardedDataParallel
 
 from ropevit_mmdet.backbone import RoPEViT
 from ropevit_mmdet.vit import LayerScale
@@ -57,7 +60,8 @@ class RoPEViTLayerDecay:
     def __call__(self, model: nn.Module) -> Any:
         model = model.module if is_model_wrapper(model) else model
         optimizer = OPTIMIZERS.build({**self.optimizer_cfg, "params": self.param_groups(model)})
-        MMLogger.get_current_instance().info("\n" + group_table(optimizer.param_groups))
+        counts = parameter_counts(model, optimizer.param_groups)
+        MMLogger.get_current_instance().info("\n" + group_table(optimizer.param_groups, counts))
         wrapper = {"type": "OptimWrapper", **self.wrapper_cfg}
         return OPTIM_WRAPPERS.build(wrapper, default_args=dict(optimizer=optimizer))
 
@@ -106,15 +110,22 @@ def layer_of(name: str, depth: int) -> int:
     raise ValueError(f"layer decay: parameter {name!r} of the backbone belongs to no layer")
 
 
-def group_table(groups: list[dict[str, Any]]) -> str:
+def group_table(groups: list[dict[str, Any]], counts: list[int]) -> str:
     """Layer, learning rate, weight decay and number of parameters, a line per group."""
     lines = [f"{'layer':>5} {'lr':>10} {'weight decay':>12} {'parameters':>12}"]
-    for group in groups:
-        number = sum(parameter.numel() for parameter in group["params"])
+    for group, count in zip(groups, counts, strict=True):
         lines.append(
-            f"{group['layer']:5} {group['lr']:10.3e} {group['weight_decay']:12g} {number:12,}"
+            f"{group['layer']:5} {group['lr']:10.3e} {group['weight_decay']:12g} {count:12,}"
         )
     return "\n".join(lines)
+
+
+def parameter_counts(model: nn.Module, groups: list[dict[str, Any]]) -> list[int]:
+    """How many parameters each group has; where FSDP spreads them, of all processes together."""
+    counts = torch.tensor([sum(p.numel() for p in group["params"]) for group in groups])
+    if any(isinstance(module, FullyShardedDataParallel) for module in model.modules()):
+        all_reduce(counts)
+    return counts.tolist()
 
 
 def _find_backbone(model: nn.Module) -> tuple[str, RoPEViT]:
@@ -131,6 +142,7 @@ def _undecayed(model: nn.Module) -> set[str]:
     for prefix, module in model.named_modules():
         for name, _ in module.named_parameters(recurse=False):
             special = name in _NO_DECAY and isinstance(module, RoPEViT)
-            if special or name == "bias" or isinstance(module, (*_NORMS, LayerScale)):
+            bias = "bias" in name.split("_")  # in_proj_bias of attention as well
+            if special or bias or isinstance(module, (*_NORMS, LayerScale)):
                 names.add(f"{prefix}.{name}" if prefix else name)
     return names

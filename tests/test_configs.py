@@ -209,7 +209,7 @@ def test_pictures_are_as_large_as_the_rope_coordinates_are_fitted_to(path):
     (pad,) = preprocessor.batch_augments
     side = pad.size[0]
     assert pad.size == (side, side) and pad.get("pad_mask", False) == preprocessor.pad_mask
-    assert backbone.rope_interpolation in (side, "pretrain")
+    assert backbone.rope_interpolation == side
     assert side // backbone.get("patch_size", 14) == 64  # 4096 tokens
     assert side % preprocessor.pad_size_divisor == 0
     train, test = (config[f"{split}_dataloader"].dataset.pipeline for split in ("train", "test"))

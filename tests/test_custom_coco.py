@@ -101,6 +101,24 @@ def test_boxes_alone(custom, tmp_path):
     assert model.bbox_head.num_classes == 2
 
 
+@pytest.mark.parametrize("base", ["cascade-maskrcnn", "maskrcnn_frozen_15e"])
+def test_over_other_configs(custom, tmp_path, base):
+    custom(_base_=f"{CONFIGS}/ropevit_{base}.py")
+    model = MODELS.build(load(tmp_path / "mine.py").model)
+    heads = [m for name, m in model.named_modules() if re.search(r"(bbox|mask)_head(\.\d)?$", name)]
+    numbers = {getattr(head, "num_classes", 2) for head in heads}
+    assert numbers == {2} and len(heads) >= 2
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [(dict(passes=8), "passes must be 1, 2 or 4"), (dict(classes="dark"), r"\('dark',\)")],
+)
+def test_settings_of_no_sense_are_refused(custom, lines, message):
+    with pytest.raises(ValueError, match=message):
+        custom(**lines)
+
+
 def test_as_it_stands_it_names_the_shapes():
     dataset = load_config(CONFIGS / "custom_coco.py").train_dataloader.dataset
     assert (dataset.data_root, dataset.data_prefix.img) == ("data/shapes/", "train/")

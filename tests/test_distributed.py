@@ -146,6 +146,14 @@ def test_fsdp_with_activation_checkpointing(alone):
     assert_same(train(folder, "fsdp_cp", processes=2, more=FSDP, with_cp=True), expected)
 
 
+def test_fsdp_clips_also_where_a_process_holds_nothing_that_learns(alone):
+    """All of the first one's share is frozen: the norm is a sum over both."""
+    folder, *_ = alone
+    more = FSDP + "model['backbone']['frozen_stages'] = 2\n"
+    losses, _ = train(folder, "fsdp_frozen", processes=2, iterations=2, more=more)
+    assert len(losses) == 2
+
+
 def test_fsdp_says_which_parameter_it_cannot_spread():
     strategy = BlockFSDPStrategy.__new__(BlockFSDPStrategy)
     with pytest.raises(ValueError, match="scalar parameter scale: train this detector by DDP"):
@@ -162,6 +170,14 @@ def test_fsdp_says_which_parameter_it_cannot_spread():
                 launcher="pytorch",
                 strategy=dict(type="BlockFSDPStrategy"),
                 custom_hooks=[dict(type="EMAHook")],
+            ),
+            "EMAHook does not work with FSDP",
+        ),
+        (
+            dict(
+                launcher="pytorch",
+                strategy=dict(type="BlockFSDPStrategy"),
+                default_hooks=dict(ema=dict(type="EMAHook"), timer=None),
             ),
             "EMAHook does not work with FSDP",
         ),

@@ -46,6 +46,16 @@ def test_resampled_strides_are_what_counts():
         check_strides(model)
 
 
+def test_points_of_other_strides_are_set_where_the_head_takes_them():
+    config = load(CONFIGS / "ropevit_fcos.py")
+    config.model.neck.out_strides = (8, 16, 32, 64, 128)
+    message = r"set bbox_head\.strides=\[8.*, and its regress_ranges"
+    with pytest.raises(ValueError, match=message):
+        check_strides(MODELS.build(config.model))
+    config.model.bbox_head.strides = [8, 16, 32, 64, 128]
+    check_strides(MODELS.build(config.model))
+
+
 @pytest.fixture
 def coloured(tmp_path):
     """A shapes detector whose backbone names a birder checkpoint with RGB_STATS."""
@@ -91,10 +101,22 @@ def test_the_hook_runs_before_a_run(coloured):
 
     class Runner:
         model = coloured(mean=[0.0, 0.0, 0.0], std=[1.0, 1.0, 1.0])
+        _load_from, _resume = None, False
 
+    hook = HOOKS.build(dict(type="RoPEViTChecks"))
     with pytest.raises(ValueError, match="rgb_stats"):
-        HOOKS.build(dict(type="RoPEViTChecks")).before_run(Runner)
+        hook.before_run(Runner)
     assert isinstance(Runner.model, torch.nn.Module)
+    # A trained detector is tested without the file that its backbone once began with.
+    Runner.model.backbone.init_cfg["checkpoint"] = "gone.pt"
+    Runner._load_from = "trained.pth"
+    hook.before_run(Runner)
+
+
+def test_weights_that_come_from_no_file_have_no_colours(coloured):
+    model = coloured(mean=[0.0, 0.0, 0.0], std=[1.0, 1.0, 1.0])
+    model.backbone.init_cfg = dict(type="TruncNormal", layer="Linear", std=0.02)
+    check_colours(model)
 
 
 @pytest.mark.parametrize(
@@ -127,13 +149,23 @@ def test_classes_are_counted_before_the_first_iteration(tmp_path, run):
 
 
 def test_a_batch_that_the_learning_rate_is_not_for_is_told():
-    meant = dict(enable=False, base_batch_size=64)
+    meant = dict(enable=False, base_batch_size=64, passes=1)
     assert batch_warning(meant, 16, 4) is batch_warning({}, 1, 4) is None
+    assert batch_warning(dict(base_batch_size=4), 1, 4, passes=16) is None  # it does not say
     told = batch_warning(meant, 1, 4)
-    assert "batch size 4 (1 x 4), the config is made for 64" in told
-    assert "is not (--auto-scale-lr does so)" in told and "0.0625 times the pictures" in told
+    assert "a step has 4 pictures (1 x 4), the config is made for 64" in told
+    assert "multiply it by 0.0625 (--auto-scale-lr does so)" in told
+    assert told.endswith("0.0625 times the pictures that its schedule means")
     assert "is scaled to it" in batch_warning(dict(meant, enable=True), 1, 4)
+
+
+def test_a_step_of_other_passes_is_told():
+    meant = dict(enable=False, base_batch_size=64, passes=1)
     told = batch_warning(meant, 1, 4, passes=16)
-    assert "rate fits, as 16 passes are a step" in told and "0.0625 times the pictures" in told
-    assert "auto_scale_lr.base_batch_size=4" in told
-    assert batch_warning(dict(base_batch_size=4), 1, 4, passes=16) is None
+    assert "rate fits" in told and "0.0625 times the pictures" in told
+    assert "16 times as many" in told and "base_batch_size=4, passes=16" in told
+    assert "scaled to a pass, not to a step" in batch_warning(dict(meant, enable=True), 1, 4, 16)
+    told = batch_warning(meant, 8, 8, passes=4)
+    assert "a step has 256 pictures (8 x 8 in 4 passes)" in told and "multiply it by 4," in told
+    told = batch_warning(dict(base_batch_size=2, passes=32), 1, 1, passes=64)
+    assert "rate fits" in told and "2 times as many" in told

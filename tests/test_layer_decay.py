@@ -7,7 +7,7 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import init_default_scope
 
 from ropevit_mmdet import RoPEViT
-from ropevit_mmdet.layer_decay import RoPEViTLayerDecay, group_table, layer_of
+from ropevit_mmdet.layer_decay import RoPEViTLayerDecay, group_table, layer_of, parameter_counts
 from tests.oracle import SMALL
 from tests.test_configs import CONFIGS, load
 
@@ -120,6 +120,15 @@ def test_a_rate_of_one_is_no_decay():
     assert {rate for rate, _ in settings(detector(), rate=1).values()} == {LR}
 
 
+def test_every_bias_is_free_of_weight_decay():
+    model = detector()
+    model["head"] = torch.nn.MultiheadAttention(4, 2, add_bias_kv=True)
+    found = {name: decay for name, (_, decay) in settings(model).items() if "head" in name}
+    free = {"head.in_proj_bias", "head.bias_k", "head.bias_v", "head.out_proj.bias"}
+    assert {name for name, decay in found.items() if decay == 0} == free
+    assert len(found) == 6
+
+
 def test_errors_name_their_cause():
     with pytest.raises(ValueError, match="no RoPEViT in Linear"):
         settings(torch.nn.Linear(2, 2))
@@ -143,7 +152,7 @@ def test_errors_name_their_cause():
 def test_the_table_counts_every_parameter():
     model = detector()
     groups = build_optim_wrapper(model, wrapper_cfg()).optimizer.param_groups
-    lines = group_table(groups).splitlines()
+    lines = group_table(groups, parameter_counts(model, groups)).splitlines()
     counted = sum(int(line.split()[-1].replace(",", "")) for line in lines[1:])
     assert counted == sum(p.numel() for p in model.parameters())
     assert len(lines) == 1 + 2 * (1 + 4 + 1)  # layers 0 to 5, with and without weight decay

@@ -80,6 +80,15 @@ def test_boxes_are_those_that_the_outputs_mean(name):
     torch.testing.assert_close(result.bboxes.double(), expected.bboxes, atol=0.01, rtol=0)
 
 
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+def test_regions_are_cut_out_in_float32_of_maps_of_any_neck(half):
+    layer = dict(type="RoIAlign", output_size=7, sampling_ratio=0)
+    extractor = SingleRoIExtractor(layer, out_channels=2, featmap_strides=[4])
+    maps = torch.randn(1, 2, 80, 80).to(half)
+    rois = torch.tensor([[0.0, 201.3, 187.7, 213.4, 199.9]])
+    torch.testing.assert_close(extractor((maps,), rois), extractor((maps.float(),), rois))
+
+
 def test_outside_autocast_nothing_is_widened():
     model = detector("fcos").double()
     with torch.no_grad():

@@ -1,8 +1,10 @@
 """The proof of the recipes: which runs it asks for, in which order, and what it reports."""
 
 import sys
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from tests.test_tools import load_tool
 
@@ -57,6 +59,31 @@ def test_every_comparison_is_made_and_reported(asked, tmp_path, capsys):
     assert counts == {1600}  # half the seconds an iteration: twice as many
     scratch = [run for run in asked if run.name == "from-scratch"]
     assert all("model.backbone.init_cfg" not in run.options for run in scratch)
+
+
+def test_pretraining_goes_on_from_what_is_whole(monkeypatch, tmp_path):
+    """birder writes in place, and may be killed in the middle of it."""
+    models = tmp_path / "models"
+    models.mkdir()
+    for epoch in (1, 2, 3):
+        for part in ("", "_states"):
+            path = models / f"{tool.NETWORK}_shapes_{epoch}{part}.pt"
+            torch.save(dict(weights=torch.rand(100)), path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-50])  # the states of 3
+    (models / f"{tool.NETWORK}_shapes_{tool.EPOCHS}.pt").write_bytes(whole[:-50])
+    commands = []
+
+    def run(command, **_):
+        commands.append(command)
+        return SimpleNamespace(returncode=1)
+
+    monkeypatch.setattr(tool.subprocess, "run", run)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    with pytest.raises(SystemExit, match="birder's training failed"):
+        tool.Proof(tmp_path, 1, 1).pretrain()
+    (command,) = commands
+    assert command[command.index("--resume-epoch") + 1] == "2"
 
 
 @pytest.mark.parametrize("name", ["prove_recipes", "make_shapes", "benchmark"])

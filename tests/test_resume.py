@@ -84,6 +84,7 @@ def test_the_checkpoint_before_a_damaged_one_is_taken(tmp_path):
     assert latest_checkpoint(tmp_path).name == "iter_2.pth"
 
     whole = (tmp_path / "iter_2.pth").read_bytes()
+    (tmp_path / "iter_2-1a2b3c4d.pth").write_bytes(whole)  # a published one, without optimizer
     for damaged in (whole[:-100], whole[: len(whole) // 2], b"", whole[:900] + b"!" + whole[901:]):
         (tmp_path / "iter_2.pth").write_bytes(damaged)
         assert latest_checkpoint(tmp_path).name == "iter_1.pth"
@@ -91,6 +92,27 @@ def test_the_checkpoint_before_a_damaged_one_is_taken(tmp_path):
     for pointer in (b"", b"\0" * 9, b"\xff", b"iter_2.pth", b"gone.pth", b"x" * 5000, b"a\0b"):
         (tmp_path / "last_checkpoint").write_bytes(pointer)  # cut short, or out of date
         assert latest_checkpoint(tmp_path).name == "iter_1.pth"
+
+
+def test_the_end_of_an_epoch_is_no_place_within_one(tmp_path):
+    """Another batch size has epochs of another length: the next one begins anew."""
+    config = write_config(tmp_path, loop=EPOCHS, workers=0, accumulated=1, ema=False)
+    text = config.read_text()
+    config.write_text(text + "train_cfg.update(max_epochs=2)\n")
+    first = train(config, tmp_path / "run")["meta"]
+    config.write_text(text + "train_dataloader.update(batch_size=1)\n")
+    last = train(config, tmp_path / "run", resume=True)["meta"]
+    assert (first["epoch"], last["epoch"]) == (2, 4)
+    assert last["iter"] - first["iter"] == 2 * first["iter"]
+
+
+def test_a_place_within_an_epoch_of_another_length_is_refused():
+    hook = ResumableCheckpointHook()
+    assert hook._done_of_epoch(5) == 0
+    hook._resumed = {"within_epoch": [3, 5]}
+    assert hook._done_of_epoch(5) == 3
+    with pytest.raises(ValueError, match="behind 3 batches of an epoch of 5, which has 9 of them"):
+        hook._done_of_epoch(9)
 
 
 def test_resume_in_a_config_takes_a_whole_checkpoint_too(tmp_path):

@@ -77,6 +77,23 @@ def test_resume_goes_on_and_options_apply(trained, tmp_path):
     assert 0 < step < 0.05  # from where it was, not from another random start
 
 
+def test_resume_with_nothing_to_resume_keeps_load_from(trained, tmp_path):
+    """A job that is started again and again always gives --resume."""
+    config, checkpoint = trained
+    options = ["--resume", "--cfg-options", f"load_from={checkpoint}"]
+    args = train.parse_args([str(config), "--work-dir", str(tmp_path / "new"), *options])
+    prepared = train.prepare(args)
+    assert (prepared.resume, prepared.load_from) == (False, str(checkpoint))
+
+
+def test_an_optimizer_of_other_groups_is_said(trained, tmp_path, capsys):
+    config, checkpoint = trained
+    options = ["--cfg-options", "train_cfg.max_iters=4"]
+    options += ["optim_wrapper.paramwise_cfg.bias_lr_mult=2"]
+    argv = [config, "--work-dir", tmp_path, "--resume", checkpoint, *options]
+    assert "optimizer has other parameter groups" in fails(capsys, train.main, *argv)
+
+
 def test_test_reports_metrics_with_out_and_show_dir(trained, tmp_path):
     config, checkpoint = trained
     out = tmp_path / "results.pkl"
@@ -141,6 +158,8 @@ def test_missing_and_broken_configs(tiny, capsys):
         ("model.backbone.type=RoPEVit", "RoPEVit is not in the mmdet::model registry"),
         ("model.backbone.sort=1", "unexpected keyword argument 'sort'"),
         ("work_dir.x=1", "--cfg-options work_dir.x=1"),
+        ("pipeline=[]", "--cfg-options pipeline: "),
+        ("optim_wrapper.dtype=bfloat16", "optim_wrapper.dtype is a setting of mixed precision"),
         ("load_from=gone.pth", "checkpoint gone.pth does not exist"),
     ],
 )
@@ -175,6 +194,12 @@ def test_amp_needs_a_gpu(tiny, capsys):
 
 def test_auto_scale_lr_needs_a_base(tiny, capsys):
     assert "base_batch_size" in fails(capsys, train.main, tiny, "--auto-scale-lr")
+
+
+def test_auto_scale_lr_does_not_know_of_passes(tiny, capsys):
+    tiny.write_text(tiny.read_text() + "auto_scale_lr = dict(base_batch_size=64, passes=1)\n")
+    argv = [tiny, "--auto-scale-lr", "--cfg-options", "optim_wrapper.accumulative_counts=4"]
+    assert "accumulative_counts=4 is not the 1" in fails(capsys, train.main, *argv)
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from ropevit_mmdet.datasets import shapes
 from ropevit_mmdet.datasets.crops import cut_objects
 from ropevit_mmdet.errors import one_line_errors
 from ropevit_mmdet.run.config import load_config
+from ropevit_mmdet.stack.reading import archive_is_whole
 
 SMALL, LARGE, OTHER = (
     f"configs/shapes_{name}.py" for name in ("transfer", "transfer_448", "resnet18")
@@ -107,8 +108,13 @@ class Proof:
         """Runs birder's training script, from its newest checkpoint on."""
         models = self.root / "models"
         self.checkpoint = models / f"{NETWORK}_shapes_{EPOCHS}.pt"
-        files = models.glob(f"{NETWORK}_shapes_*[0-9].pt")  # beside them: ..._states.pt
-        newest = max((int(file.stem.split("_")[-1]) for file in files), default=0)
+        # birder writes in place, the weights first, then the states that it resumes from.
+        whole = [
+            int(file.stem.split("_")[-1])
+            for file in models.glob(f"{NETWORK}_shapes_*[0-9].pt")
+            if archive_is_whole(file) and archive_is_whole(f"{file.with_suffix('')}_states.pt")
+        ]
+        newest = max(whole, default=0)
         if newest == EPOCHS:
             return
         arch = load_config(SMALL).model.backbone.arch.to_dict()

@@ -21,6 +21,7 @@ from ropevit_mmdet.hooks import check_colours, check_strides
 from ropevit_mmdet.run.config import (
     add_cfg_options,
     build_detector,
+    check_full_precision,
     load_config,
     use_amp,
     use_auto_scale_lr,
@@ -50,20 +51,24 @@ def prepare(args: argparse.Namespace) -> Config:
     )
     if args.amp:
         use_amp(config)
+    else:
+        check_full_precision(config)
     if args.auto_scale_lr:
         use_auto_scale_lr(config)
     if args.tensorboard:
         use_tensorboard(config)
-    if args.resume is not None:
-        config.resume = True
-        config.load_from = None if args.resume == "auto" else args.resume
-    if config.get("resume") and not config.get("load_from"):
+    if args.resume not in (None, "auto"):
+        config.resume, config.load_from = True, args.resume
+    elif args.resume or (config.get("resume") and not config.get("load_from")):
         newest = latest_checkpoint(config.work_dir)
-        config.resume, config.load_from = newest is not None, newest and str(newest)
+        config.resume = newest is not None
+        if newest is not None:
+            config.load_from = str(newest)
     check_datasets(config, ("train", "val"))
     model = build_detector(config)
     check_strides(model)
-    check_colours(model)
+    if not config.get("load_from"):
+        check_colours(model)
     check_start(model, config)
     return config
 

@@ -7,6 +7,7 @@ import argparse
 import ast
 import os
 from copy import deepcopy
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,17 @@ import torch
 from mmdet.registry import MODELS
 from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.registry import init_default_scope
+from mmengine.runner import Runner
+from mmengine.runner._flexible_runner import FlexibleRunner
 from torch import nn
+
+# Top-level names that runners and tools take; all others are variables of a file's own.
+_READ_BY_RUNNER = {
+    *signature(Runner).parameters,
+    *signature(FlexibleRunner).parameters,
+    *"runner_type model_wrapper_cfg find_unused_parameters sync_bn compile optimizer".split(),
+    *"tta_model tta_pipeline custom_imports".split(),
+}
 
 
 def load_config(
@@ -36,6 +47,12 @@ def load_config(
         raise ValueError(f"config file {path} is not a .py, .json or .yaml file")
     config = _evaluate(path)
     for key, value in (options or {}).items():
+        if "." not in key and key in config and key not in _READ_BY_RUNNER:
+            raise ValueError(
+                f"--cfg-options {key}: {path} has made other settings out of it by then, so it "
+                f"would change nothing; set {key} in a config of yours that has {path.name} as its "
+                "_base_, with what follows from it, or in a copy of the file"
+            )
         try:
             config.merge_from_dict({key: value})
         except (KeyError, TypeError, IndexError, AttributeError) as error:
@@ -95,15 +112,35 @@ def use_amp(config: Config) -> None:
         config.optim_wrapper.setdefault("use_fsdp", True)  # a gradient scaler for shards
 
 
+def check_full_precision(config: Config) -> None:
+    """Raises ValueError if settings of mixed precision are there without `--amp`."""
+    wrapper = config.get("optim_wrapper") or {}
+    given = [key for key in ("dtype", "loss_scale") if key in wrapper]
+    if given and wrapper.get("type", "OptimWrapper") == "OptimWrapper":
+        raise ValueError(
+            f"optim_wrapper.{given[0]} is a setting of mixed precision: give --amp too, or leave "
+            "it out"
+        )
+
+
 def use_auto_scale_lr(config: Config) -> None:
     """Switch the scaling of the learning rate by batch size on, as `--auto-scale-lr` does.
 
-    Raises ValueError if the config does not say which batch size its learning rate is for.
+    Raises ValueError if the config does not say which batch size its learning rate is for, or if
+    that is of another number of passes, which mmengine does not scale by.
     """
     if "base_batch_size" not in config.get("auto_scale_lr", {}):
         raise ValueError(
             "--auto-scale-lr needs auto_scale_lr = dict(base_batch_size=...) in the config: "
             "the batch size that its learning rate is meant for"
+        )
+    passes = config.get("optim_wrapper", {}).get("accumulative_counts", 1)
+    meant = config.auto_scale_lr.get("passes", passes)
+    if passes != meant:
+        raise ValueError(
+            f"--auto-scale-lr scales by the pictures of a pass, and accumulative_counts={passes} "
+            f"is not the {meant} that the learning rate is meant for: set "
+            "optim_wrapper.optimizer.lr by the pictures of a step yourself"
         )
     config.auto_scale_lr.enable = True
 

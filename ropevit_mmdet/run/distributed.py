@@ -8,6 +8,7 @@ by the norm of those that a process holds. The engine stays mmengine's.
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -63,12 +64,15 @@ class BlockFSDPStrategy(FSDPStrategy):
     def build_optim_wrapper(self, optim_wrapper, model=None) -> BaseOptimWrapper:
         wrapper = super().build_optim_wrapper(optim_wrapper, model)
         if getattr(wrapper, "clip_func", None) is clip_grad_norm_:
-            wrapper.clip_func = self._clip_all
+            wrapper._clip_grad = partial(self._clip_all, wrapper)
         return wrapper
 
-    def _clip_all(self, parameters: list[nn.Parameter], **settings) -> torch.Tensor:
-        """Clip by the norm of all gradients together; `parameters` are this process's."""
-        return self.model.clip_grad_norm_(**settings)
+    def _clip_all(self, wrapper: BaseOptimWrapper) -> None:
+        """Clip by the norm of all gradients together, in every process: also in one whose shard is
+        frozen, where mmengine would not call, and the others would wait for it.
+        """
+        norm = self.model.clip_grad_norm_(**wrapper.clip_grad_kwargs)
+        wrapper.message_hub.update_scalar("train/grad_norm", float(norm))
 
     def load_optim_state_dict(self, state_dict: dict) -> None:
         shards = FullyShardedDataParallel.optim_state_dict_to_load(
@@ -103,10 +107,11 @@ def use_launcher(config: Config) -> None:
     launcher other than torchrun (`pytorch`) without a GPU.
     """
     fsdp = "FSDP" in config.get("strategy", {}).get("type", "")
-    if fsdp and any(_type(hook) == "EMAHook" for hook in config.get("custom_hooks") or ()):
+    hooks = [*(config.get("custom_hooks") or ()), *(config.get("default_hooks") or {}).values()]
+    if fsdp and any(_type(hook) == "EMAHook" for hook in hooks):
         raise ValueError(
-            "EMAHook does not work with FSDP, which spreads the weights: leave EMAHook out of "
-            "custom_hooks, or train by DDP, without `strategy` in the config"
+            "EMAHook does not work with FSDP, which spreads the weights: leave EMAHook out, or "
+            "train by DDP, without `strategy` in the config"
         )
     if config.launcher == "none":
         if fsdp:

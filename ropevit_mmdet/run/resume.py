@@ -10,6 +10,7 @@ import itertools
 import logging
 import os
 import random
+import re
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -30,6 +31,8 @@ from ropevit_mmdet.stack.writing import whole_file
 POINTER = "last_checkpoint"  # mmengine's name for the file that names the newest checkpoint
 CHECKPOINT_PATHS = ("last_ckpt", "best_ckpt")  # in the message hub
 INTERIM = "interim_checkpoint"  # in the message hub: the name of one saved within an epoch
+WITHIN_EPOCH = "within_epoch"  # in such a checkpoint: batches trained on, batches of the epoch
+CHECKPOINT_NAME = re.compile(r"(iter|epoch)_\d+\.pth")
 EPOCH_SEED_STEP = 100_003  # between the seeds of two epochs: more than there are worker processes
 
 
@@ -57,6 +60,7 @@ class ResumableCheckpointHook(CheckpointHook):
     _before_val: dict[str, Any] | None = None
     _position: dict[str, int] | None = None  # `epoch` and `iter` of a checkpoint to be written
     _saved_iter: int | None = None  # iterations behind the newest checkpoint to resume from
+    _epoch: tuple[int, int, int] = (-1, 0, 0)  # its number, its first iteration, its batches
 
     def before_run(self, runner: Runner) -> None:
         # mmengine would trust `last_checkpoint`, whatever has become of the file that it names.
@@ -74,7 +78,8 @@ class ResumableCheckpointHook(CheckpointHook):
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         if runner._resume:
-            self._resumed = {key: checkpoint.get(key) for key in ("random_states", "gradients")}
+            kept = ("random_states", "gradients", WITHIN_EPOCH)
+            self._resumed = {key: checkpoint.get(key) for key in kept}
             if self._resumed["random_states"] is None:
                 print_log(
                     "the checkpoint holds no random states: the resumed run draws other numbers "
@@ -87,8 +92,10 @@ class ResumableCheckpointHook(CheckpointHook):
         loop = runner.train_loop
         if isinstance(loop, EpochBasedTrainLoop):
             _renew_workers(runner.train_dataloader, runner.epoch)
-            done = runner.iter - runner.epoch * len(runner.train_dataloader)
-            if self._resumed is not None and done > 0:
+            batches = len(runner.train_dataloader)
+            done = self._done_of_epoch(batches)
+            self._epoch = (runner.epoch, runner.iter - done, batches)
+            if done > 0:
                 _skip_batches(loop, done, partial(self._restore, runner))
             else:
                 self._restore(runner)
@@ -140,6 +147,9 @@ class ResumableCheckpointHook(CheckpointHook):
         if self._states is None:
             return  # a best checkpoint: not to resume from
         checkpoint["random_states"] = self._states
+        epoch, first, batches = self._epoch
+        if self._position["epoch"] == epoch:
+            checkpoint[WITHIN_EPOCH] = [self._position["iter"] - first, batches]
         if runner.optim_wrapper.should_update():
             return
         if get_world_size() > 1:
@@ -242,6 +252,20 @@ class ResumableCheckpointHook(CheckpointHook):
         if is_main_process() and self.file_backend.isfile(path):
             self.file_backend.remove(path)
 
+    def _done_of_epoch(self, batches: int) -> int:
+        """How many batches of the epoch that begins now a resumed run was trained on already.
+
+        Raises ValueError where they were batches of other sizes or data.
+        """
+        done, of = (self._resumed or {}).get(WITHIN_EPOCH) or (0, batches)
+        if done and of != batches:
+            raise ValueError(
+                f"the checkpoint was saved behind {done} batches of an epoch of {of}, which has "
+                f"{batches} of them now: give the batch size, the data and the number of processes "
+                "that it was saved with, or resume from the end of an epoch"
+            )
+        return done
+
     def _restore(self, runner: Runner) -> None:
         """Put random states, and gradients half accumulated, back where the checkpoint had them."""
         if self._resumed is None:
@@ -286,8 +310,8 @@ def latest_checkpoint(folder: str | os.PathLike[str]) -> Path | None:
     pointer = folder / POINTER
     text = pointer.read_text(encoding="utf-8", errors="replace") if pointer.is_file() else ""
     named = folder / text.strip("\0 \n")  # mmengine writes absolute paths
-    files = [file for kind in ("iter", "epoch") for file in folder.glob(f"{kind}_*.pth")]
-    files = [file for file in files if os.path.isfile(file)]  # not links to what is gone
+    files = [file for file in folder.glob("*.pth") if CHECKPOINT_NAME.fullmatch(file.name)]
+    files = [file for file in files if file.is_file()]  # not links to what is gone
     files.sort(key=lambda file: file.stat().st_mtime, reverse=True)
     if os.path.isfile(named):  # also of names that no file can have, which Path would raise for
         files = [named, *(file for file in files if file.name != named.name)]
@@ -318,16 +342,8 @@ def _call_after(batches: Iterator[Any], count: int, action: Callable[[], None]) 
 
 
 def _skip_batches(loop: EpochBasedTrainLoop, count: int, action: Callable[[], None]) -> None:
-    """Have the loop pass over the first `count` batches of an epoch; `action` is called behind.
-
-    Raises ValueError where the epoch has fewer.
-    """
+    """Have the loop pass over the first `count` batches of an epoch; `action` is called behind."""
     batches = len(loop.dataloader)
-    if count > batches:
-        raise ValueError(
-            f"the checkpoint was saved behind {count} batches of an epoch, which has {batches} of "
-            "them now: give the batch size and the data that it was saved with"
-        )
     print_log(f"skipping {count} of {batches} batches, which were trained on", "current")
 
     def skip(index: int, batch: Any) -> None:

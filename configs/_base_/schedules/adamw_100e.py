@@ -14,4 +14,4 @@ param_scheduler = [
     dict(type="LinearLR", start_factor=0.001, by_epoch=False, begin=0, end=250),
     dict(type="MultiStepLR", by_epoch=False, end=max_iters, milestones=[163889, 177546], gamma=0.1),
 ]
-auto_scale_lr = dict(enable=False, base_batch_size=64)
+auto_scale_lr = dict(enable=False, base_batch_size=64, passes=1)
