@@ -23,6 +23,14 @@ def plain(name: str) -> str:
     return f" {name}" if name.startswith("_") else name
 
 
+def shortened(name: str, at_most: int) -> str:
+    """A name of so many characters at most: its beginning, which tells most, and its end."""
+    if len(name) <= at_most:
+        return name
+    end = (at_most - 1) // 3
+    return f"{name[: at_most - 1 - end]}…{name[len(name) - end :]}"
+
+
 def check_png(path: str | os.PathLike[str]) -> None:
     """Raise ValueError for the name of another kind of file, before any work is done for it."""
     if Path(path).suffix.lower() != ".png":
