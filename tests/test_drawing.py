@@ -4,13 +4,20 @@ import logging
 
 import numpy as np
 import pytest
+import torch
 from fontTools.fontBuilder import FontBuilder
 from fontTools.pens.ttGlyphPen import TTGlyphPen
 from PIL import ImageDraw
 
 from ropevit_mmdet.figure_file import shortened
 from ropevit_mmdet.prediction import labels
-from ropevit_mmdet.prediction.drawing import Detection, class_color, draw_detections, side_by_side
+from ropevit_mmdet.prediction.drawing import (
+    Detection,
+    class_color,
+    contact_sheet,
+    draw_detections,
+    side_by_side,
+)
 
 
 @pytest.fixture
@@ -30,6 +37,47 @@ def written(monkeypatch):
 
 def blank(height, width):
     return np.zeros((height, width, 3), np.uint8)
+
+
+def test_overlays_enlarge_small_pictures_and_paint_where_the_object_is():
+    picture = np.full((60, 80, 3), 128, np.uint8)
+    mask = np.zeros((60, 80), bool)
+    mask[20:40, 30:50] = True
+    overlay = draw_detections(picture, [Detection((30, 20, 50, 40), 0, 0.5, mask)], ["thing"])
+    assert overlay.shape == (480, 640, 3)
+    color = np.array(class_color(0))
+    inside, outside, edge = overlay[30 * 8, 40 * 8], overlay[50 * 8, 70 * 8], overlay[160, 320]
+    assert (outside == 128).all()
+    torch.testing.assert_close(inside.astype(int), np.round(0.6 * 128 + 0.4 * color).astype(int),
+                               atol=2, rtol=0)  # fmt: skip
+    assert (edge == color).all()
+    large = draw_detections(np.zeros((900, 700, 3), np.uint8), [], [])
+    assert large.shape == (900, 700, 3)
+
+
+def test_boxes_beyond_the_picture_and_empty_masks_are_drawn():
+    picture = np.zeros((50, 700, 3), np.uint8)
+    found = [
+        Detection((-20, -10, 900, 80), 3, 0.9, np.zeros((50, 700), bool)),
+        Detection((699.5, 49.5, 699.5, 49.5), 100, 0.1, None),
+        Detection((800, 60, 700, 55), 1, 0.2, np.ones((50, 700), bool)),
+    ]
+    assert draw_detections(picture, found, ["a", "b"]).any()
+
+
+def test_contact_sheet_fits_every_picture():
+    pictures = [np.full((50, 100, 3), 10, np.uint8), np.full((300, 100, 3), 20, np.uint8)]
+    sheet = contact_sheet(pictures * 3, columns=4, cell=120)
+    assert sheet.shape == (2 * 124 + 4, 4 * 124 + 4, 3)
+    assert (sheet[64, 64] == 10).all() and (sheet[64, 188] == 20).all() and (sheet[0] == 255).all()
+    assert contact_sheet(pictures[:1], columns=4, cell=120).shape == (128, 128, 3)
+
+
+def test_side_by_side_keeps_the_pictures():
+    left, right = np.full((50, 100, 3), 10, np.uint8), np.full((50, 60, 3), 20, np.uint8)
+    sheet = side_by_side([left, right], ["a", "b"])
+    assert (sheet[-50:, :100] == 10).all() and (sheet[-50:, -60:] == 20).all()
+    assert (sheet[:-50, :100] < 100).any() and sheet[-50:, 100:-60].min() == 255
 
 
 def test_the_best_label_lies_on_top(written):
