@@ -7,6 +7,8 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from mmengine import fileio
 
+from ropevit_mmdet.output import check_output_folder
+
 
 def save_figure(figure: Figure, path: str | os.PathLike[str], *, dpi: int = 120) -> None:
     """Write a figure as a PNG file, whose folder is made; raises ValueError as `check_png`."""
@@ -23,7 +25,22 @@ def plain(name: str) -> str:
     return f" {name}" if name.startswith("_") else name
 
 
+def shortened(name: str, at_most: int) -> str:
+    """A name of so many characters at most: its beginning, which tells most, and its end."""
+    if len(name) <= at_most:
+        return name
+    end = (at_most - 1) // 3
+    return f"{name[: at_most - 1 - end]}…{name[len(name) - end :]}"
+
+
 def check_png(path: str | os.PathLike[str]) -> None:
-    """Raise ValueError for the name of another kind of file, before any work is done for it."""
-    if Path(path).suffix.lower() != ".png":
+    """Raise ValueError for a file that is to have another suffix or cannot be written.
+
+    To be called before any work is done for the file.
+    """
+    path = Path(path)
+    if path.suffix.lower() != ".png":
         raise ValueError(f"figures are PNG files: {path} must end in .png")
+    check_output_folder(path.parent)
+    if path.exists() and not (path.is_file() and os.access(path, os.W_OK)):
+        raise ValueError(f"cannot write {path}: a folder, or not writable")

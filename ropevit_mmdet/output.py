@@ -1,4 +1,4 @@
-"""Files that appear together or not at all: written beside a folder, then moved into it."""
+"""Files that appear together or not at all: written into a hidden folder, then moved."""
 
 import os
 import shutil
@@ -16,7 +16,9 @@ def output_folder(out_dir: str | os.PathLike[str]) -> Iterator[Path]:
     """
     check_output_folder(out_dir)
     out_dir = Path(out_dir).resolve()
-    partial = out_dir.with_name(f".{out_dir.name}.partial-{os.getpid()}")
+    # In a folder that is there: it may be a disk of its own, and what it lies in not writable.
+    place = out_dir if out_dir.is_dir() else out_dir.parent
+    partial = place / f".{out_dir.name}.partial-{os.getpid()}"
     try:
         partial.mkdir(parents=True)
         yield partial
@@ -31,6 +33,10 @@ def output_folder(out_dir: str | os.PathLike[str]) -> Iterator[Path]:
 def check_output_folder(out_dir: str | os.PathLike[str]) -> None:
     """Raise ValueError for a folder that cannot be one, before any work is done for it."""
     out_dir = Path(out_dir).resolve()
-    place = next(path for path in (out_dir, *out_dir.parents) if path.exists())
+    place = next(path for path in (out_dir, *out_dir.parents) if os.path.exists(path))
     if not place.is_dir():
         raise ValueError(f"cannot write into {out_dir}: {place} is a file, give another folder")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise ValueError(
+            f"cannot write into {out_dir}: {place} is not writable, give another folder"
+        )

@@ -312,6 +312,18 @@ def test_a_folder_that_cannot_be_written(mmcv_copy, monkeypatch):
     assert sorted(mmcv_copy.iterdir()) == before
 
 
+def test_a_disk_that_is_read_only(mmcv_copy, monkeypatch):
+    """It refuses even to remove what is not there."""
+
+    def refuse(path, *argv, **settings):
+        raise OSError(30, "Read-only file system", str(path))
+
+    monkeypatch.setattr(ops_file.Path, "write_bytes", refuse)
+    monkeypatch.setattr(ops_file.Path, "unlink", refuse)
+    with pytest.raises(ops_file.OpsFileError, match="Read-only file system; run this as the owner"):
+        ops_file.install_file(mmcv_copy)
+
+
 def test_what_pip_left_of_mmcv_goes_with_the_file(tmp_path):
     folder = tmp_path / "mmcv"
     (folder / "__pycache__").mkdir(parents=True)

@@ -199,6 +199,28 @@ def test_resizing_is_opencvs(old, new):
     assert (onnx_predict.resized(picture, *new) == expected).all()
 
 
+def test_pictures_are_turned_as_the_package_turns_them(tmp_path):
+    """By EXIF data alone, never by XMP; damaged data is upright."""
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8))
+    xmp = b'<x xmlns:tiff="http://ns.adobe.com/tiff/1.0/"><tiff:Orientation>6</tiff:Orientation>'
+    image.save(tmp_path / "xmp.jpg", xmp=xmp)
+    for orientation in range(1, 10):
+        exif = image.getexif()
+        exif[0x0112] = orientation
+        image.save(tmp_path / f"{orientation}.png", exif=exif)
+    whole = exif.tobytes()
+    for number, data in enumerate((b"garbage!", b"II*\0", whole[:16], whole[:-5], whole[6:10])):
+        image.save(tmp_path / f"damaged {number}.png", exif=data, dpi=(72, 72))
+        image.save(tmp_path / f"damaged {number}.jpg", exif=b"Exif\0\0" + data, dpi=(72, 72))
+    (tmp_path / "folder.png").mkdir()
+    files = onnx_predict.find_pictures([tmp_path])
+    assert len(files) == 20
+    for file in files:
+        np.testing.assert_array_equal(onnx_predict.read_picture(file), read_picture(file))
+    assert onnx_predict.read_picture(tmp_path / "6.png").shape == (9, 6, 3)
+    assert onnx_predict.read_picture(tmp_path / "xmp.jpg").shape == (6, 9, 3)
+
+
 def test_sizes_are_those_of_mmdets_resize():
     from mmdet.datasets.transforms import Resize
 

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 
 from ropevit_mmdet import RoPEViT
@@ -15,6 +16,7 @@ from ropevit_mmdet.analysis.features import (
     patch_in,
     principal_colors,
 )
+from ropevit_mmdet.analysis.features_figure import _distribution
 from ropevit_mmdet.pictures import read_picture
 from ropevit_mmdet.run.config import build_detector, load_config
 from ropevit_mmdet.windows import split_windows, window_groups
@@ -177,6 +179,18 @@ def picture(tmp_path):
     return tmp_path / "picture.png"
 
 
+@pytest.mark.parametrize(
+    ("spread", "special", "bars"), [(1e-3, [50.0], 1), (5.0, [50.0], 12), (40.0, [50.0], 24)]
+)
+def test_bars_of_norms_can_be_seen_beside_a_far_class_token(spread, special, bars):
+    norms = 10 + spread * np.linspace(0, 1, 70).reshape(7, 10)
+    axis = Figure(figsize=(2.5, 2.5), dpi=100).subplots()
+    _distribution(axis, norms, special, num_registers=0)
+    assert len(axis.patches) == bars
+    assert sum(bar.get_height() for bar in axis.patches) == 70
+    assert min(bar.get_window_extent().width for bar in axis.patches) > 1.5  # pixels
+
+
 def test_the_tool_on_a_birder_checkpoint(tmp_path, picture, capsys):
     pytest.importorskip("birder")
     config = dict(oracle.SMALL)
@@ -238,3 +252,9 @@ def test_a_detectors_pictures_go_through_its_pipeline(tmp_path, picture, bgr_to_
         from_detector(config, str(tmp_path / "other.pth"))
     with pytest.raises(ValueError, match="give its config ahead of it"):
         from_checkpoint(str(tmp_path / "tiny.pth"))
+
+
+def test_a_bad_architecture_is_named(capsys):
+    with pytest.raises(SystemExit):
+        show_features.main(["a.pt", "a.png", "--arch", "{bad"])
+    assert "argument --arch: {bad is no JSON: Expecting" in capsys.readouterr().err

@@ -11,8 +11,8 @@ PACKAGE = ROOT / "ropevit_mmdet"
 # other.
 FLOORS = [
     {"stack", "arch", "linear", "rope", "windows", "datasets"}
-    | {"errors", "figure_file", "output", "palette", "pictures"},
-    {"facts", "resample", "arguments", "tables", "frozen", "data_checks"},
+    | {"errors", "output", "palette", "pictures"},
+    {"facts", "resample", "arguments", "tables", "frozen", "data_checks", "figure_file"},
     {"vit", "checkpoint"},
     {"weights", "neck", "run"},
     {"backbone"},

@@ -8,20 +8,15 @@ import numpy as np
 import pytest
 import torch
 from mmdet.apis import inference_detector, init_detector
+from mmengine.config import Config
 from PIL import Image
 from pycocotools.coco import COCO
 
 from ropevit_mmdet.output import output_folder
 from ropevit_mmdet.pictures import Video, VideoWriter, find_pictures, is_video, read_picture
-from ropevit_mmdet.prediction.drawing import (
-    Detection,
-    class_color,
-    contact_sheet,
-    draw_detections,
-    side_by_side,
-)
+from ropevit_mmdet.prediction.drawing import Detection
 from ropevit_mmdet.prediction.ground_truth import GroundTruth
-from ropevit_mmdet.prediction.predictor import Predictor, predict_files
+from ropevit_mmdet.prediction.predictor import Predictor, choose_device, lowest_score, predict_files
 from ropevit_mmdet.run.config import build_detector, load_config
 from tests.test_tools import fails, load_tool
 from tests.tiny_coco import write_tiny
@@ -79,6 +74,28 @@ def test_predictor_refuses_pictures_without_pixels(detector):
     with pytest.raises(ValueError, match=r"\(0, 5, 3\)"):
         predictor.predict([np.zeros((0, 5, 3), np.uint8)], score_thr=0.5)
     assert predictor.predict([np.zeros((1, 1, 3), np.uint8)], score_thr=1.1) == [[]]
+
+
+@pytest.mark.parametrize("name", ["meta", "mps", "xla", "xpu"])
+def test_devices_that_pytorch_knows_but_cannot_use_here(name):
+    if name in ("mps", "xpu") and getattr(torch, name).is_available():
+        pytest.skip("it is here")
+    with pytest.raises(ValueError, match=f"device '{name}' cannot be used here: .") as caught:
+        choose_device(name)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("test_cfg", "lowest"),
+    [
+        (None, 0.0),
+        ({"max_per_img": 100}, 0.0),
+        ({"score_thr": 0.05}, 0.05),
+        ({"rpn": {"nms_pre": 1000}, "rcnn": {"score_thr": 0.1}}, 0.1),
+    ],
+)
+def test_the_lowest_score_that_a_model_gives(test_cfg, lowest):
+    assert lowest_score(Config({"model": {"type": "X", "test_cfg": test_cfg}})) == lowest
 
 
 def test_class_names_fall_back_to_the_config(detector, tmp_path):
@@ -274,13 +291,6 @@ def test_pictures_of_one_name_are_told_apart_by_their_folders(tmp_path):
             GroundTruth(tmp_path / "a.json")
 
 
-def test_side_by_side_keeps_the_pictures():
-    left, right = np.full((50, 100, 3), 10, np.uint8), np.full((50, 60, 3), 20, np.uint8)
-    sheet = side_by_side([left, right], ["a", "b"])
-    assert (sheet[-50:, :100] == 10).all() and (sheet[-50:, -60:] == 20).all()
-    assert (sheet[:-50, :100] < 100).any() and sheet[-50:, 100:-60].min() == 255
-
-
 def test_results_load_in_pycocotools(tmp_path):
     Image.new("RGB", (20, 10)).save(tmp_path / "a.png")
     Image.new("RGB", (20, 10)).save(tmp_path / "b.jpg")
@@ -318,6 +328,18 @@ def test_a_bad_picture_leaves_what_was_there(tmp_path):
     assert json.loads((out / "predictions.json").read_text()) == before
 
 
+def test_an_overlay_that_is_too_long_for_a_jpeg_file(tmp_path):
+    Image.new("RGB", (40_000, 200)).save(tmp_path / "a.jpg")
+    truth = dict(images=[dict(id=1, file_name="a.jpg", height=200, width=40_000)], annotations=[])
+    (tmp_path / "a.json").write_text(json.dumps(truth | dict(categories=[dict(id=1, name="x")])))
+    truth = GroundTruth(tmp_path / "a.json", TwoSquares.names)
+    with pytest.raises(
+        ValueError, match=r"a\.jpg: its overlay has 80\d+ x \d+ pixels, a JPEG file"
+    ):
+        predict_files(TwoSquares(), [tmp_path / "a.jpg"], tmp_path / "out", truth=truth)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_file_in_the_folders_place_is_found_at_the_start(tmp_path, capsys):
     file = tmp_path / "file"
     file.touch()
@@ -328,37 +350,3 @@ def test_a_file_in_the_folders_place_is_found_at_the_start(tmp_path, capsys):
         with pytest.raises(ValueError, match="is a file"), output_folder(place):
             pytest.fail("went on")
     assert list(tmp_path.iterdir()) == [file]
-
-
-def test_overlays_enlarge_small_pictures_and_paint_where_the_object_is():
-    picture = np.full((60, 80, 3), 128, np.uint8)
-    mask = np.zeros((60, 80), bool)
-    mask[20:40, 30:50] = True
-    overlay = draw_detections(picture, [Detection((30, 20, 50, 40), 0, 0.5, mask)], ["thing"])
-    assert overlay.shape == (480, 640, 3)
-    color = np.array(class_color(0))
-    inside, outside, edge = overlay[30 * 8, 40 * 8], overlay[50 * 8, 70 * 8], overlay[160, 320]
-    assert (outside == 128).all()
-    torch.testing.assert_close(inside.astype(int), np.round(0.6 * 128 + 0.4 * color).astype(int),
-                               atol=2, rtol=0)  # fmt: skip
-    assert (edge == color).all()
-    large = draw_detections(np.zeros((900, 700, 3), np.uint8), [], [])
-    assert large.shape == (900, 700, 3)
-
-
-def test_boxes_beyond_the_picture_and_empty_masks_are_drawn():
-    picture = np.zeros((50, 700, 3), np.uint8)
-    found = [
-        Detection((-20, -10, 900, 80), 3, 0.9, np.zeros((50, 700), bool)),
-        Detection((699.5, 49.5, 699.5, 49.5), 100, 0.1, None),
-        Detection((800, 60, 700, 55), 1, 0.2, np.ones((50, 700), bool)),
-    ]
-    assert draw_detections(picture, found, ["a", "b"]).any()
-
-
-def test_contact_sheet_fits_every_picture():
-    pictures = [np.full((50, 100, 3), 10, np.uint8), np.full((300, 100, 3), 20, np.uint8)]
-    sheet = contact_sheet(pictures * 3, columns=4, cell=120)
-    assert sheet.shape == (2 * 124 + 4, 4 * 124 + 4, 3)
-    assert (sheet[64, 64] == 10).all() and (sheet[64, 188] == 20).all() and (sheet[0] == 255).all()
-    assert contact_sheet(pictures[:1], columns=4, cell=120).shape == (128, 128, 3)

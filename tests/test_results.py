@@ -228,6 +228,18 @@ def test_a_detector_that_finds_nothing_is_drawn_as_such(tmp_path):
     plot_precision_recall(curves, tmp_path / "curves.png")
 
 
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_annotations_without_objects_have_no_precision(tmp_path):
+    truth = annotations(tmp_path, [(2, "cow", [0, 0, 9, 9], True)])
+    for found in ([result(1)], [result(1, ("cat", [0, 0, 20, 20], 0.9))]):
+        curves = precision_recall(found, truth)
+        assert np.isnan(curves.average(0))
+        numbers = as_json(confusion_matrix(found, truth), curves, score_thr=0.3, tp_iou_thr=0.5)
+        assert numbers["precision_recall"]["0.5"]["ap"] is None
+        json.dumps(numbers, allow_nan=False)
+        plot_precision_recall(curves, tmp_path / "curves.png")
+
+
 def test_names_are_shown_letter_by_letter(tmp_path, monkeypatch):
     """A dollar begins no formula, and an underscore takes no name out of the legend."""
     figures = []
@@ -242,6 +254,23 @@ def test_names_are_shown_letter_by_letter(tmp_path, monkeypatch):
     assert label._preprocess_math(label.get_text()) == ("$a_b$", False)
     legend = [text.get_text() for text in figures[1].axes[0].get_legend().get_texts()]
     assert [text.split()[0] for text in legend[:3]] == [r"\$a_b\$", "_background_", "c"]
+
+
+@pytest.mark.parametrize("classes", [3, 12, 40])
+def test_long_names_leave_room_for_what_they_name(tmp_path, monkeypatch, classes):
+    figures = []
+    monkeypatch.setattr(results_figure, "save_figure", lambda figure, _: figures.append(figure))
+    names = [f"{'a name of a class that goes on and on ' * 3}{i}" for i in range(classes)]
+    plot_confusion_matrix(np.eye(classes + 1, dtype=int), names, tmp_path / "a.png", "title")
+    curves = PrecisionRecall(tuple(names), np.linspace(0, 1, 101), np.ones((2, 101, classes)))
+    plot_precision_recall(curves, tmp_path / "b.png")
+    for figure in figures:
+        figure.savefig(io.BytesIO())
+    cell = figures[0].axes[0].get_window_extent().width / (classes + 1) / figures[0].dpi
+    assert cell > (0.4 if classes < 30 else 0.12)  # inches
+    for axis in figures[1].axes:
+        inside, legend = axis.get_window_extent(), axis.get_legend().get_window_extent()
+        assert inside.x0 < legend.x0 and legend.x1 < inside.x1
 
 
 def test_eighty_classes_are_drawn(tmp_path):

@@ -82,6 +82,22 @@ def test_a_line_cut_by_a_kill_is_left_out_and_others_are_errors(tmp_path):
         read_run(tmp_path / "gone")
 
 
+def test_a_resumed_part_of_one_cut_line_adds_nothing(resumed):
+    before = read_run(resumed)
+    file = write_part(resumed, "20260103_000000", [])
+    file.write_text('{"loss": 1.')
+    assert read_run(resumed) == before
+    with pytest.raises(ValueError, match="nothing was logged yet"):
+        read_run(file)
+
+
+def test_files_that_are_no_logs_are_named(tmp_path):
+    for content, said in ((b"PK\x03\x04\xff\xfe", "it is no text"), (b"text", "line 1")):
+        (tmp_path / "x.pth").write_bytes(content)
+        with pytest.raises(ValueError, match=rf"x\.pth.*{said}"):
+            read_run(tmp_path / "x.pth")
+
+
 def test_text_and_lists_in_a_log_are_left_out(tmp_path):
     write_part(tmp_path, "a", [iteration(1, note="warm-up", memory=7)])
     assert read_run(tmp_path).train == [iteration(1, memory=7)]
@@ -170,7 +186,20 @@ def test_what_cannot_be_drawn_is_an_error(resumed, tmp_path):
         plot_runs([run], tmp_path / "a.jpg")
     with pytest.raises(ValueError, match="no iteration times"):
         plot_runs([RunLog("a", [dict(step=1, loss=1.0)], [])], tmp_path / "a.png", x="time")
+    with pytest.raises(ValueError, match="nothing to plot yet"):  # a validation that found nothing
+        plot_runs([RunLog("a", [], [dict(step=1, time=0.1, data_time=0.1)])], tmp_path / "a.png")
     assert not list(tmp_path.glob("a.*"))
+
+
+def test_metrics_that_are_no_numbers_are_not_the_best(resumed):
+    run = read_run(resumed)
+    for entry, value in zip(run.val, (float("nan"), 0.2)):
+        entry["coco/bbox_mAP"] = value
+    assert plot_run.summary(run, "coco/bbox_mAP").endswith(
+        "best coco/bbox_mAP 0.200 at iteration 20"
+    )
+    run.val.pop()
+    assert plot_run.summary(run, "coco/bbox_mAP") == "run: loss 120 at iteration 20"
 
 
 def test_lines_of_one_figure_all_differ():

@@ -135,8 +135,13 @@ def test_predict_writes_overlays_and_coco_results(trained, tmp_path, capsys):
     assert [image["width"] for image in results["images"]] == [64] * 4
     assert len(results["annotations"]) == 40
     assert len(list((tmp_path / "out" / "overlays").glob("*.png"))) == 4
-    assert "40 objects in 4 pictures" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "40 objects in 4 pictures, scores of 0.0 and up" in said
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
+    predict.main([*argv, "--score-thr", "0", "--cfg-options", "model.test_cfg.score_thr=1.0"])
+    said = capsys.readouterr().out
+    assert "0 objects in 4 pictures, scores of 1.0 and up" in said
+    assert "the config's score_thr leaves out those below 1.0" in said
 
 
 def test_missing_and_broken_configs(tiny, capsys):

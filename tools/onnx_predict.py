@@ -13,11 +13,20 @@ from pathlib import Path
 try:
     import numpy as np
     import onnxruntime
-    from PIL import Image, ImageOps
+    from PIL import Image
 except ModuleNotFoundError as error:
     sys.exit(f"error: {error}; pip install onnxruntime numpy pillow")
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+TURNS = {  # EXIF orientation -> what makes the picture upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 def main(argv=None):
@@ -116,12 +125,24 @@ def read_picture(path):
     """A picture file as RGB [H, W, 3], uint8, turned upright as its EXIF data says."""
     try:
         with Image.open(path) as image:
-            upright = ImageOps.exif_transpose(image)
-            if upright.mode[0] in "IF":
+            image.load()
+            turn = TURNS.get(exif_orientation(image))
+            if image.mode[0] in "IF":
                 raise ValueError("more than 8 bits per channel")
+            upright = image if turn is None else image.transpose(turn)
             return np.asarray(upright.convert("RGB"))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except Exception as error:  # Pillow's decoders meet any bytes: anything can come out of them
         raise ValueError(f"picture {path} cannot be read: {error}") from error
+
+
+def exif_orientation(image):
+    """1 (upright) to 8, as OpenCV has it: of EXIF data alone, never XMP; damaged, it is upright."""
+    for key in ("xmp", "XML:com.adobe.xmp"):
+        image.info.pop(key, None)
+    try:
+        return image.getexif().get(0x0112, 1)
+    except Exception:  # SyntaxError, struct.error and others, by where it is damaged
+        return 1
 
 
 def new_size(height, width, *, scale, keep_ratio):
@@ -174,7 +195,8 @@ def find_pictures(paths):
     found = []
     for path in map(Path, paths):
         if path.is_dir():
-            found += sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
+            files = (file for file in path.iterdir() if file.is_file())
+            found += sorted(file for file in files if file.suffix.lower() in SUFFIXES)
         elif path.is_file():
             found.append(path)
         else:

@@ -5,6 +5,7 @@ RESULT.pkl comes from tools/test.py CONFIG CHECKPOINT --out RESULT.pkl.
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -50,7 +51,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             numbers = json.dumps(as_json(matrix, curves, **thresholds)) + "\n"
             (folder / "results.json").write_text(numbers, encoding="utf-8")
     for index, iou in enumerate(IOUS):
-        print(f"box AP at IoU {iou}: {curves.average(index):.3f}")
+        average = curves.average(index)
+        said = "none, there are no objects" if math.isnan(average) else f"{average:.3f}"
+        print(f"box AP at IoU {iou}: {said}")
     for name in ("confusion_matrix.png", "precision_recall.png", "results.json"):
         print(Path(args.out_dir) / name)
 

@@ -1,6 +1,7 @@
 """Draw the losses, learning rate and AP of runs from their logs, all runs in one figure."""
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,7 +40,7 @@ def summary(run: RunLog, metric: str) -> str:
     if run.train:
         last = run.train[-1]
         parts.append(f"loss {last['loss']:.4g} at iteration {last['step']}")
-    measured = [entry for entry in run.val if metric in entry]
+    measured = [entry for entry in run.val if not math.isnan(entry.get(metric, math.nan))]
     if measured:
         best = max(measured, key=lambda entry: entry[metric])
         parts.append(f"best {metric} {best[metric]:.3f} at iteration {best['step']}")

@@ -44,7 +44,10 @@ def main(argv: Sequence[str] | None = None) -> None:
                 items, total=total, desc="predicting", unit="picture", disable=None
             ),
         )
-    print(f"{found} objects in {len(pictures)} pictures, scores of {args.score_thr} and up")
+    lowest = max(args.score_thr, predictor.lowest_score)
+    print(f"{found} objects in {len(pictures)} pictures, scores of {lowest} and up")
+    if lowest > args.score_thr:
+        print(f"the config's score_thr leaves out those below {lowest}; --cfg-options changes it")
     print(f"overlays: {Path(args.out_dir) / OVERLAY_FOLDER}")
     print(f"results:  {Path(args.out_dir) / RESULT_FILE}")
 

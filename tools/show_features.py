@@ -69,6 +69,13 @@ def look(
     )
 
 
+def arch_or_name(text: str) -> dict | str:
+    try:
+        return json.loads(text) if text.startswith("{") else text
+    except json.JSONDecodeError as error:
+        raise argparse.ArgumentTypeError(f"{text} is no JSON: {error}") from error
+
+
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__,
@@ -104,7 +111,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--arch",
-        type=lambda text: json.loads(text) if text.startswith("{") else text,
+        type=arch_or_name,
         help="of a birder checkpoint, where its weights do not show it: a name, or the settings "
         "as JSON",
     )

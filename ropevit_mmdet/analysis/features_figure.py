@@ -124,7 +124,11 @@ def _distribution(
     axis: Axes, norms: np.ndarray, special: Sequence[float], num_registers: int
 ) -> None:
     """How many patches have which norm, and the norms of registers and class token as lines."""
-    axis.hist(norms.flatten(), bins=24, color=COLORS[5], label="patches")
+    everything = [*norms.flatten().tolist(), *special]
+    thinnest = (max(everything) - min(everything)) / 100  # two pixels
+    low, span = norms.min(), max(np.ptp(norms), thinnest)
+    bars = max(1, min(24, int(span / thinnest))) if thinnest else 1
+    axis.hist(norms.flatten(), bins=bars, range=(low, low + span), color=COLORS[5], label="patches")
     for number, norm in enumerate(special):
         register = number < num_registers
         first = number in (0, num_registers)

@@ -6,6 +6,7 @@ that the mean of a curve is the AP that a test reports.
 
 import contextlib
 import io
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,8 +33,9 @@ class PrecisionRecall:
     precision: np.ndarray  # [IoUs, 101, classes]; NaN for a class without objects
 
     def average(self, iou: int) -> float:
-        """AP at the iou-th of `IOUS`: the mean over recall and classes."""
-        return float(np.nanmean(self.precision[iou]))
+        """AP at the iou-th of `IOUS`: the mean over recall and classes; NaN without any object."""
+        known = self.precision[iou][~np.isnan(self.precision[iou])]
+        return float(known.mean()) if known.size else math.nan
 
 
 class Annotations:
@@ -152,7 +154,7 @@ def precision_recall(results: Sequence[PictureResult], annotations: Annotations)
 def as_json(
     matrix: np.ndarray, curves: PrecisionRecall, *, score_thr: float, tp_iou_thr: float
 ) -> dict[str, Any]:
-    """All numbers of the figures; precision is None for a class without objects."""
+    """All numbers of the figures; AP and precision are None where there are no objects."""
     found = {}
     for index, iou in enumerate(IOUS):
         by_class = {}
@@ -163,7 +165,9 @@ def as_json(
                 "ap": round(float(values.mean()), 6) if known else None,
                 "precision": values.round(6).tolist() if known else None,
             }
-        found[str(iou)] = {"ap": round(curves.average(index), 6), "classes": by_class}
+        average = curves.average(index)
+        average = None if math.isnan(average) else round(average, 6)
+        found[str(iou)] = {"ap": average, "classes": by_class}
     return {
         "classes": list(curves.names),
         "score_thr": score_thr,

@@ -8,11 +8,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ropevit_mmdet.analysis.results import IOUS, PrecisionRecall
-from ropevit_mmdet.figure_file import plain, save_figure
+from ropevit_mmdet.figure_file import plain, save_figure, shortened
 from ropevit_mmdet.palette import line_style
 
 _COUNTS_UP_TO = 30  # classes; cells of more are too small for a number
 _NAMED_CURVES = 10  # more lines cannot be told apart
+_NAME_LENGTH = 40  # characters; longer names are shortened
 
 
 def plot_confusion_matrix(
@@ -23,13 +24,14 @@ def plot_confusion_matrix(
     `matrix` [classes + 1, classes + 1] is `results.confusion_matrix`'s, ground truth in rows.
     """
     size = len(matrix)
+    labels = [*(plain(shortened(name, _NAME_LENGTH)) for name in names), "background"]
+    font = 9 if size <= _COUNTS_UP_TO else 6
     side = max(4.5, (0.55 if size <= _COUNTS_UP_TO else 0.17) * size + 2)
-    figure = Figure(figsize=(side + 1, side), layout="constrained")
+    room = max(0, max(map(len, labels)) - 12) * 0.6 * font / 72  # inches, of longer names
+    figure = Figure(figsize=(side + 1 + room, side + room), layout="constrained")
     axis = figure.subplots()
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     image = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    labels = [*map(plain, names), "background"]
-    font = 9 if size <= _COUNTS_UP_TO else 6
     axis.set_xticks(range(size), labels, rotation=60, ha="right", rotation_mode="anchor",
                     fontsize=font)  # fmt: skip
     axis.set_yticks(range(size), labels, fontsize=font)
@@ -51,6 +53,7 @@ def plot_precision_recall(curves: PrecisionRecall, path: str | os.PathLike[str])
     """Write a PNG with a panel per IoU: a line per class and their mean, AP in the legend.
 
     Of more than ten classes, the ten of lowest AP have a colour and a name, the others are gray.
+    Classes without objects are left out.
     """
     figure = Figure(figsize=(6.2 * len(IOUS), 5.2), layout="constrained")
     for index, axis in enumerate(figure.subplots(1, len(IOUS), squeeze=False)[0]):
@@ -72,8 +75,12 @@ def _curves(axis: Axes, curves: PrecisionRecall, index: int) -> None:
         axis.plot(curves.recall, precision[:, label], color="0.8", linewidth=0.7, zorder=1)
     for place, label in enumerate(named):
         style = line_style(int(label) if len(known) <= _NAMED_CURVES else place)
-        text = f"{plain(curves.names[label])} {precision[:, label].mean():.3f}"
+        name = plain(shortened(curves.names[label], _NAME_LENGTH))
+        text = f"{name} {precision[:, label].mean():.3f}"
         axis.plot(curves.recall, precision[:, label], **style, linewidth=1.3, label=text)
-    mean = np.nanmean(precision, axis=1)
+    if not known.size:
+        axis.plot([], [], " ", label="no objects")
+        return
+    mean = precision[:, known].mean(axis=1)
     text = f"mean of {len(known)} classes {curves.average(index):.3f}"
     axis.plot(curves.recall, mean, color="black", linewidth=2.5, label=text)

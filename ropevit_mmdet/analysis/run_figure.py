@@ -28,7 +28,8 @@ def plot_runs(
 
     `x` is "step" or "time". A panel is there if one run has its scalar; without any validation, or
     one that found an object, there is none for the metric. Raises ValueError for a metric that
-    no validation has but for others, an `x` that is not known, and runs of one name.
+    no validation has but for others, an `x` that is not known, runs of one name, and nothing at all
+    to draw.
     """
     if x not in _X_LABELS:
         raise ValueError(f"x must be one of {', '.join(_X_LABELS)}, got {x!r}")
@@ -39,6 +40,10 @@ def plot_runs(
     panels = [("train", key) for key in _train_scalars(runs)]
     if _measured(runs, metric):
         panels.append(("val", metric))
+    if not panels:
+        raise ValueError(
+            "nothing to plot yet: no loss was logged, and no validation found anything"
+        )
 
     columns = min(_COLUMNS, len(panels))
     rows = math.ceil(len(panels) / columns)

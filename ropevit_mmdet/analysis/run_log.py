@@ -92,14 +92,17 @@ def _read_part(file: Path) -> tuple[dict[int, dict[str, float]], dict[int, dict[
 
 
 def _entries(file: Path) -> list[dict[str, float]]:
-    """The numbers of each line; a last line that a kill cut short does not count."""
-    lines = file.read_text(encoding="utf-8").splitlines()
+    """The numbers of each line; a last line that a kill cut short does not count, if it is one."""
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is no run's log: it is no text") from error
     entries = []
     for number, line in enumerate(lines, start=1):
         try:
             entry: Any = json.loads(line)
         except json.JSONDecodeError as error:
-            if number == len(lines) > 1:
+            if number == len(lines) and (number > 1 or line.startswith("{")):
                 break
             raise ValueError(f"{file}, line {number}: {error}") from error
         if not isinstance(entry, dict) or not isinstance(entry.get("step"), int):

@@ -36,6 +36,7 @@ from ropevit_mmdet.weights.detector_checkpoint import named, read_detector_check
 
 OVERLAY_FOLDER = "overlays"
 RESULT_FILE = "predictions.json"
+_JPEG_SIDE = 65_500  # pixels; the most that libjpeg writes
 
 # Wraps an iteration over so many pictures, as tqdm does.
 Progress = Callable[[Iterator[Picture], int], Iterable[Picture]]
@@ -59,6 +60,7 @@ class Predictor:
             model.backbone = backbone.backbone
         self.model: nn.Module = revert_sync_batchnorm(model).to(self.device).eval()
         self.names: tuple[str, ...] = class_names(config, loaded)
+        self.lowest_score = lowest_score(config)
         self.pipeline = _array_pipeline(config)
 
     @torch.no_grad()
@@ -99,7 +101,18 @@ def choose_device(name: str | None) -> torch.device:
         raise ValueError(f"device {name!r} is not one that PyTorch knows: cpu, cuda:0") from error
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ValueError(f"device {name!r}: PyTorch sees {torch.cuda.device_count()} GPUs here")
+    try:
+        torch.zeros(1, device=device).item()
+    except Exception as error:  # each kind that PyTorch lacks here has its own
+        why = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"device {name!r} cannot be used here: {why}") from error
     return device
+
+
+def lowest_score(config: Config) -> float:
+    """The score that the config's model itself asks of a detection; 0 if it says nothing."""
+    settings = config.model.get("test_cfg") or {}
+    return settings.get("rcnn", settings).get("score_thr", 0.0)  # of two stages the last decides
 
 
 def predict_files(
@@ -172,6 +185,11 @@ class _Overlays:
     def add(self, item: Picture, overlay: np.ndarray) -> None:
         path = self.folder / overlay_name(item.path)
         if item.frame is None:
+            if path.suffix.lower() != ".png" and max(overlay.shape) > _JPEG_SIDE:
+                raise ValueError(
+                    f"{item.path}: its overlay has {overlay.shape[1]} x {overlay.shape[0]} pixels, "
+                    f"a JPEG file holds {_JPEG_SIDE} a side; give the picture as PNG"
+                )
             Image.fromarray(overlay).save(path, quality=92)
             return
         if item.frame == 0:
