@@ -69,7 +69,7 @@ def _fitted(
 ) -> tuple[str, float, float]:
     """A label's text, its name shortened to a width in pixels; width and height of its place."""
     name = " ".join(label.name.split())
-    for length in range(min(len(name), at_most), 0, -1):
+    for length in range(max(1, min(len(name), at_most)), 0, -1):
         text = f"{shortened(name, length)} {label.score}".strip()
         _, _, right, bottom = draw.textbbox((0, 0), text, font=font)
         if right + 6 <= at_most:
