@@ -125,7 +125,7 @@ def test_in_a_frozen_protocol_all_are_frozen(checkpoint):
         (["a=scratch", "a=scratch"], "two candidates are called 'a'"),
         (["a/b=scratch"], "name 'a/b'"),
         (["_a=scratch"], "name '_a' must begin with a letter"),
-        (["a=missing.py"], "config file missing.py does not exist"),
+        (["a=missing.py"], "candidate a: config file missing.py does not exist"),
         (["a=missing.pt"], "checkpoint not found: missing.pt"),
     ],
 )
@@ -146,6 +146,49 @@ def test_a_backbone_of_several_maps_needs_a_neck_of_its_own(protocol, tmp_path):
     (candidate,) = parse_candidates([f"a={path}"], protocol)
     config = load_config(CONFIGS / "shapes_compare.py", candidate.options)
     assert config.model.neck.type == "FPN" and "in_stride" not in config.model.neck
+
+
+def test_what_registers_a_backbone_is_imported_in_its_runs_too(protocol, tmp_path, monkeypatch):
+    (tmp_path / "users_backbones.py").write_text(
+        "from mmdet.registry import MODELS\n"
+        "from torch import nn\n"
+        "@MODELS.register_module()\n"
+        "class Users(nn.Conv2d):\n"
+        "    def __init__(self, stride, whole=False):\n"
+        "        super().__init__(3, 8, stride, stride)\n"
+        "        self.whole = whole\n"
+        "    def forward(self, images):\n"
+        "        level = super().forward(images)\n"
+        "        return level if self.whole else (level,)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    path = tmp_path / "users.py"
+    path.write_text(
+        "custom_imports = dict(imports='users_backbones')\n"
+        "model = dict(backbone=dict(type='Users', stride=16))\n"
+    )
+    config, _ = detector(protocol, f"a={path}")
+    imports = dict(imports=["ropevit_mmdet", "users_backbones"], allow_failed_imports=False)
+    assert config.custom_imports == imports
+    options = {"model.backbone.whole": True}
+    (tmp_path / "whole.py").write_text(load_config(path, options).pretty_text)
+    with pytest.raises(ValueError, match="candidate a: the backbone must return a tuple of maps"):
+        parse_candidates([f"a={tmp_path / 'whole.py'}"], protocol)
+    path.write_text("model = dict(backbone=dict(type='Unknown'))")
+    with pytest.raises(ValueError, match="candidate a: the config's model: .*Unknown is not in"):
+        parse_candidates([f"a={path}"], protocol)
+
+
+def test_a_map_of_stride_32_is_resampled_to_the_strides_of_a_protocol_for_coco(tmp_path):
+    """Of its finest, 3.5, the neck's layers make 8 at most."""
+    protocol, path = CONFIGS / "ropevit_maskrcnn.py", tmp_path / "resnet.py"
+    path.write_text("model = dict(backbone=dict(type='ResNet', depth=18, out_indices=(3,)))")
+    (candidate,) = parse_candidates([f"a={path}"], load_config(protocol))
+    neck = MODELS.build(load_config(protocol, candidate.options).model.neck)
+    assert neck.own_strides == (8, 8, 16, 32, 64)
+    with torch.no_grad():
+        maps = neck(torch.zeros(1, 512, 28, 28))
+    assert [896 / level.shape[-1] for level in maps] == [3.5, 7, 14, 28, 56]
 
 
 def test_operations_are_those_of_the_closed_form():
