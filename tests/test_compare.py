@@ -224,6 +224,14 @@ def test_tables_hold_means_and_spreads():
     assert json.loads(as_json(rows))[0]["AP"]["box APl"] is None
 
 
+def test_names_of_classes_break_no_table():
+    found = result(0.5, 0.5)
+    found["metrics"]["box/cup|mug\n(any)_precision"] = 0.25
+    lines = markdown(rows_of({"ours": [found]}, {"ours": COST})).splitlines()
+    assert r"|  | box circle | box cup\|mug (any) |" in lines
+    assert "| ours | 50.0 | 25.0 |" in lines
+
+
 def test_a_run_that_finds_nothing_has_0_in_the_tables():
     """It has no figures of classes, and does not know that there is no large object."""
     nothing = result(0.0, 0.0)
@@ -244,6 +252,17 @@ def test_boxes_or_masks_alone_are_drawn(tmp_path, kind, metric):
     assert next(iter(rows[0]["AP"].items())) == (f"{kind} AP", (50.0, 0.0))
     plot_cost(rows, tmp_path / "cost.png")
     assert (tmp_path / "cost.png").stat().st_size > 1000
+
+
+def test_no_two_of_many_points_look_alike(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(
+        "ropevit_mmdet.compare.figure.save_figure", lambda f, *_, **__: figures.append(f)
+    )
+    names = [f"net{i}" for i in range(20)]
+    plot_cost(rows_of({name: [result(0.5, 0.5)] for name in names}, dict.fromkeys(names, COST)), "")
+    points = [bar.lines[0] for bar in figures[0].axes[0].containers]
+    assert len({(point.get_color(), point.get_marker()) for point in points}) == 20
 
 
 def test_time_is_read_when_a_gpu_is_done(monkeypatch):
