@@ -6,24 +6,28 @@ through the same weights in every epoch. Where no augmentation changes them, onc
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock
 from mmdet.registry import MODELS
 from mmengine.logging import MMLogger
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 _SUFFIX, _PARTIAL = ".maps", ".partial"
+_COUNT, _LOCK = ".bytes", ".lock"
 _ABANDONED = 3600  # seconds; a file is written in far less
+_PATIENCE = 10  # seconds that the lock is waited for: longer than a picture takes to be written
 
 
 @MODELS.register_module()
@@ -38,7 +42,8 @@ class FrozenBackbone(BaseModule):
         cache_dir: folder where maps are kept, by weights and pictures; None for nowhere. A picture
             that is augmented otherwise is another picture: only data that does not change from
             epoch to epoch gains.
-        max_gb: GB (10^9 bytes) that the folder may hold; when it is full nothing more is kept.
+        max_gb: GB (10^9 bytes) that the folder may hold, by all processes that share it; when it is
+            full nothing more is kept.
 
     Raises:
         ValueError: ``max_gb`` is not positive.
@@ -105,24 +110,31 @@ class FrozenBackbone(BaseModule):
 class MapCache:
     """Maps on disk under ``<root>/<key of the weights>/<key of the picture>.maps``.
 
-    Files are written beside and renamed: several processes may share a folder. What a killed one
-    left behind is removed. On a disk that is full, or breaks down, nothing more is kept.
+    Several processes may share a folder: files are written beside and renamed, and what all of
+    them have written is counted in ``<root>/.bytes``, under a lock that they take in turns. So the
+    limit holds for all together, to the byte; on a file system that knows no locks, pictures that
+    are written at the same moment may count as one. Files that are removed meanwhile count until a
+    cache is opened on the folder again.
+
+    What a killed process left behind is removed. In a folder that cannot be made, on a disk that is
+    full, or breaks down, nothing more is kept.
 
     Args:
         root: the folder whose size is limited.
         weights: key of what computes the maps.
-        max_bytes: of all files below ``root``.
+        max_bytes: of all maps below ``root``.
     """
 
     def __init__(self, root: Path, weights: str, max_bytes: int) -> None:
-        self.folder = root / weights
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.root, self.folder = root, root / weights
         self.max_bytes = max_bytes
-        for partial in root.rglob(f".*{_PARTIAL}"):
-            if time.time() - partial.stat().st_mtime > _ABANDONED:
-                partial.unlink(missing_ok=True)
-        self.bytes = sum(file.stat().st_size for file in root.rglob(f"*{_SUFFIX}"))
-        self.full = False
+        self.stopped = False
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with _locked(root):
+                self._note(self._counted())
+        except OSError as error:  # no reason to end a training
+            self._stop(f"cannot be written to ({error})", "the run goes on without")
 
     def read(self, key: str) -> list[Tensor] | None:
         """The maps [C, rows, columns] of a picture, or None if they are not kept (or cut short)."""
@@ -130,6 +142,9 @@ class MapCache:
         try:
             content = bytearray(path.read_bytes())  # of its own: tensors on it may be written to
         except FileNotFoundError:
+            return None
+        except OSError as error:
+            self._stop(f"cannot be read ({error})", "the run goes on without")
             return None
         try:
             return _unpacked(content)
@@ -139,37 +154,77 @@ class MapCache:
 
     def write(self, key: str, maps: Sequence[Tensor]) -> None:
         """Keeps the maps of a picture, unless the folder is full."""
-        if self.full:
+        if self.stopped:
             return
         content = _packed(maps)
-        if self.bytes + len(content) > self.max_bytes:
+        try:
+            with _locked(self.root):
+                held = self._noted() + len(content)
+                if held <= self.max_bytes:
+                    self._note(held)
+                    _put(self._path(key), content)
+        except OSError as error:
+            self._stop(f"cannot be written to ({error})", "the run goes on without")
+            return
+        if held > self.max_bytes:
             self._stop(
                 f"is full ({self.max_bytes / 1e9:.3g} GB)",
                 "raise max_gb, or remove the folders of weights that are no longer used",
             )
-            return
-        path = self._path(key)
-        partial = path.with_name(f".{key}.{os.getpid()}{_PARTIAL}")
+
+    def _counted(self) -> int:
+        """The bytes of all maps below the root; what was abandoned is removed."""
+        total = 0
+        for folder, _, names in os.walk(self.root):
+            for path in (Path(folder, name) for name in names):
+                with contextlib.suppress(FileNotFoundError):  # another process renamed it meanwhile
+                    status = path.stat()
+                    if path.suffix == _SUFFIX:
+                        total += status.st_size
+                    elif path.suffix == _PARTIAL and time.time() - status.st_mtime > _ABANDONED:
+                        path.unlink()
+        return total
+
+    def _noted(self) -> int:
         try:
-            try:
-                partial.write_bytes(content)
-                partial.replace(path)
-            finally:
-                partial.unlink(missing_ok=True)
-        except OSError as error:  # no reason to end a training
-            self._stop(f"cannot be written to ({error})", "the run goes on without")
-            return
-        self.bytes += len(content)
+            return int((self.root / _COUNT).read_bytes())
+        except (FileNotFoundError, ValueError):
+            return self._counted()
+
+    def _note(self, total: int) -> None:
+        _put(self.root / _COUNT, b"%d" % total)
 
     def _stop(self, trouble: str, cure: str) -> None:
-        self.full = True
+        if self.stopped:
+            return
+        self.stopped = True
         MMLogger.get_current_instance().warning(
-            f"the cache of maps in {self.folder.parent} {trouble}: maps of further pictures are "
+            f"the cache of maps in {self.root} {trouble}: maps of further pictures are "
             f"computed every time; {cure}"
         )
 
     def _path(self, key: str) -> Path:
         return self.folder / f"{key}{_SUFFIX}"
+
+
+@contextlib.contextmanager
+def _locked(root: Path) -> Iterator[None]:
+    """Holds the lock of a folder; goes on without where there are no locks, or nobody lets go."""
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(NotImplementedError, OSError):
+            lock = FileLock(root / _LOCK)
+            stack.enter_context(lock.acquire(timeout=_PATIENCE, poll_interval=0.002))
+        yield
+
+
+def _put(path: Path, content: bytes) -> None:
+    """Writes a file whole or not at all."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}{_PARTIAL}")
+    try:
+        partial.write_bytes(content)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _digest(settings: str, tensors: Iterable[Tensor]) -> str:

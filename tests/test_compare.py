@@ -1,9 +1,9 @@
-"""Comparing backbones: candidates as changes of a protocol, costs, tables, the whole tool once."""
+"""Comparing backbones: candidates as changes of a protocol, costs, the whole tool once."""
 
-import csv
-import io
 import json
 from argparse import Namespace
+from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -14,17 +14,11 @@ from ropevit_mmdet.benchmark.flops import count_flops
 from ropevit_mmdet.compare import cost
 from ropevit_mmdet.compare.candidates import Candidate, parse_candidates
 from ropevit_mmdet.compare.cost import count_operations
-from ropevit_mmdet.compare.figure import plot_cost
-from ropevit_mmdet.compare.table import (
-    as_json,
-    comma_separated,
-    markdown,
-    rows_of,
-    two_evaluators,
-)
+from ropevit_mmdet.compare.experiment import Run, RunFailed
 from ropevit_mmdet.run.config import build_detector, load_config
 from tests import oracle
 from tests.processes import ROOT
+from tests.test_compare_table import COST, result
 from tests.test_tools import load_tool
 from tests.tiny_coco import write_tiny
 
@@ -125,7 +119,7 @@ def test_in_a_frozen_protocol_all_are_frozen(checkpoint):
         (["a=scratch", "a=scratch"], "two candidates are called 'a'"),
         (["a/b=scratch"], "name 'a/b'"),
         (["_a=scratch"], "name '_a' must begin with a letter"),
-        (["a=missing.py"], "config file missing.py does not exist"),
+        (["a=missing.py"], "candidate a: config file missing.py does not exist"),
         (["a=missing.pt"], "checkpoint not found: missing.pt"),
     ],
 )
@@ -148,6 +142,49 @@ def test_a_backbone_of_several_maps_needs_a_neck_of_its_own(protocol, tmp_path):
     assert config.model.neck.type == "FPN" and "in_stride" not in config.model.neck
 
 
+def test_what_registers_a_backbone_is_imported_in_its_runs_too(protocol, tmp_path, monkeypatch):
+    (tmp_path / "users_backbones.py").write_text(
+        "from mmdet.registry import MODELS\n"
+        "from torch import nn\n"
+        "@MODELS.register_module()\n"
+        "class Users(nn.Conv2d):\n"
+        "    def __init__(self, stride, whole=False):\n"
+        "        super().__init__(3, 8, stride, stride)\n"
+        "        self.whole = whole\n"
+        "    def forward(self, images):\n"
+        "        level = super().forward(images)\n"
+        "        return level if self.whole else (level,)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    path = tmp_path / "users.py"
+    path.write_text(
+        "custom_imports = dict(imports='users_backbones')\n"
+        "model = dict(backbone=dict(type='Users', stride=16))\n"
+    )
+    config, _ = detector(protocol, f"a={path}")
+    imports = dict(imports=["ropevit_mmdet", "users_backbones"], allow_failed_imports=False)
+    assert config.custom_imports == imports
+    options = {"model.backbone.whole": True}
+    (tmp_path / "whole.py").write_text(load_config(path, options).pretty_text)
+    with pytest.raises(ValueError, match="candidate a: the backbone must return a tuple of maps"):
+        parse_candidates([f"a={tmp_path / 'whole.py'}"], protocol)
+    path.write_text("model = dict(backbone=dict(type='Unknown'))")
+    with pytest.raises(ValueError, match="candidate a: the config's model: .*Unknown is not in"):
+        parse_candidates([f"a={path}"], protocol)
+
+
+def test_a_map_of_stride_32_is_resampled_to_the_strides_of_a_protocol_for_coco(tmp_path):
+    """Of its finest, 3.5, the neck's layers make 8 at most."""
+    protocol, path = CONFIGS / "ropevit_maskrcnn.py", tmp_path / "resnet.py"
+    path.write_text("model = dict(backbone=dict(type='ResNet', depth=18, out_indices=(3,)))")
+    (candidate,) = parse_candidates([f"a={path}"], load_config(protocol))
+    neck = MODELS.build(load_config(protocol, candidate.options).model.neck)
+    assert neck.own_strides == (8, 8, 16, 32, 64)
+    with torch.no_grad():
+        maps = neck(torch.zeros(1, 512, 28, 28))
+    assert [896 / level.shape[-1] for level in maps] == [3.5, 7, 14, 28, 56]
+
+
 def test_operations_are_those_of_the_closed_form():
     """Attention among them, which the counter misses in fused form."""
     model = MODELS.build(dict(type="RoPEViT", arch="rope_vit_t14", window_size=4)).eval()
@@ -155,52 +192,6 @@ def test_operations_are_those_of_the_closed_form():
         assert count_operations(lambda: model(torch.zeros(1, 3, 126, 84))) == count_flops(
             model, 126, 84
         )
-
-
-def result(ap, circle, kind="box", metric="bbox"):
-    """As it is kept of a run; the pictures have no large object."""
-    names = {f"{kind}/{metric}_mAP{end}": ap for end in ("", "_50", "_75", "_s", "_m")}
-    metrics = {**names, f"{kind}/{metric}_mAP_l": None, f"{kind}/circle_precision": circle}
-    return {"metrics": metrics, "train_seconds": 10.0}
-
-
-COST = dict(
-    parameters=2e6, backbone_parameters=1e6, gflops=3.5, seconds_per_image=0.25, peak_bytes=4e6
-)
-
-
-def test_tables_hold_means_and_spreads():
-    rows = rows_of({"ours": [result(0.25, 0.5), result(0.35, 0.7)]}, {"ours": COST})
-    text = markdown(rows)
-    assert "| ours | 30.0 ± 5.0 | 30.0 ± 5.0 |" in text and "| none |" in text
-    assert "| ours | 60.0 ± 10.0 |" in text
-    (row,) = csv.DictReader(io.StringIO(comma_separated(rows)))
-    assert row["box AP"] == "30.0" and row["box AP spread"] == "5.0" and row["images/s"] == "4.0"
-    assert row["box circle"] == "60.0" and row["GFLOP"] == "3.5"
-    assert row["box APl"] == row["box APl spread"] == ""
-    assert json.loads(as_json(rows))[0]["AP"]["box APl"] is None
-
-
-def test_a_run_that_finds_nothing_has_0_in_the_tables():
-    """It has no figures of classes, and does not know that there is no large object."""
-    nothing = result(0.0, 0.0)
-    nothing["metrics"]["box/bbox_mAP_l"] = 0.0
-    del nothing["metrics"]["box/circle_precision"]
-    results = {"blind": [nothing] * 2, "ours": [nothing, result(0.5, 0.8)]}
-    blind, ours = rows_of(results, dict.fromkeys(results, COST))
-    assert blind["AP"] == {**dict.fromkeys(blind["AP"], (0.0, 0.0)), "box APl": None}
-    assert blind["classes"] == {"box circle": (0.0, 0.0)}
-    assert ours["AP"]["box AP"] == (25.0, 25.0) and ours["classes"]["box circle"] == (40.0, 40.0)
-    (alone,) = rows_of({"blind": [nothing]}, {"blind": COST})
-    assert alone["classes"] == {} and markdown([alone]).count("| blind |") == 1
-
-
-@pytest.mark.parametrize(("kind", "metric"), [("box", "bbox"), ("mask", "segm")])
-def test_boxes_or_masks_alone_are_drawn(tmp_path, kind, metric):
-    rows = rows_of({"ours": [result(0.5, 0.5, kind, metric)]}, {"ours": COST})
-    assert next(iter(rows[0]["AP"].items())) == (f"{kind} AP", (50.0, 0.0))
-    plot_cost(rows, tmp_path / "cost.png")
-    assert (tmp_path / "cost.png").stat().st_size > 1000
 
 
 def test_time_is_read_when_a_gpu_is_done(monkeypatch):
@@ -217,18 +208,6 @@ def test_every_candidate_runs_with_the_same_seeds():
     runs = [tool.seeded(args, Candidate(name, {"a": name}), {"b": 1}) for name in "xy"]
     assert [run.seed for run in runs[0]] == [run.seed for run in runs[1]] == [0, 1, 2]
     assert runs[1][2].options == {"a": "y", "b": 1} and runs[1][2].folder == "y-seed2"
-
-
-def test_boxes_and_masks_are_evaluated_apart():
-    evaluators = two_evaluators(dict(type="CocoMetric", metric=["bbox", "segm"], ann_file="a"))
-    assert [e["prefix"] for e in evaluators] == ["box", "mask"]
-    assert [e["metric"] for e in evaluators] == ["bbox", "segm"]
-    (masks,) = two_evaluators(dict(type="CocoMetric", metric="segm"))
-    assert masks["prefix"] == "mask"
-    with pytest.raises(ValueError, match="must be one CocoMetric"):
-        two_evaluators(dict(type="VOCMetric"))
-    with pytest.raises(ValueError, match="metric is 'proposal': give bbox or segm"):
-        two_evaluators(dict(type="CocoMetric", metric="proposal"))
 
 
 def test_the_tool_compares_and_goes_on_where_it_stopped(tmp_path, checkpoint, monkeypatch, capsys):
@@ -281,6 +260,58 @@ def test_the_tool_compares_and_goes_on_where_it_stopped(tmp_path, checkpoint, mo
     result_file.write_text(json.dumps(kept | {"train_seconds": 5.0}))  # as of another training
     tool.main([*argv, "--work-dir", "out"])
     assert measured == [1]
+
+    def result_of(run, *rest):
+        if run.name == "none":
+            raise RunFailed(f"{run.folder} failed, see log.txt")
+        return kept_result_of(run, *rest)
+
+    kept_result_of = tool.result_of
+    monkeypatch.setattr(tool, "result_of", result_of)
+    with_another = [*argv[:1], "none=scratch", *argv[1:], "--work-dir", "out"]
+    with pytest.raises(SystemExit, match="error: 1 of 3 backbones failed: none"):
+        tool.main(with_another)
+    table = (root / "comparison.md").read_text()
+    assert table.endswith("\nWithout none: none-seed0 failed, see log.txt\n")
+    assert "| resnet |" in table and "| none |  |" not in table and measured == [1]
+
+    for file in (root / "resnet-seed0").glob("*.pth"):
+        file.unlink()
+    tool.main([*argv, "--work-dir", "out"])
+    monkeypatch.setattr(tool, "train_and_test", Mock())
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        tool.main(with_another)
+    message = f"error: the run in {Path('out', 'resnet-seed0')} is finished, and its checkpoint"
+    assert capsys.readouterr().err.startswith(message) and not tool.train_and_test.called
+
+
+def test_a_backbone_that_fails_is_left_out_with_all_its_seeds(tmp_path, monkeypatch):
+    called = []
+
+    def result_of(run, *_):
+        called.append(run.folder)
+        if run.name == "x":
+            raise RunFailed(f"{run.folder} failed")
+        return result(0.5, 0.5)
+
+    monkeypatch.setattr(tool, "result_of", result_of)
+    runs = {name: [Run(name, "p.py", {}, seed) for seed in range(2)] for name in "xy"}
+    results, failed = tool.train_and_test(runs, tmp_path)
+    assert results == {"y": [result(0.5, 0.5)] * 2}
+    assert {name: str(error) for name, error in failed.items()} == {"x": "x-seed0 failed"}
+    assert called == ["x-seed0", "y-seed0", "y-seed1"]
+
+
+def test_when_all_fail_there_is_no_table(tmp_path, capsys, monkeypatch):
+    """The process of a run knows no such program, whatever the run."""
+    monkeypatch.setattr(tool, "__file__", str(tmp_path / "missing.py"))
+    argv = [str(CONFIGS / "shapes_compare.py"), "a=scratch", "--work-dir", str(tmp_path)]
+    with pytest.raises(SystemExit) as left:
+        tool.main(argv)
+    assert left.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith("error: a-seed0 failed, see ")
+    assert not list(tmp_path.glob("comparison*"))
 
 
 def test_the_tool_says_what_is_wrong_before_it_trains(tmp_path, capsys):

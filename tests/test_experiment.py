@@ -13,6 +13,7 @@ from PIL import Image
 
 from ropevit_mmdet.compare.experiment import (
     Run,
+    RunFailed,
     all_metrics,
     mean_and_spread,
     result_of,
@@ -127,7 +128,7 @@ def test_a_test_that_finds_nothing_has_an_ap_of_0():
 
 def test_a_run_that_fails_names_its_log(tmp_path):
     run = Run("bad", str(write_tiny(tmp_path)), {})
-    with pytest.raises(ValueError, match=r"bad-seed0 failed, see .*log.txt"):
+    with pytest.raises(RunFailed, match=r"bad-seed0 failed, see .*log.txt"):
         result_of(run, tmp_path, [sys.executable, "-c", "raise SystemExit(1)"], print)
 
 

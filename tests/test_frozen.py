@@ -1,10 +1,13 @@
 """FrozenBackbone: the plain backbone's maps, computed once and then read from the disk."""
 
+import multiprocessing
 import os
 import time
+from unittest.mock import Mock
 
 import pytest
 import torch
+from filelock import FileLock, Timeout
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
 from mmdet.structures.mask import BitmapMasks
@@ -173,7 +176,33 @@ def test_a_disk_that_is_full_ends_no_training(images, tmp_path, monkeypatch):
     for _ in range(2):
         torch.testing.assert_close(model(images), expected, rtol=0, atol=0)
     assert len(said) == 1 and "cannot be written to ([Errno 28] No space left on" in said[0]
-    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert not [path for path in tmp_path.rglob("*.*") if path.suffix in (".maps", ".partial")]
+
+
+@pytest.mark.parametrize("below", ["", "maps"])
+def test_a_folder_that_cannot_be_made_ends_no_training(images, tmp_path, monkeypatch, below):
+    said = []
+    monkeypatch.setattr(MMLogger.get_current_instance(), "warning", said.append)
+    (tmp_path / "file").touch()
+    model = frozen(tmp_path / "file" / below)
+    calls = spied(model)
+    for _ in range(2):
+        torch.testing.assert_close(model(images), frozen()(images), rtol=0, atol=0)
+    assert calls == [3, 3]
+    assert len(said) == 1 and "cannot be written to ([Errno " in said[0]
+
+
+def test_a_disk_that_cannot_be_read_ends_no_training(images, tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(MMLogger.get_current_instance(), "warning", said.append)
+    model = frozen(tmp_path)
+    expected = model(images)
+    for file in tmp_path.rglob("*.maps"):
+        file.unlink()
+        file.mkdir()
+    for _ in range(2):
+        torch.testing.assert_close(model(images), expected, rtol=0, atol=0)
+    assert len(said) == 1 and "cannot be read ([Errno 21] Is a directory" in said[0]
 
 
 def test_what_a_killed_process_left_behind_is_removed(tmp_path):
@@ -184,6 +213,15 @@ def test_what_a_killed_process_left_behind_is_removed(tmp_path):
     os.utime(old, (1e9, 1e9))
     MapCache(tmp_path, "others", 10**6)
     assert new.exists() and not old.exists()
+
+
+def test_files_may_vanish_while_they_are_counted(tmp_path):
+    """Renamed or removed by another process, after the folder was listed."""
+    for name in (".new.1.partial", "old.maps"):
+        (tmp_path / name).symlink_to("nowhere")
+    cache = MapCache(tmp_path, "ours", 10**6)
+    cache.write("picture", [torch.zeros(3)])
+    torch.testing.assert_close(cache.read("picture"), [torch.zeros(3)])
 
 
 @pytest.mark.parametrize(
@@ -224,6 +262,43 @@ def test_the_limit_counts_what_was_there_before(tmp_path):
         cache = MapCache(tmp_path, "ours", limit)
         cache.write("picture", [level])
         assert (cache.read("picture") is not None) == kept
+
+
+def write_many(cache, name):
+    for i in range(30):
+        cache.write(f"{name}{i}", [torch.zeros(1000)])
+
+
+def test_the_limit_is_that_of_all_processes_together(tmp_path):
+    fork = multiprocessing.get_context("fork")
+    caches = [MapCache(tmp_path, "ours", 200_000) for _ in range(4)]
+    writers = [fork.Process(target=write_many, args=(cache, i)) for i, cache in enumerate(caches)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+        assert writer.exitcode == 0
+    sizes = [file.stat().st_size for file in tmp_path.rglob("*.maps")]
+    assert 200_000 - max(sizes) < sum(sizes) <= 200_000
+
+
+@pytest.mark.parametrize("error", [NotImplementedError("no flock here"), Timeout("held")])
+def test_without_a_lock_the_limit_is_counted_all_the_same(tmp_path, monkeypatch, error):
+    monkeypatch.setattr(FileLock, "acquire", Mock(side_effect=error))
+    one, other = (MapCache(tmp_path, "ours", 10_000) for _ in range(2))
+    for i in range(3):
+        one.write(f"one{i}", [torch.zeros(500)])
+        other.write(f"other{i}", [torch.zeros(500)])
+    assert len(list(tmp_path.rglob("*.maps"))) == 4
+
+
+def test_a_count_that_is_lost_is_made_again(tmp_path):
+    cache = MapCache(tmp_path, "ours", 5_000)
+    cache.write("first", [torch.zeros(500)])
+    (tmp_path / ".bytes").write_text("")
+    for name in ("second", "third"):
+        cache.write(name, [torch.zeros(500)])
+    assert len(list(tmp_path.rglob("*.maps"))) == 2
 
 
 def test_a_cached_run_has_the_losses_of_one_that_is_not(tmp_path):

@@ -10,7 +10,7 @@ import hashlib
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 try:
@@ -23,12 +23,21 @@ from mmengine import fileio
 from ropevit_mmdet.analysis.run_figure import METRIC, plot_runs
 from ropevit_mmdet.analysis.run_log import RunLog, read_run
 from ropevit_mmdet.compare.candidates import Candidate, parse_candidates
-from ropevit_mmdet.compare.cost import measure_costs
-from ropevit_mmdet.compare.experiment import CONFIG_FILE, RESULT_FILE, Run, execute, result_of
+from ropevit_mmdet.compare.cost import check_weights, measure_costs
+from ropevit_mmdet.compare.experiment import (
+    CONFIG_FILE,
+    RESULT_FILE,
+    Run,
+    RunFailed,
+    execute,
+    result_of,
+)
 from ropevit_mmdet.compare.figure import plot_cost
 from ropevit_mmdet.compare.table import as_json, comma_separated, markdown, rows_of, two_evaluators
 from ropevit_mmdet.errors import one_line_errors
 from ropevit_mmdet.run.config import add_cfg_options, load_config
+
+COSTS_FILE = "costs.json"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -44,19 +53,28 @@ def main(argv: Sequence[str] | None = None) -> None:
         candidates = parse_candidates(args.candidates, protocol)
         root = Path(args.work_dir or Path("work_dirs") / f"compare_{Path(args.protocol).stem}")
         runs = {candidate.name: seeded(args, candidate, options) for candidate in candidates}
-        results = train_and_test(runs, root)
-        folders = [root / of_candidate[0].folder for of_candidate in runs.values()]
-        costs = dict(zip(runs, costs_of(folders, root), strict=True))
+        folders = {name: root / of_seeds[0].folder for name, of_seeds in runs.items()}
+        if kept_costs(folders.values(), root) is None:
+            check_weights(folders.values())
+        results, failed = train_and_test(runs, root)
+        if not results:
+            raise next(iter(failed.values()))
+        folders = {name: folders[name] for name in results}
+        costs = dict(zip(folders, costs_of(folders.values(), root), strict=True))
         rows = rows_of(results, costs)
-        written = {"md": markdown(rows), "csv": comma_separated(rows), "json": as_json(rows)}
+        without = "".join(f"\nWithout {name}: {error}\n" for name, error in failed.items())
+        written = {"md": markdown(rows) + without}
+        written |= {"csv": comma_separated(rows), "json": as_json(rows)}
         for suffix, text in written.items():
             fileio.put(text.encode(), root / f"comparison.{suffix}")
         plot_cost(rows, root / "ap_over_latency.png")
-        logs = [read_run(folder, name) for name, folder in zip(runs, folders, strict=True)]
+        logs = [read_run(folder, name) for name, folder in folders.items()]
         plot_runs(logs, root / "learning_curves.png", metric=validated(logs))
     print(written["md"])
     print(f"tables: {root / 'comparison.md'}, .csv, .json")
     print(f"plots:  {root / 'ap_over_latency.png'}, {root / 'learning_curves.png'}")
+    if failed:
+        sys.exit(f"error: {len(failed)} of {len(runs)} backbones failed: {', '.join(failed)}")
 
 
 def seeded(args: argparse.Namespace, candidate: Candidate, options: dict) -> list[Run]:
@@ -64,41 +82,64 @@ def seeded(args: argparse.Namespace, candidate: Candidate, options: dict) -> lis
     return [Run(candidate.name, args.protocol, settings, seed) for seed in range(args.seeds)]
 
 
-def train_and_test(runs: dict[str, list[Run]], root: Path) -> dict[str, list[dict]]:
-    """All results by candidate, seed by seed, so that early figures are of every backbone."""
+def train_and_test(
+    runs: dict[str, list[Run]], root: Path
+) -> tuple[dict[str, list[dict]], dict[str, RunFailed]]:
+    """All results by candidate, seed by seed, so that early figures are of every backbone.
+
+    One of which a run fails has no results, but that error, and the others go on without it.
+    """
     command = [sys.executable, __file__, "--execute"]
     results: dict[str, list[dict]] = {name: [] for name in runs}
+    failed: dict[str, RunFailed] = {}
     waiting = [run for of_one_seed in zip(*runs.values(), strict=True) for run in of_one_seed]
     seconds: list[float] = []
     for number, run in enumerate(waiting):
+        if run.name in failed:
+            continue
         left = sum(seconds) / max(len(seconds), 1) * (len(waiting) - number) / 60
         about = f", about {left:.0f} minutes left" if seconds else ""
         say(f"{number} of {len(waiting)} runs done{about}")
         start = time.monotonic()
-        result = result_of(run, root, command, say)
+        try:
+            result = result_of(run, root, command, say)
+        except RunFailed as error:
+            say(str(error))
+            failed[run.name] = error
+            del results[run.name]
+            continue
         if time.monotonic() - start > 1:  # not one that was kept
             seconds.append(time.monotonic() - start)
         results[run.name].append(result)
         metric, value = next(iter(result["metrics"].items()))
         say(f"{run.folder}: {metric} {'none' if value is None else f'{100 * value:.1f} percent'}")
-    return results
+    return results, failed
 
 
-def costs_of(folders: list[Path], root: Path) -> list[dict[str, float]]:
+def costs_of(folders: Collection[Path], root: Path) -> list[dict[str, float]]:
     """Measured together, since they are compared; kept as long as the runs are the same."""
-    kept = root / "costs.json"
-    runs = {folder.name: digest_of(folder) for folder in folders}
-    if kept.is_file():
-        before = json.loads(kept.read_text(encoding="utf-8"))
-        if before["runs"] == runs:
-            return before["costs"]
-    costs = measure_costs(folders, say)
-    fileio.put(json.dumps({"runs": runs, "costs": costs}, indent=1).encode() + b"\n", kept)
+    costs = kept_costs(folders, root)
+    if costs is None:
+        costs = measure_costs(folders, say)
+        runs = {folder.name: digest_of(folder) for folder in folders}
+        text = json.dumps({"runs": runs, "costs": costs}, indent=1) + "\n"
+        fileio.put(text.encode(), root / COSTS_FILE)
     return costs
 
 
-def digest_of(folder: Path) -> str:
+def kept_costs(folders: Collection[Path], root: Path) -> list[dict[str, float]] | None:
+    """Those of an earlier call, if they are of precisely these runs."""
+    kept = root / COSTS_FILE
+    if not kept.is_file():
+        return None
+    before = json.loads(kept.read_text(encoding="utf-8"))
+    return before["costs"] if before["runs"] == {f.name: digest_of(f) for f in folders} else None
+
+
+def digest_of(folder: Path) -> str | None:
     """Of a finished run: another run of the same name has other settings, weights or seconds."""
+    if not (folder / RESULT_FILE).is_file():
+        return None
     files = (CONFIG_FILE, RESULT_FILE)
     return hashlib.sha256(b"".join((folder / name).read_bytes() for name in files)).hexdigest()
 

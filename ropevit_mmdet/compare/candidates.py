@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
@@ -16,12 +17,13 @@ from mmengine.config import Config, ConfigDict
 
 from ropevit_mmdet.arch import Arch, resolve_arch
 from ropevit_mmdet.checkpoint import Checkpoint, check_arch, read_checkpoint
-from ropevit_mmdet.run.config import load_config
+from ropevit_mmdet.run.config import build_detector, load_config
 from ropevit_mmdet.weights.identify import identify
 from ropevit_mmdet.weights.lookup import resolve_weights
 
 SCRATCH = "scratch"
 _PROBE_SIDE = 448  # pixels; a multiple of 14, 16 and 32
+_MOST_DOUBLINGS = 2  # of a map's sides, that the neck has layers for
 
 
 class Candidate(NamedTuple):
@@ -37,8 +39,8 @@ def parse_candidates(specs: Sequence[str], protocol: Config) -> list[Candidate]:
     Args:
         specs: SOURCE is a birder checkpoint (path, URL or birder://NAME), ``scratch`` for the
             protocol's own backbone with random weights, or a config file (.py) whose
-            ``model.backbone`` takes the place of the protocol's; its ``data_preprocessor`` and
-            ``neck``, if it has them, come along.
+            ``model.backbone`` takes the place of the protocol's; its ``custom_imports``,
+            ``data_preprocessor`` and ``neck``, if it has them, come along.
         protocol: a detector with a RoPEViT, or a FrozenBackbone of one, and a SimpleFeaturePyramid.
 
     Raises:
@@ -57,7 +59,10 @@ def parse_candidates(specs: Sequence[str], protocol: Config) -> list[Candidate]:
         if name in names:
             raise ValueError(f"two candidates are called {name!r}")
         names.add(name)
-        candidates.append(Candidate(name, _options(source, protocol)))
+        try:
+            candidates.append(Candidate(name, _options(source, protocol)))
+        except ValueError as error:
+            raise ValueError(f"candidate {name}: {error}") from error
     return candidates
 
 
@@ -108,7 +113,8 @@ def _from_checkpoint(source: str, protocol: Config) -> dict[str, Any]:
 
 
 def _from_config(path: str, protocol: Config) -> dict[str, Any]:
-    model = load_config(path).model
+    config = load_config(path)
+    model = config.model
     if "backbone" not in model:
         raise ValueError(f"{path} has no model.backbone")
     backbone = {**model.backbone.to_dict(), "_delete_": True}
@@ -126,9 +132,19 @@ def _from_config(path: str, protocol: Config) -> dict[str, Any]:
         options["optim_wrapper.constructor"] = "DefaultOptimWrapperConstructor"
         rule = dict(_delete_=True, norm_decay_mult=0.0, bias_decay_mult=0.0)
         options["optim_wrapper.paramwise_cfg"] = rule
+    if "custom_imports" in config:  # the backbone may be registered by them
+        options["custom_imports"] = _both_imports(protocol, config)
     if "neck" in model:
         return options | {"model.neck": {**model.neck.to_dict(), "_delete_": True}}
-    return options | _neck_options(protocol, *_measure(path, model.backbone))
+    return options | _neck_options(protocol, *_measure(model.backbone))
+
+
+def _both_imports(*configs: Config) -> dict[str, Any]:
+    """The ``custom_imports`` of several configs in one."""
+    given = [config.custom_imports for config in configs if "custom_imports" in config]
+    names = [[one.imports] if isinstance(one.imports, str) else one.imports for one in given]
+    may_fail = any(one.get("allow_failed_imports", False) for one in given)
+    return dict(imports=list(dict.fromkeys(chain(*names))), allow_failed_imports=may_fail)
 
 
 def _neck_options(protocol: Config, channels: int, stride: float) -> dict[str, Any]:
@@ -138,7 +154,8 @@ def _neck_options(protocol: Config, channels: int, stride: float) -> dict[str, A
         raise ValueError(f"the protocol's neck is {neck.type}, not SimpleFeaturePyramid")
     before = MODELS.build(neck)
     count = len(before.scales)
-    scales = [2.0 ** round(math.log2(stride / own)) for own in before.own_strides[:count]]
+    powers = [round(math.log2(stride / own)) for own in before.own_strides[:count]]
+    scales = [2.0 ** min(power, _MOST_DOUBLINGS) for power in powers]  # the rest is resampled
     changes = {"in_channels": channels, "in_stride": stride, "scale_factors": scales}
     after = MODELS.build({**neck, **changes, "out_strides": None})
     if after.own_strides != before.strides:
@@ -146,20 +163,22 @@ def _neck_options(protocol: Config, channels: int, stride: float) -> dict[str, A
     return {f"model.neck.{key}": value for key, value in changes.items()}
 
 
-def _measure(path: str, backbone: ConfigDict) -> tuple[int, float]:
+def _measure(backbone: ConfigDict) -> tuple[int, float]:
     """Channels and stride, in pixels, of the one map that a backbone returns."""
-    side, net = _PROBE_SIDE, MODELS.build(backbone)
+    side, net = _PROBE_SIDE, build_detector(Config({"model": backbone.to_dict()}))
     net.eval()  # by itself: mmdet's ResNet returns nothing from it
     with torch.no_grad():
         maps = net(torch.zeros(1, 3, side, side))
+    if not isinstance(maps, (tuple, list)) or any(level.ndim != 4 for level in maps):
+        raise ValueError("the backbone must return a tuple of maps [B, C, rows, columns]")
     if len(maps) != 1:
         raise ValueError(
-            f"{path}: the backbone returns {len(maps)} maps and the protocol's neck takes one: "
+            f"the backbone returns {len(maps)} maps and the protocol's neck takes one: "
             "give it one out_index, or a model.neck of its own"
         )
     _, channels, rows, columns = maps[0].shape
     if rows != columns or side % rows:
-        raise ValueError(f"{path}: {side} x {side} pixels give a map of {rows} x {columns}")
+        raise ValueError(f"{side} x {side} pixels give a map of {rows} x {columns}")
     return channels, side // rows
 
 

@@ -7,7 +7,7 @@ import io
 import multiprocessing
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from ropevit_mmdet.benchmark.measure import peak_of, wait_for
-from ropevit_mmdet.compare.experiment import CONFIG_FILE
+from ropevit_mmdet.compare.experiment import CONFIG_FILE, RESULT_FILE
 from ropevit_mmdet.prediction.predictor import choose_device
 from ropevit_mmdet.run.config import build_detector
 from ropevit_mmdet.run.resume import latest_checkpoint
@@ -30,7 +30,7 @@ PICTURES = 12  # timed after a warm-up of two
 
 
 def measure_costs(
-    folders: Sequence[Path], progress: Callable[[str], None] = lambda message: None
+    folders: Iterable[Path], progress: Callable[[str], None] = lambda message: None
 ) -> list[dict[str, float]]:
     """The costs of trained runs, on the first GPU, else the CPU.
 
@@ -59,6 +59,21 @@ def measure_costs(
             }
         )
     return costs
+
+
+def check_weights(folders: Iterable[Path]) -> None:
+    """Looks for the checkpoints of those runs that are finished, before others are trained.
+
+    Raises:
+        ValueError: the costs of a run cannot be measured: its checkpoint is gone.
+    """
+    for folder in folders:
+        if (folder / RESULT_FILE).is_file() and latest_checkpoint(folder) is None:
+            raise ValueError(
+                f"the run in {folder} is finished, and its checkpoint is gone: costs are measured "
+                "with it, of all backbones anew when one is added; put it back, or move the folder "
+                "away to train the run again"
+            )
 
 
 class Detector:

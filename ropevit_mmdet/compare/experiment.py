@@ -45,14 +45,19 @@ class Run(NamedTuple):
         return f"{self.name}-seed{self.seed}"
 
 
+class RunFailed(ValueError):
+    """The process of a run ended without a result; names its log."""
+
+
 def result_of(run: Run, root: Path, command: Sequence[str], say: Callable[[str], None]) -> dict:
     """The result of a run, from its folder in `root` or by running it.
 
     `command` starts the process that calls `execute`; the run's folder is appended to it.
 
     Raises:
-        ValueError: the run failed; names its log. Or the folder holds one of other settings, or of
-            weights that were in the same files then.
+        RunFailed: the run failed.
+        ValueError: the folder holds a run of other settings, or of weights that were in the same
+            files then.
     """
     folder = root / run.folder
     config = load_config(run.config, run.options)
@@ -74,7 +79,7 @@ def result_of(run: Run, root: Path, command: Sequence[str], say: Callable[[str],
     with (folder / "log.txt").open("a", encoding="utf-8") as log:
         status = _run([*command, str(folder)], log)
     if status or not kept.is_file():
-        raise ValueError(f"{run.folder} failed, see {folder / 'log.txt'}")
+        raise RunFailed(f"{run.folder} failed, see {folder / 'log.txt'}")
     return json.loads(kept.read_text(encoding="utf-8"))
 
 

@@ -10,7 +10,9 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from ropevit_mmdet.figure_file import save_figure
-from ropevit_mmdet.palette import line_style
+from ropevit_mmdet.palette import COLORS, line_style
+
+MARKERS = ("o", "s", "^", "D")  # the next one when all colours are used: a point shows no dashes
 
 
 def plot_cost(rows: Sequence[Mapping[str, Any]], path: str | os.PathLike[str]) -> None:
@@ -28,9 +30,8 @@ def plot_cost(rows: Sequence[Mapping[str, Any]], path: str | os.PathLike[str]) -
         latency = 1000 / row["costs"]["images/s"]
         mean, spread = row["AP"][heading] or (math.nan, 0.0)
         label = f"{row['name']}, {row['costs']['parameters, M']:.3g} M parameters"
-        axis.errorbar(
-            latency, mean, yerr=spread, marker="o", capsize=4, label=label, **line_style(i)
-        )
+        style = line_style(i) | {"marker": MARKERS[i // len(COLORS) % len(MARKERS)]}
+        axis.errorbar(latency, mean, yerr=spread, capsize=4, label=label, **style)
     axis.set(xlabel="milliseconds per picture", ylabel=f"{heading}, percent, test pictures")
     axis.set_xlim(left=0, right=1.15 * axis.get_xlim()[1])
     axis.set_ylim(bottom=0, top=1.1 * axis.get_ylim()[1])

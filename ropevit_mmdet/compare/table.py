@@ -139,4 +139,6 @@ def _header(cells: Sequence[str]) -> str:
 
 
 def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+    """A row: class names may hold what would end a cell."""
+    literal = (" ".join(cell.split()).replace("|", r"\|") for cell in cells)
+    return f"| {' | '.join(literal)} |"
