@@ -1,11 +1,10 @@
-"""Data sets in COCO's format with one thing wrong each: annotations, or a picture file."""
+"""Data sets in COCO's format with one thing wrong in the annotations; see also hostile_pictures."""
 
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
 from PIL import Image
 from pycocotools import mask as rle
@@ -17,11 +16,12 @@ Document = dict[str, Any]
 
 
 class Case(NamedTuple):
-    """One thing wrong: how it comes about, as what it is reported, how a training ends."""
+    """One thing wrong: how it comes about, as what it is reported, how a run ends."""
 
     spoil: Callable[..., None]
-    kind: str  # of trouble
+    kind: str  # of trouble, to a training
     stops: str | None = None  # what the error of a training says; None: it trains
+    refused: str | None = None  # the kind of trouble for which an evaluation alone is refused
 
 
 def document(pictures: int = 3) -> Document:
@@ -131,6 +131,9 @@ ANNOTATION_CASES = {
     "crowd as text": Case(_first(iscrowd="0"), "annotation fields", "iscrowd '0'"),
     "a list as id": Case(_first(category_id=[1]), "annotation fields", r"category_id \[1\]"),
     "annotation id twice": Case(_first(id=2), "annotation ids", "share an id"),
+    "id of zero": Case(_first(id=0), "zero ids in training", None, "zero ids"),
+    "id of zero point zero": Case(_first(id=-0.0), "zero ids in training", None, "zero ids"),
+    "false as id": Case(_first(id=False), "zero ids in training", None, "zero ids"),
     "unknown image": Case(_first(image_id=99), "unknown images"),
     "unknown category": Case(_first(category_id=99), "unknown categories"),
     "NaN in a box": Case(_first(bbox=[NAN, 2, 30, 40]), "not finite", "annotation 1: bbox"),
@@ -147,8 +150,12 @@ ANNOTATION_CASES = {
     "empty segmentation": Case(_first(segmentation=[]), "no masks", "without a segmentation"),
     "flat list": Case(_first(segmentation=SQUARE), "bad masks", "neither lists"),
     "text in polygons": Case(_first(segmentation=[["a"] * 6]), "bad masks", "neither lists"),
-    "two points": Case(_first(segmentation=[[10, 12, 50, 60]]), "short polygons"),
-    "two points beside": Case(_first(segmentation=[[10, 12, 50, 60], SQUARE]), "short polygons"),
+    "two points": Case(
+        _first(segmentation=[[10, 12, 50, 60]]), "short polygons", None, "two points first"
+    ),
+    "two points beside": Case(
+        _first(segmentation=[[10, 12, 50, 60], SQUARE]), "short polygons", None, "two points first"
+    ),
     "half a point": Case(_first(segmentation=[SQUARE[:7]]), "short polygons"),
     "NaN in a polygon": Case(
         _first(segmentation=[[10, NAN, *SQUARE[2:]]]), "wild polygons", "annotation 1"
@@ -181,164 +188,3 @@ ANNOTATION_CASES = {
     "no counts": Case(_first(segmentation=dict(size=[HEIGHT, WIDTH])), "bad masks", "neither"),
     "no annotations": Case(lambda c: c["annotations"].clear(), "nothing to learn", "is left by"),
 }
-
-
-def _saved(mode: str, **options: Any) -> Callable[[Path], None]:
-    """A picture of some mode of Pillow's."""
-
-    def save(path: Path) -> None:
-        image = Image.fromarray(scene())
-        if "A" in mode and mode != "LAB":
-            image = image.convert("RGBA")
-            alpha = np.linspace(0, 255, HEIGHT * WIDTH).reshape(HEIGHT, WIDTH)
-            image.putalpha(Image.fromarray(alpha.astype(np.uint8)))
-        image.convert(mode).save(path, **options)
-
-    return save
-
-
-def _sixteen(path: Path, color: bool = False) -> None:
-    ramp = np.arange(HEIGHT * WIDTH, dtype=np.uint16).reshape(HEIGHT, WIDTH) * 6
-    cv2.imwrite(str(path), np.stack([ramp, ramp // 2, ramp // 3], 2) if color else ramp)
-
-
-def _turned(path: Path, orientation: int = 6) -> None:
-    image = Image.fromarray(scene())
-    exif = image.getexif()
-    exif[0x0112] = orientation
-    image.save(path, exif=exif)
-
-
-def _cut(keep: float) -> Callable[[Path], None]:
-    def save(path: Path) -> None:
-        noise = np.random.default_rng(0).integers(0, 255, (HEIGHT, WIDTH, 3), dtype=np.uint8)
-        Image.fromarray(noise).save(path)
-        content = path.read_bytes()
-        path.write_bytes(content[: int(len(content) * keep) if keep < 1 else -int(keep)])
-
-    return save
-
-
-def _flipped_bit(path: Path) -> None:
-    Image.fromarray(scene()).save(path)
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 0xFF
-    path.write_bytes(bytes(content))
-
-
-def _sized(height: int, width: int) -> Callable[[Path], None]:
-    return lambda path: Image.fromarray(scene(height, width)).save(path)
-
-
-def _bomb(path: Path) -> None:
-    Image.new("1", (20000, 20000)).save(path)
-
-
-def _lossless(path: Path) -> None:
-    Image.fromarray(np.linspace(0, 255, HEIGHT * WIDTH, dtype=np.float32).reshape(HEIGHT, -1)).save(
-        path
-    )
-
-
-class PictureCase(NamedTuple):
-    """A picture file: how it is written, as what it is reported, how a run on it ends."""
-
-    save: Callable[[Path], None]
-    kind: str
-    size: tuple[int, int] = (HEIGHT, WIDTH)  # that the annotations say
-    stops: str | None = None  # what the error of a training says
-    refused: str | None = None  # what the error of a prediction says
-    off: int = 0  # by how much colours may differ between both
-    decoded: bool = False  # only found by decoding
-
-
-def _with_exif(data: bytes) -> Callable[[Path], None]:
-    """With a resolution, so that Pillow does not look for one in the EXIF data."""
-    return lambda path: Image.fromarray(scene()).save(path, exif=b"Exif\0\0" + data, dpi=(72, 72))
-
-
-def _cut_frames(path: Path) -> None:
-    frames = [Image.fromarray(scene()[:, :, channel]) for channel in range(3)]
-    frames[0].save(path, save_all=True, append_images=frames[1:])
-    content = path.read_bytes()
-    path.write_bytes(content[: content.rindex(b"\x21\xf9\x04") + 12])  # amid the last one's place
-
-
-CUT = r"1\.(png|jpg|tif|gif) cannot be (decoded|read)"
-PICTURE_CASES = {
-    "gray.png": PictureCase(_saved("L"), "gray"),
-    "gray.jpg": PictureCase(_saved("L"), "gray"),
-    "one bit.png": PictureCase(_saved("1"), "gray"),
-    "palette.png": PictureCase(_saved("P"), ""),
-    "palette.bmp": PictureCase(_saved("P"), ""),
-    "RGBA.png": PictureCase(_saved("RGBA"), "alpha"),
-    "RGBA.tif": PictureCase(_saved("RGBA"), "alpha", off=1),
-    "LA.png": PictureCase(_saved("LA"), "alpha"),
-    "RGBA.webp": PictureCase(_saved("RGBA", lossless=True, exact=True), "alpha"),
-    "CMYK.jpg": PictureCase(_saved("CMYK"), "CMYK", off=1),
-    "CMYK.tif": PictureCase(_saved("CMYK"), "CMYK", off=1),
-    "YCbCr.jpg": PictureCase(_saved("YCbCr"), ""),
-    "Lab.tif": PictureCase(_saved("LAB"), "Lab", off=255),
-    "16 bits.png": PictureCase(_sixteen, "16 bits"),
-    "16 bits.tif": PictureCase(_sixteen, "16 bits"),
-    "16 bits.pgm": PictureCase(_sixteen, "16 bits"),
-    "16 bits in colour.png": PictureCase(lambda path: _sixteen(path, True), ""),
-    "32 bits.tif": PictureCase(_lossless, "32 bits", stops="32 bits a channel"),
-    "turned.jpg": PictureCase(_turned, "turned", (WIDTH, HEIGHT)),
-    "turned.png": PictureCase(_turned, "turned", (WIDTH, HEIGHT)),
-    "turned, annotated as stored.jpg": PictureCase(
-        _turned, "stored size", stops=r"turned upright by EXIF.*84 x 112, annotated as 112 x 84"
-    ),
-    "upside down.jpg": PictureCase(lambda path: _turned(path, 3), "turned"),
-    "EXIF of garbage.jpg": PictureCase(_with_exif(b"garbage!"), "damaged EXIF"),
-    "EXIF of garbage.webp": PictureCase(_with_exif(b"garbage!"), "damaged EXIF", off=8),
-    "EXIF cut short.jpg": PictureCase(_with_exif(b"II*\0"), "damaged EXIF"),
-    "EXIF cut short.png": PictureCase(_with_exif(b"II*\0"), "damaged EXIF"),
-    "cut between frames.gif": PictureCase(_cut_frames, "unreadable", stops=CUT),
-    "larger.png": PictureCase(_sized(90, 112), "other size", stops=r"1\.png is not of the size"),
-    "one pixel.png": PictureCase(_sized(1, 1), "small", (1, 1)),
-    "one pixel.jpg": PictureCase(_sized(1, 1), "small", (1, 1)),
-    "long.png": PictureCase(_sized(210, 20000), "", (210, 20000)),
-    "thin.png": PictureCase(
-        _sized(2, 20000), "thin", (2, 20000), stops="more than 100 times", refused="100 times"
-    ),
-    "bomb.png": PictureCase(
-        _bomb, "too large", stops=r"1\.png cannot be read: Image size", refused="exceeds limit"
-    ),
-    "cut.jpg": PictureCase(_cut(0.6), "unreadable", stops=CUT, refused=CUT),
-    "cut.png": PictureCase(_cut(0.6), "unreadable", stops=CUT, refused=CUT),
-    "cut.tif": PictureCase(_cut(0.6), "unreadable", stops=CUT, refused=CUT, decoded=True),
-    "without its last bytes.jpg": PictureCase(_cut(2), "unreadable", stops=CUT, refused=CUT),
-    "header alone.png": PictureCase(_cut(0.002), "unreadable", stops=CUT, refused=CUT),
-    "bit flipped.png": PictureCase(
-        _flipped_bit, "unreadable", stops=CUT, refused=CUT, decoded=True
-    ),
-    "empty.jpg": PictureCase(
-        lambda path: path.write_bytes(b""), "unreadable", stops=CUT, refused=CUT
-    ),
-    "text.jpg": PictureCase(
-        lambda path: path.write_text("<html>not found</html>"), "unreadable", stops=CUT, refused=CUT
-    ),
-    "missing.png": PictureCase(
-        lambda path: None, "missing", stops=r"1\.png does not exist", refused="cannot be read"
-    ),
-    "other case.png": PictureCase(
-        lambda path: _sized(HEIGHT, WIDTH)(path.with_name("1.PNG")), "missing",
-        stops=r"1\.png does not exist: there is '1\.PNG'", refused="cannot be read",
-    ),
-}  # fmt: skip
-
-
-def with_picture(name: str) -> Document:
-    """The annotations of a case of `PICTURE_CASES`, whose file is the first picture."""
-    content = document()
-    height, width = PICTURE_CASES[name].size
-    image = content["images"][0]
-    image.update(file_name=f"1{Path(name).suffix}", height=height, width=width)
-    x, y = min(10, width - 1), min(12, height - 1)
-    right, bottom = min(50, width), min(60, height)
-    polygon = [x, y, right, y, right, bottom, x, bottom]
-    box = [x, y, right - x, bottom - y]
-    for one in content["annotations"][:2]:
-        one.update(bbox=box, area=box[2] * box[3], segmentation=[polygon])
-    return content

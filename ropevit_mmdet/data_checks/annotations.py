@@ -31,6 +31,14 @@ KINDS = {
     "category gaps": Kind(NOTE, "list of category ids with gaps: fine, labels go by its order"),
     "annotation fields": Kind(ERROR, "annotations without a field that is needed, or a bad one"),
     "annotation ids": Kind(ERROR, "annotations that share an id"),
+    "zero ids": Kind(
+        ERROR,
+        "annotations with id 0, which pycocotools takes for no object: whoever finds it is counted "
+        "as wrong, and AP comes out too low; number them from 1",
+    ),
+    "zero ids in training": Kind(
+        WARNING, "annotations with id 0: learned, but an evaluation with this file would be wrong"
+    ),
     "unknown images": Kind(WARNING, "annotations of images that the file does not have: left out"),
     "unknown categories": Kind(WARNING, "annotations of categories that it lacks: left out"),
     "not finite": Kind(ERROR, "boxes or areas that are NaN or infinite"),
@@ -80,7 +88,8 @@ def check_annotations(
 
     Args:
         masks: segmentations are read; else they are not looked at.
-        evaluated: pycocotools will compare detections with it, and needs `iscrowd`.
+        evaluated: pycocotools will compare detections with it, and needs `iscrowd` and ids that
+            it can put into an array of numbers, where it takes 0 for none.
         drawn: it is only drawn: annotations need neither `id` nor `area`.
     """
     troubles = Troubles(KINDS)
@@ -95,6 +104,8 @@ def check_annotations(
     for one in annotations:
         if one.get("iscrowd"):
             troubles.add("crowds", _place(one, images))
+        if not drawn and one["id"] == 0:
+            troubles.add("zero ids" if evaluated else "zero ids in training", _place(one, images))
     if masks:
         _check_masks(annotations, images, troubles, evaluated)
     return troubles
