@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from tests.hostile_coco import HEIGHT, WIDTH, Document, document, scene
 
@@ -34,7 +35,40 @@ def _turned(path: Path, orientation: int = 6) -> None:
     image = Image.fromarray(scene())
     exif = image.getexif()
     exif[0x0112] = orientation
-    image.save(path, exif=exif)
+    image.save(path, exif=exif, **(dict(lossless=True) if path.suffix == ".webp" else {}))
+
+
+def _turned_late(path: Path) -> None:
+    """A PNG file with the EXIF data behind the pixels, as its specification allows."""
+    _turned(path)
+    content = path.read_bytes()
+    start, end = content.index(b"eXIf") - 4, content.index(b"IDAT") - 4
+    exif, pixels, last = content[start:end], content[end:-12], content[-12:]
+    path.write_bytes(content[:start] + pixels + exif + last)
+
+
+def _turned_by_text(path: Path) -> None:
+    """A PNG file with EXIF data as ImageMagick writes it, which OpenCV does not read."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data, text = exif.tobytes(), PngInfo()
+    text.add_text("Raw profile type exif", f"\nexif\n{len(data):8}\n{data.hex()}\n")
+    Image.fromarray(scene()).save(path, pnginfo=text)
+
+
+def _maxval(path: Path, maxval: int = 4095) -> None:
+    values = np.linspace(0, maxval, HEIGHT * WIDTH).astype(">u2" if maxval > 255 else "u1")
+    path.write_bytes(b"P5 %d %d %d\n" % (WIDTH, HEIGHT, maxval) + values.tobytes())
+
+
+def _signed(path: Path) -> None:
+    cv2.imwrite(str(path), np.linspace(-9, 9, HEIGHT * WIDTH).reshape(HEIGHT, -1).astype("i2"))
+
+
+def _sixteen_with_alpha(path: Path) -> None:
+    alpha = np.linspace(0, 65535, HEIGHT * WIDTH).reshape(HEIGHT, WIDTH, 1)
+    pixels = np.concatenate([scene() * 257.0, alpha], axis=2)
+    cv2.imwrite(str(path), pixels.astype(np.uint16))
 
 
 def _cut(keep: float) -> Callable[[Path], None]:
@@ -92,7 +126,8 @@ def _cut_frames(path: Path) -> None:
     path.write_bytes(content[: content.rindex(b"\x21\xf9\x04") + 12])  # amid the last one's place
 
 
-CUT = r"1\.(png|jpg|tif|gif) cannot be (decoded|read)"
+CUT = r"1\.(png|jpg|tif|gif|tga) cannot be (decoded|read)"
+STORED = "turned upright by EXIF.*84 x 112, annotated as 112 x 84"
 PICTURE_CASES = {
     "gray.png": PictureCase(_saved("L"), "gray"),
     "gray.jpg": PictureCase(_saved("L"), "gray"),
@@ -111,12 +146,21 @@ PICTURE_CASES = {
     "16 bits.tif": PictureCase(_sixteen, "16 bits"),
     "16 bits.pgm": PictureCase(_sixteen, "16 bits"),
     "16 bits in colour.png": PictureCase(lambda path: _sixteen(path, True), ""),
+    "16 bits with alpha.tif": PictureCase(_sixteen_with_alpha, "alpha", off=1),
+    "12 bits.pgm": PictureCase(_maxval, "other maxval"),
+    "up to 100.pgm": PictureCase(lambda path: _maxval(path, 100), "other maxval"),
+    "signed.tif": PictureCase(_signed, "signed", stops="signed numbers"),
     "32 bits.tif": PictureCase(_lossless, "32 bits", stops="32 bits a channel"),
     "turned.jpg": PictureCase(_turned, "turned", (WIDTH, HEIGHT)),
     "turned.png": PictureCase(_turned, "turned", (WIDTH, HEIGHT)),
-    "turned, annotated as stored.jpg": PictureCase(
-        _turned, "stored size", stops=r"turned upright by EXIF.*84 x 112, annotated as 112 x 84"
-    ),
+    "turned.tif": PictureCase(_turned, "turned", (WIDTH, HEIGHT)),
+    "transposed.tif": PictureCase(lambda path: _turned(path, 5), "turned", (WIDTH, HEIGHT)),
+    "turned.webp": PictureCase(_turned, "turned", (WIDTH, HEIGHT)),
+    "turned behind the pixels.png": PictureCase(_turned_late, "turned", (WIDTH, HEIGHT)),
+    "turned by a text.png": PictureCase(_turned_by_text, ""),
+    "turned, annotated as stored.jpg": PictureCase(_turned, "stored size", stops=STORED),
+    "turned, annotated as stored.tif": PictureCase(_turned, "stored size", stops=STORED),
+    "turned late, annotated as stored.png": PictureCase(_turned_late, "stored size", stops=STORED),
     "upside down.jpg": PictureCase(lambda path: _turned(path, 3), "turned"),
     "EXIF of garbage.jpg": PictureCase(_with_exif(b"garbage!"), "damaged EXIF"),
     "EXIF of garbage.webp": PictureCase(_with_exif(b"garbage!"), "damaged EXIF", off=8),
@@ -143,6 +187,11 @@ PICTURE_CASES = {
     ),
     "empty.jpg": PictureCase(
         lambda path: path.write_bytes(b""), "unreadable", stops=CUT, refused=CUT
+    ),
+    "Targa.tga": PictureCase(_saved("RGB"), "unreadable", stops=f"{CUT}: OpenCV.* knows no TGA"),
+    "packed by zstd.tif": PictureCase(_saved("RGB", compression="zstd"), "unreadable", stops=CUT),
+    "EPS, which would start a program.jpg": PictureCase(
+        _saved("RGB", format="EPS"), "unreadable", stops=CUT, refused=f"{CUT}: not a picture"
     ),
     "text.jpg": PictureCase(
         lambda path: path.write_text("<html>not found</html>"), "unreadable", stops=CUT, refused=CUT

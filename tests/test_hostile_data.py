@@ -367,11 +367,11 @@ def test_ground_truth_that_cannot_be_drawn(tmp_path):
 
 def test_files_of_several_pictures(tmp_path):
     frames = [Image.fromarray(scene()[:, :, [i, i, i]]) for i in range(3)]
-    for suffix in ("gif", "tif", "png"):
+    for suffix, name in (("gif", "GIF"), ("tif", "TIFF"), ("png", "PNG"), ("jpg", "MPO")):
         content = document()
         content["images"][0]["file_name"] = f"1.{suffix}"
-        save = lambda path: frames[0].save(path, save_all=True, append_images=frames[1:])  # noqa: E731
-        folder = write(tmp_path / suffix, content, save)
+        folder = write(tmp_path / suffix, content)
+        path = folder / "pictures" / f"1.{suffix}"
+        frames[0].save(path, name, save_all=True, append_images=frames[1:])
         assert "several frames" in report(folder).troubles.places
-        first = mmcv.imread(str(folder / "pictures" / f"1.{suffix}"))
-        assert np.array_equal(first[:, :, ::-1], read_picture(folder / "pictures" / f"1.{suffix}"))
+        assert np.array_equal(mmcv.imread(str(path))[:, :, ::-1], read_picture(path))
