@@ -314,12 +314,14 @@ def test_left_out_objects_are_counted_in_the_log(tmp_path, monkeypatch):
 def test_annotation_files_that_are_no_json(tmp_path):
     whole, deep, deep_end = json.dumps(document()), "[" * 9999, "]" * 9999
     for number, (text, said) in enumerate(
-        [("", "is empty"), ('{"images": [', "cut short"), ("[1]", "no list|cut short"),
-         ('{"categories": [{"id": 1, "name": "ring"}] oops}', "not JSON|lack"),
+        [("", "not JSON, or cut short"), ('{"images": [', "cut short"), ("[1]", "no 'images'"),
+         ('{"categories": [{"id": 1, "name": "ring"}] oops}', "not JSON"),
          (whole.replace('"images": [', f'"images": [{"9" * 5000}, '), "4300 digits"),
          (whole.replace('"images": [', f'"images": [{deep}{deep_end}, '), "recursion"),
-         (whole.replace('"categories": [', f'"categories": [{deep}'), "no list of categories"),
-         (json.dumps(dict(document(), images=3)), "no 'images'")]
+         (whole.replace('"categories": [', f'"categories": [{deep}'), "recursion"),
+         (json.dumps(dict(document(), images=3)), "no 'images'"),
+         *((json.dumps(dict(document(), annotations=some)), "no 'annotations', a list")
+           for some in (None, 5, False, "x", {"a": 1}))]
     ):  # fmt: skip
         folder = write(tmp_path / str(number), text)
         assert "annotation file" in report(folder).troubles.places

@@ -67,7 +67,8 @@ _LARGE_MASKS = 2e9  # bytes, one per pixel and object
 def read_annotation_file(path: str | Path, lists: Sequence[str] = LISTS) -> dict[str, Any]:
     """A COCO annotation file's content.
 
-    Raises ValueError if it is not there, is not JSON, or lacks one of some lists.
+    Raises ValueError if it is not there, is not JSON, or lacks one of some lists; a further one of
+    `LISTS` may lack, but is a list where it is there.
     """
     if not Path(path).is_file():
         raise ValueError(f"annotation file {path} does not exist")
@@ -75,8 +76,9 @@ def read_annotation_file(path: str | Path, lists: Sequence[str] = LISTS) -> dict
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"annotation file {path} is not JSON, or cut short: {error}") from error
-    for key in lists:
-        if not isinstance(content, dict) or not isinstance(content.get(key), list):
+    for key in LISTS:
+        there = isinstance(content, dict) and isinstance(content.get(key), list)
+        if not there and (key in lists or key in content):
             raise ValueError(f"annotation file {path} has no {key!r}, a list: is it COCO's?")
     return content
 

@@ -13,7 +13,7 @@ from ropevit_mmdet.data_checks.annotations import (
     is_id,
     read_annotation_file,
 )
-from ropevit_mmdet.data_checks.categories import annotated_names, check_classes, has_name
+from ropevit_mmdet.data_checks.categories import check_classes
 from ropevit_mmdet.data_checks.datasets import CocoFiles
 from ropevit_mmdet.data_checks.picture_files import KINDS as PICTURE_KINDS
 from ropevit_mmdet.data_checks.picture_files import check_picture
@@ -96,9 +96,8 @@ def report_dataset(
         return Report(files, {}, troubles)
     counts = {key: len(content[key]) for key in LISTS}
     if files.classes:
-        names = [one["name"] for one in content["categories"] if has_name(one)]
         try:
-            check_classes(files.ann_file, names, files.classes, lambda: annotated_names(content))
+            check_classes(files.ann_file, content, files.classes)
         except ValueError as error:
             troubles.add("classes", str(error))
     troubles.update(check_annotations(content, masks=files.masks, evaluated=files.evaluated))
