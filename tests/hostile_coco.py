@@ -83,9 +83,20 @@ def _set(part: str, **fields: Any) -> Callable[[Document], None]:
     return lambda content: content[part][0].update(fields)
 
 
-def _run_lengths(height: int = HEIGHT, width: int = WIDTH) -> dict[str, Any]:
+def _renumbered(part: str, link: str, new: Callable[[int], Any]) -> Callable[[Document], None]:
+    """Other ids for all images or categories, and for the annotations that name them."""
+
+    def spoil(content: Document) -> None:
+        for entries, key in ((content[part], "id"), (content["annotations"], link)):
+            for one in entries:
+                one[key] = new(one[key])
+
+    return spoil
+
+
+def _run_lengths(height: int = HEIGHT, width: int = WIDTH, objects: int = 1) -> dict[str, Any]:
     mask = np.zeros((height, width), np.uint8, order="F")
-    mask[12:60, 10:50] = 1
+    mask[12:60, 10:50] = objects
     code = rle.encode(mask)
     return dict(size=code["size"], counts=code["counts"].decode())
 
@@ -103,6 +114,13 @@ ANNOTATION_CASES = {
     "a list as image id": Case(_set("images", id=[1]), "image fields", r"id \[1\]"),
     "image id twice": Case(_set("images", id=2), "image ids", r"2: 1\.png and 2\.png"),
     "file twice": Case(_set("images", file_name="2.png"), "file names"),
+    "file twice, in two sizes": Case(
+        _set("images", file_name="2.png", height=90), "file sizes", r"2\.png"
+    ),
+    "image id of 400 digits": Case(_set("images", id=10**400), "image fields", r"1\.png: id 10000"),
+    "image ids partly text": Case(
+        _renumbered("images", "image_id", lambda i: "one" if i == 1 else i), "", None, "mixed ids"
+    ),
     "too many pixels": Case(
         _set("images", height=20000, width=20000), "too large", r"1\.png: 20000 x 20000"
     ),
@@ -110,12 +128,13 @@ ANNOTATION_CASES = {
     "category name twice": Case(_set("categories", name="square"), "category names", "several"),
     "no category name": Case(_without("categories", "name"), "category fields", "categor"),
     "category gaps": Case(
-        lambda c: [
-            one.update({key: one[key] * 10})
-            for part, key in (("categories", "id"), ("annotations", "category_id"))
-            for one in c[part]
-        ],
-        "category gaps",
+        _renumbered("categories", "category_id", lambda i: 10 * i), "category gaps"
+    ),
+    "category ids partly text": Case(
+        _renumbered("categories", "category_id", lambda i: "one" if i == 1 else i),
+        "",
+        None,
+        "mixed ids",
     ),
     "one category more": Case(
         lambda c: (c["categories"].append(dict(id=6, name="more")), _first(category_id=6)(c)),
@@ -131,6 +150,9 @@ ANNOTATION_CASES = {
     "crowd as text": Case(_first(iscrowd="0"), "annotation fields", "iscrowd '0'"),
     "a list as id": Case(_first(category_id=[1]), "annotation fields", r"category_id \[1\]"),
     "annotation id twice": Case(_first(id=2), "annotation ids", "share an id"),
+    "id of 400 digits": Case(_first(id=10**400), "annotation fields", "id 10000"),
+    "text as id": Case(_first(id="first"), "", None, "text ids"),
+    "marked with ignore": Case(_first(ignore=1), "ignored"),
     "id of zero": Case(_first(id=0), "zero ids in training", None, "zero ids"),
     "id of zero point zero": Case(_first(id=-0.0), "zero ids in training", None, "zero ids"),
     "false as id": Case(_first(id=False), "zero ids in training", None, "zero ids"),
@@ -161,7 +183,16 @@ ANNOTATION_CASES = {
         _first(segmentation=[[10, NAN, *SQUARE[2:]]]), "wild polygons", "annotation 1"
     ),
     "far polygon": Case(_first(segmentation=[[10, 1e8, *SQUARE[2:]]]), "wild polygons", "outside"),
-    "polygon of one point": Case(_first(segmentation=[[10, 12] * 4]), "flat polygons"),
+    "polygon of one point": Case(_first(segmentation=[[10, 12] * 4]), "empty masks"),
+    "polygon on a line": Case(_first(segmentation=[[10, 10, 20, 20, 40, 40]]), "empty masks"),
+    "polygon outside": Case(_first(segmentation=[[-50, -50, -40, -50, -40, -40]]), "empty masks"),
+    "polygon outside beside": Case(_first(segmentation=[[-9, -9, -4, -9, -4, -4], SQUARE]), ""),
+    "background in run lengths": Case(
+        _first(segmentation=dict(size=[HEIGHT, WIDTH], counts=[HEIGHT * WIDTH])), "empty masks"
+    ),
+    "background in coded run lengths": Case(
+        _first(segmentation=_run_lengths(objects=0)), "empty masks"
+    ),
     "run lengths": Case(_first(segmentation=_run_lengths()), ""),
     "run lengths of another size": Case(
         _first(segmentation=_run_lengths(80, 70)), "run lengths", r"size \[80, 70\]"

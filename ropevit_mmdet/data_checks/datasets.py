@@ -97,7 +97,7 @@ class CocoFiles(NamedTuple):
 
     ann_file: Path
     img_dir: Path
-    masks: bool  # segmentations are read
+    masks: bool | None  # segmentations are read; None: if there is one
     evaluated: bool
     classes: tuple[str, ...] | None  # of the config
 
@@ -257,4 +257,4 @@ def _innermost(dataset: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 def _is_local(settings: dict[str, Any], *paths: str) -> bool:
     backend = (settings.get("backend_args") or {}).get("backend", "local")
-    return backend == "local" and not any("://" in str(path) for path in paths)
+    return backend == "local" and not any(re.match(r"[\w.:+-]+://", str(path)) for path in paths)
