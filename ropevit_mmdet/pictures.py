@@ -11,8 +11,13 @@ import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+# Of Pillow's formats, those that pictures have, common ones first. Others are not opened, whatever
+# a file's name is: EPS would start Ghostscript.
+FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "AVIF", "JPEG2000")
+FORMATS += ("DDS", "DIB", "ICNS", "ICO", "PCX", "PSD", "QOI", "SGI", "SUN", "TGA")
 VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm")
 MAX_PIXELS = 178_956_970  # of a picture: where Pillow refuses what may be a decompression bomb
+_EXTRA_SAMPLES = 338  # tag of a TIFF file: what its channels beyond the colours are
 _TURNS = {  # EXIF orientation -> what makes the picture upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -102,24 +107,32 @@ def read_pictures(paths: Iterable[Path], every: int = 1) -> Iterator[Picture]:
             yield Picture(path, read_picture(path))
 
 
+def open_picture(path: str | os.PathLike[str]) -> Image.Image:
+    """Open a file of one of `FORMATS` and read its header, as `Image.open`, whose errors it has."""
+    Image.init()
+    return Image.open(path, formats=[kind for kind in FORMATS if kind in Image.OPEN])
+
+
 def read_picture(path: str | os.PathLike[str]) -> np.ndarray:
     """A picture file as RGB [H, W, 3], uint8, turned upright as its EXIF data says.
 
     Colours are those that a training sees, which reads by OpenCV: alpha is dropped, in TIFF files
-    laid over black; of 16 bits the upper 8 are taken. CMYK may differ by 1. OpenCV does not read 32
-    bits; here they are 0 to 255, or 0 to 65535 if integers and above 255.
+    that declare it laid over black; of 16 bits the upper 8 are taken. CMYK may differ by 1. OpenCV
+    does not read 32 bits; here they are 0 to 255, or 0 to 65535 if integers and above 255.
 
     Raises ValueError, naming the file, if it cannot be decoded, has no pixels, holds NaN or has
     more than `MAX_PIXELS`.
     """
     try:
-        with Image.open(path) as image:
+        with open_picture(path) as image:
+            if odd_maxval(image):
+                return _read_by_opencv(path)
             image.load()
             turn = _TURNS.get(exif_orientation(image))
             upright = image if turn is None else image.transpose(turn)
             deep = upright.mode[0] in "IF"  # one channel of 16 or 32 bits
             sixteen = upright.mode.startswith("I;16") or (deep and image.format == "PPM")
-            if upright.mode == "RGBA" and image.format == "TIFF":
+            if upright.mode == "RGBA" and image.format == "TIFF" and _EXTRA_SAMPLES in image.tag_v2:
                 black = Image.new("RGBA", upright.size, (0, 0, 0, 255))
                 upright = Image.alpha_composite(black, upright)
             picture = np.asarray(upright if deep else upright.convert("RGB"))
@@ -142,15 +155,26 @@ def read_picture(path: str | os.PathLike[str]) -> np.ndarray:
 def exif_orientation(image: Image.Image) -> int | None:
     """The EXIF orientation of an open picture, 1 (upright) to 8; None if its EXIF data is damaged.
 
-    From EXIF alone, as OpenCV does, never from XMP; damaged data is upright to OpenCV.
+    From EXIF alone, as OpenCV does, never from XMP or the text that ImageMagick writes into PNG
+    files; damaged data is upright to OpenCV.
     """
-    for key in ("xmp", "XML:com.adobe.xmp"):
+    for key in ("xmp", "XML:com.adobe.xmp", "Raw profile type exif"):
         image.info.pop(key, None)
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # SyntaxError, struct.error and others, by where it is damaged
         return None
     return orientation if orientation in range(1, 9) else 1
+
+
+def odd_maxval(image: Image.Image) -> int | None:
+    """The highest value of a PGM or PPM file just opened, if it is not that of 8 or 16 bits.
+
+    Pillow scales values by it, OpenCV leaves them as they are.
+    """
+    decoding = image.tile[0][3] if image.format == "PPM" and image.mode != "F" else ""
+    maxval = decoding[1] if isinstance(decoding, tuple) else 255
+    return None if maxval in (255, 65535) else maxval
 
 
 def why_unreadable(error: Exception) -> str:
@@ -235,6 +259,13 @@ def _known(paths: Iterable[Path], suffixes: tuple[str, ...], found: str) -> list
     if not known:
         raise ValueError(f"{found} no pictures ({', '.join(suffixes)})")
     return known
+
+
+def _read_by_opencv(path: str | os.PathLike[str]) -> np.ndarray:
+    picture = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR)
+    if picture is None:
+        raise ValueError("OpenCV cannot decode it")
+    return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
 
 
 def _size(shape: tuple[int, ...]) -> str:

@@ -1,11 +1,10 @@
-"""Data sets in COCO's format with one thing wrong each: annotations, or a picture file."""
+"""Data sets in COCO's format with one thing wrong in the annotations; see also hostile_pictures."""
 
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
 from PIL import Image
 from pycocotools import mask as rle
@@ -17,11 +16,12 @@ Document = dict[str, Any]
 
 
 class Case(NamedTuple):
-    """One thing wrong: how it comes about, as what it is reported, how a training ends."""
+    """One thing wrong: how it comes about, as what it is reported, how a run ends."""
 
     spoil: Callable[..., None]
-    kind: str  # of trouble
+    kind: str  # of trouble, to a training
     stops: str | None = None  # what the error of a training says; None: it trains
+    refused: str | None = None  # the kind of trouble for which an evaluation alone is refused
 
 
 def document(pictures: int = 3) -> Document:
@@ -83,9 +83,20 @@ def _set(part: str, **fields: Any) -> Callable[[Document], None]:
     return lambda content: content[part][0].update(fields)
 
 
-def _run_lengths(height: int = HEIGHT, width: int = WIDTH) -> dict[str, Any]:
+def _renumbered(part: str, link: str, new: Callable[[int], Any]) -> Callable[[Document], None]:
+    """Other ids for all images or categories, and for the annotations that name them."""
+
+    def spoil(content: Document) -> None:
+        for entries, key in ((content[part], "id"), (content["annotations"], link)):
+            for one in entries:
+                one[key] = new(one[key])
+
+    return spoil
+
+
+def _run_lengths(height: int = HEIGHT, width: int = WIDTH, objects: int = 1) -> dict[str, Any]:
     mask = np.zeros((height, width), np.uint8, order="F")
-    mask[12:60, 10:50] = 1
+    mask[12:60, 10:50] = objects
     code = rle.encode(mask)
     return dict(size=code["size"], counts=code["counts"].decode())
 
@@ -103,6 +114,13 @@ ANNOTATION_CASES = {
     "a list as image id": Case(_set("images", id=[1]), "image fields", r"id \[1\]"),
     "image id twice": Case(_set("images", id=2), "image ids", r"2: 1\.png and 2\.png"),
     "file twice": Case(_set("images", file_name="2.png"), "file names"),
+    "file twice, in two sizes": Case(
+        _set("images", file_name="2.png", height=90), "file sizes", r"2\.png"
+    ),
+    "image id of 400 digits": Case(_set("images", id=10**400), "image fields", r"1\.png: id 10000"),
+    "image ids partly text": Case(
+        _renumbered("images", "image_id", lambda i: "one" if i == 1 else i), "", None, "mixed ids"
+    ),
     "too many pixels": Case(
         _set("images", height=20000, width=20000), "too large", r"1\.png: 20000 x 20000"
     ),
@@ -110,12 +128,13 @@ ANNOTATION_CASES = {
     "category name twice": Case(_set("categories", name="square"), "category names", "several"),
     "no category name": Case(_without("categories", "name"), "category fields", "categor"),
     "category gaps": Case(
-        lambda c: [
-            one.update({key: one[key] * 10})
-            for part, key in (("categories", "id"), ("annotations", "category_id"))
-            for one in c[part]
-        ],
-        "category gaps",
+        _renumbered("categories", "category_id", lambda i: 10 * i), "category gaps"
+    ),
+    "category ids partly text": Case(
+        _renumbered("categories", "category_id", lambda i: "one" if i == 1 else i),
+        "",
+        None,
+        "mixed ids",
     ),
     "one category more": Case(
         lambda c: (c["categories"].append(dict(id=6, name="more")), _first(category_id=6)(c)),
@@ -131,6 +150,12 @@ ANNOTATION_CASES = {
     "crowd as text": Case(_first(iscrowd="0"), "annotation fields", "iscrowd '0'"),
     "a list as id": Case(_first(category_id=[1]), "annotation fields", r"category_id \[1\]"),
     "annotation id twice": Case(_first(id=2), "annotation ids", "share an id"),
+    "id of 400 digits": Case(_first(id=10**400), "annotation fields", "id 10000"),
+    "text as id": Case(_first(id="first"), "", None, "text ids"),
+    "marked with ignore": Case(_first(ignore=1), "ignored"),
+    "id of zero": Case(_first(id=0), "zero ids in training", None, "zero ids"),
+    "id of zero point zero": Case(_first(id=-0.0), "zero ids in training", None, "zero ids"),
+    "false as id": Case(_first(id=False), "zero ids in training", None, "zero ids"),
     "unknown image": Case(_first(image_id=99), "unknown images"),
     "unknown category": Case(_first(category_id=99), "unknown categories"),
     "NaN in a box": Case(_first(bbox=[NAN, 2, 30, 40]), "not finite", "annotation 1: bbox"),
@@ -147,14 +172,27 @@ ANNOTATION_CASES = {
     "empty segmentation": Case(_first(segmentation=[]), "no masks", "without a segmentation"),
     "flat list": Case(_first(segmentation=SQUARE), "bad masks", "neither lists"),
     "text in polygons": Case(_first(segmentation=[["a"] * 6]), "bad masks", "neither lists"),
-    "two points": Case(_first(segmentation=[[10, 12, 50, 60]]), "short polygons"),
-    "two points beside": Case(_first(segmentation=[[10, 12, 50, 60], SQUARE]), "short polygons"),
+    "two points": Case(
+        _first(segmentation=[[10, 12, 50, 60]]), "short polygons", None, "two points first"
+    ),
+    "two points beside": Case(
+        _first(segmentation=[[10, 12, 50, 60], SQUARE]), "short polygons", None, "two points first"
+    ),
     "half a point": Case(_first(segmentation=[SQUARE[:7]]), "short polygons"),
     "NaN in a polygon": Case(
         _first(segmentation=[[10, NAN, *SQUARE[2:]]]), "wild polygons", "annotation 1"
     ),
     "far polygon": Case(_first(segmentation=[[10, 1e8, *SQUARE[2:]]]), "wild polygons", "outside"),
-    "polygon of one point": Case(_first(segmentation=[[10, 12] * 4]), "flat polygons"),
+    "polygon of one point": Case(_first(segmentation=[[10, 12] * 4]), "empty masks"),
+    "polygon on a line": Case(_first(segmentation=[[10, 10, 20, 20, 40, 40]]), "empty masks"),
+    "polygon outside": Case(_first(segmentation=[[-50, -50, -40, -50, -40, -40]]), "empty masks"),
+    "polygon outside beside": Case(_first(segmentation=[[-9, -9, -4, -9, -4, -4], SQUARE]), ""),
+    "background in run lengths": Case(
+        _first(segmentation=dict(size=[HEIGHT, WIDTH], counts=[HEIGHT * WIDTH])), "empty masks"
+    ),
+    "background in coded run lengths": Case(
+        _first(segmentation=_run_lengths(objects=0)), "empty masks"
+    ),
     "run lengths": Case(_first(segmentation=_run_lengths()), ""),
     "run lengths of another size": Case(
         _first(segmentation=_run_lengths(80, 70)), "run lengths", r"size \[80, 70\]"
@@ -181,164 +219,3 @@ ANNOTATION_CASES = {
     "no counts": Case(_first(segmentation=dict(size=[HEIGHT, WIDTH])), "bad masks", "neither"),
     "no annotations": Case(lambda c: c["annotations"].clear(), "nothing to learn", "is left by"),
 }
-
-
-def _saved(mode: str, **options: Any) -> Callable[[Path], None]:
-    """A picture of some mode of Pillow's."""
-
-    def save(path: Path) -> None:
-        image = Image.fromarray(scene())
-        if "A" in mode and mode != "LAB":
-            image = image.convert("RGBA")
-            alpha = np.linspace(0, 255, HEIGHT * WIDTH).reshape(HEIGHT, WIDTH)
-            image.putalpha(Image.fromarray(alpha.astype(np.uint8)))
-        image.convert(mode).save(path, **options)
-
-    return save
-
-
-def _sixteen(path: Path, color: bool = False) -> None:
-    ramp = np.arange(HEIGHT * WIDTH, dtype=np.uint16).reshape(HEIGHT, WIDTH) * 6
-    cv2.imwrite(str(path), np.stack([ramp, ramp // 2, ramp // 3], 2) if color else ramp)
-
-
-def _turned(path: Path, orientation: int = 6) -> None:
-    image = Image.fromarray(scene())
-    exif = image.getexif()
-    exif[0x0112] = orientation
-    image.save(path, exif=exif)
-
-
-def _cut(keep: float) -> Callable[[Path], None]:
-    def save(path: Path) -> None:
-        noise = np.random.default_rng(0).integers(0, 255, (HEIGHT, WIDTH, 3), dtype=np.uint8)
-        Image.fromarray(noise).save(path)
-        content = path.read_bytes()
-        path.write_bytes(content[: int(len(content) * keep) if keep < 1 else -int(keep)])
-
-    return save
-
-
-def _flipped_bit(path: Path) -> None:
-    Image.fromarray(scene()).save(path)
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 0xFF
-    path.write_bytes(bytes(content))
-
-
-def _sized(height: int, width: int) -> Callable[[Path], None]:
-    return lambda path: Image.fromarray(scene(height, width)).save(path)
-
-
-def _bomb(path: Path) -> None:
-    Image.new("1", (20000, 20000)).save(path)
-
-
-def _lossless(path: Path) -> None:
-    Image.fromarray(np.linspace(0, 255, HEIGHT * WIDTH, dtype=np.float32).reshape(HEIGHT, -1)).save(
-        path
-    )
-
-
-class PictureCase(NamedTuple):
-    """A picture file: how it is written, as what it is reported, how a run on it ends."""
-
-    save: Callable[[Path], None]
-    kind: str
-    size: tuple[int, int] = (HEIGHT, WIDTH)  # that the annotations say
-    stops: str | None = None  # what the error of a training says
-    refused: str | None = None  # what the error of a prediction says
-    off: int = 0  # by how much colours may differ between both
-    decoded: bool = False  # only found by decoding
-
-
-def _with_exif(data: bytes) -> Callable[[Path], None]:
-    """With a resolution, so that Pillow does not look for one in the EXIF data."""
-    return lambda path: Image.fromarray(scene()).save(path, exif=b"Exif\0\0" + data, dpi=(72, 72))
-
-
-def _cut_frames(path: Path) -> None:
-    frames = [Image.fromarray(scene()[:, :, channel]) for channel in range(3)]
-    frames[0].save(path, save_all=True, append_images=frames[1:])
-    content = path.read_bytes()
-    path.write_bytes(content[: content.rindex(b"\x21\xf9\x04") + 12])  # amid the last one's place
-
-
-CUT = r"1\.(png|jpg|tif|gif) cannot be (decoded|read)"
-PICTURE_CASES = {
-    "gray.png": PictureCase(_saved("L"), "gray"),
-    "gray.jpg": PictureCase(_saved("L"), "gray"),
-    "one bit.png": PictureCase(_saved("1"), "gray"),
-    "palette.png": PictureCase(_saved("P"), ""),
-    "palette.bmp": PictureCase(_saved("P"), ""),
-    "RGBA.png": PictureCase(_saved("RGBA"), "alpha"),
-    "RGBA.tif": PictureCase(_saved("RGBA"), "alpha", off=1),
-    "LA.png": PictureCase(_saved("LA"), "alpha"),
-    "RGBA.webp": PictureCase(_saved("RGBA", lossless=True, exact=True), "alpha"),
-    "CMYK.jpg": PictureCase(_saved("CMYK"), "CMYK", off=1),
-    "CMYK.tif": PictureCase(_saved("CMYK"), "CMYK", off=1),
-    "YCbCr.jpg": PictureCase(_saved("YCbCr"), ""),
-    "Lab.tif": PictureCase(_saved("LAB"), "Lab", off=255),
-    "16 bits.png": PictureCase(_sixteen, "16 bits"),
-    "16 bits.tif": PictureCase(_sixteen, "16 bits"),
-    "16 bits.pgm": PictureCase(_sixteen, "16 bits"),
-    "16 bits in colour.png": PictureCase(lambda path: _sixteen(path, True), ""),
-    "32 bits.tif": PictureCase(_lossless, "32 bits", stops="32 bits a channel"),
-    "turned.jpg": PictureCase(_turned, "turned", (WIDTH, HEIGHT)),
-    "turned.png": PictureCase(_turned, "turned", (WIDTH, HEIGHT)),
-    "turned, annotated as stored.jpg": PictureCase(
-        _turned, "stored size", stops=r"turned upright by EXIF.*84 x 112, annotated as 112 x 84"
-    ),
-    "upside down.jpg": PictureCase(lambda path: _turned(path, 3), "turned"),
-    "EXIF of garbage.jpg": PictureCase(_with_exif(b"garbage!"), "damaged EXIF"),
-    "EXIF of garbage.webp": PictureCase(_with_exif(b"garbage!"), "damaged EXIF", off=8),
-    "EXIF cut short.jpg": PictureCase(_with_exif(b"II*\0"), "damaged EXIF"),
-    "EXIF cut short.png": PictureCase(_with_exif(b"II*\0"), "damaged EXIF"),
-    "cut between frames.gif": PictureCase(_cut_frames, "unreadable", stops=CUT),
-    "larger.png": PictureCase(_sized(90, 112), "other size", stops=r"1\.png is not of the size"),
-    "one pixel.png": PictureCase(_sized(1, 1), "small", (1, 1)),
-    "one pixel.jpg": PictureCase(_sized(1, 1), "small", (1, 1)),
-    "long.png": PictureCase(_sized(210, 20000), "", (210, 20000)),
-    "thin.png": PictureCase(
-        _sized(2, 20000), "thin", (2, 20000), stops="more than 100 times", refused="100 times"
-    ),
-    "bomb.png": PictureCase(
-        _bomb, "too large", stops=r"1\.png cannot be read: Image size", refused="exceeds limit"
-    ),
-    "cut.jpg": PictureCase(_cut(0.6), "unreadable", stops=CUT, refused=CUT),
-    "cut.png": PictureCase(_cut(0.6), "unreadable", stops=CUT, refused=CUT),
-    "cut.tif": PictureCase(_cut(0.6), "unreadable", stops=CUT, refused=CUT, decoded=True),
-    "without its last bytes.jpg": PictureCase(_cut(2), "unreadable", stops=CUT, refused=CUT),
-    "header alone.png": PictureCase(_cut(0.002), "unreadable", stops=CUT, refused=CUT),
-    "bit flipped.png": PictureCase(
-        _flipped_bit, "unreadable", stops=CUT, refused=CUT, decoded=True
-    ),
-    "empty.jpg": PictureCase(
-        lambda path: path.write_bytes(b""), "unreadable", stops=CUT, refused=CUT
-    ),
-    "text.jpg": PictureCase(
-        lambda path: path.write_text("<html>not found</html>"), "unreadable", stops=CUT, refused=CUT
-    ),
-    "missing.png": PictureCase(
-        lambda path: None, "missing", stops=r"1\.png does not exist", refused="cannot be read"
-    ),
-    "other case.png": PictureCase(
-        lambda path: _sized(HEIGHT, WIDTH)(path.with_name("1.PNG")), "missing",
-        stops=r"1\.png does not exist: there is '1\.PNG'", refused="cannot be read",
-    ),
-}  # fmt: skip
-
-
-def with_picture(name: str) -> Document:
-    """The annotations of a case of `PICTURE_CASES`, whose file is the first picture."""
-    content = document()
-    height, width = PICTURE_CASES[name].size
-    image = content["images"][0]
-    image.update(file_name=f"1{Path(name).suffix}", height=height, width=width)
-    x, y = min(10, width - 1), min(12, height - 1)
-    right, bottom = min(50, width), min(60, height)
-    polygon = [x, y, right, y, right, bottom, x, bottom]
-    box = [x, y, right - x, bottom - y]
-    for one in content["annotations"][:2]:
-        one.update(bbox=box, area=box[2] * box[3], segmentation=[polygon])
-    return content

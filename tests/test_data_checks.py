@@ -1,11 +1,12 @@
 """Data sets that are missing or do not fit, found before a model is built. See also test_tools."""
 
 import json
+import shutil
 
 import pytest
 from mmdet.registry import DATASETS
 
-from ropevit_mmdet.data_checks.categories import category_names
+from ropevit_mmdet.data_checks import datasets
 from ropevit_mmdet.data_checks.datasets import check_datasets
 from ropevit_mmdet.run.config import load_config
 from tests.tiny_coco import write_tiny
@@ -33,21 +34,46 @@ def test_the_evaluators_own_file_has_the_classes_too(tmp_path):
         check_datasets(config)
 
 
-def test_categories_are_read_without_parsing_the_file(tmp_path):
-    path = tmp_path / "annotations.json"
-    names = [f"Straßenbahn {i}" for i in range(500)]  # more than one chunk, not ASCII
-    document = {"images": [{"categories": 3}], "categories": [{"id": 1, "name": n} for n in names]}
-    path.write_text(json.dumps(document, ensure_ascii=False), encoding="utf-8")
-    assert category_names(path) == names
-    path.write_text(path.read_text(encoding="utf-8")[:-1], encoding="utf-8")
-    with pytest.raises(ValueError, match="cut short"):
-        category_names(path)
-    path.write_text('{"images": []}')
-    with pytest.raises(ValueError, match="no list of categories"):
-        category_names(path)
-    path.write_text("")
-    with pytest.raises(ValueError, match="is empty"):
-        category_names(path)
+def test_a_file_is_parsed_once_from_the_check_to_the_data_set(tmp_path, monkeypatch):
+    config = load_config(write_tiny(tmp_path))
+    config.val_evaluator.ann_file = f"{tmp_path}/data/annotations.json"  # that of all data sets
+    read, parsed = datasets.read_annotation_file, []
+    monkeypatch.setattr(
+        datasets, "read_annotation_file", lambda *args: parsed.append(args) or read(*args)
+    )
+    check_datasets(config)
+    assert len(parsed) == 1 and not datasets._kept  # mmdet's own data set has no use for it
+    for split in ("train", "val", "test"):
+        config[f"{split}_dataloader"].dataset.type = "CheckedCocoDataset"
+    check_datasets(config)
+    assert len(DATASETS.build(config.train_dataloader.dataset)) == 4 and len(parsed) == 2
+    assert not datasets._kept
+    check_datasets(config, ("train",))
+    write_tiny(tmp_path / "2", categories=("others", "than", "before"))
+    shutil.copy(tmp_path / "2/data/annotations.json", tmp_path / "data")
+    with pytest.raises(ValueError, match="share no name"):
+        DATASETS.build(config.train_dataloader.dataset)
+
+
+@pytest.mark.parametrize("name", ["annotations.json", "annotations.JSON", "annotations.coco"])
+def test_classes_are_those_of_the_list_that_a_data_set_has(name, tmp_path):
+    """Whatever the file is called, and whichever other lists of that name it holds."""
+    config = load_config(write_tiny(tmp_path))
+    plain = tmp_path / "data" / "annotations.json"
+    content = json.loads(plain.read_text())
+    content["images"][0]["categories"] = [{"id": 9, "name": "outdoor"}]
+    content = {"info": {"categories": []}, **content}
+    plain.unlink()
+    for split in ("train", "val", "test"):
+        config[f"{split}_dataloader"].dataset.update(type="CheckedCocoDataset", ann_file=name)
+    config.val_evaluator.ann_file = config.test_evaluator.ann_file = f"{tmp_path}/data/{name}"
+    (tmp_path / "data" / name).write_text(json.dumps(content) + " " * 3000)
+    check_datasets(config)
+    assert len(DATASETS.build(config.train_dataloader.dataset)) == 4
+    content["categories"].reverse()
+    (tmp_path / "data" / name).write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="have another order"):
+        check_datasets(config)
 
 
 def test_the_data_set_itself_says_what_is_missing(tmp_path):

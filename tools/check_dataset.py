@@ -16,7 +16,7 @@ from mmengine import fileio
 from tqdm import tqdm
 
 from ropevit_mmdet.data_checks.datasets import SPLITS, CocoFiles, coco_files
-from ropevit_mmdet.data_checks.report import Report, read_classless, report_dataset
+from ropevit_mmdet.data_checks.report import Report, report_dataset
 from ropevit_mmdet.data_checks.troubles import ERROR, SEVERITIES
 from ropevit_mmdet.errors import one_line_errors
 from ropevit_mmdet.run.config import add_cfg_options, load_config
@@ -51,7 +51,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def data_sets(args: argparse.Namespace) -> dict[CocoFiles, str]:
     """The data sets to look at, each with what to call it."""
     if args.ann_file:
-        return {read_classless(Path(args.ann_file), Path(args.img_dir)): "data set"}
+        files = CocoFiles(
+            Path(args.ann_file), Path(args.img_dir), masks=None, evaluated=True, classes=None
+        )
+        return {files: "data set"}
     return coco_files(load_config(args.config, args.cfg_options), args.split)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ropevit_mmdet.data_checks.segmentations import KINDS as SEGMENTATION_KINDS
-from ropevit_mmdet.data_checks.segmentations import segmentation_trouble
+from ropevit_mmdet.data_checks.segmentations import is_empty, segmentation_trouble
 from ropevit_mmdet.data_checks.troubles import ERROR, NOTE, WARNING, Kind, Troubles, short
 from ropevit_mmdet.pictures import MAX_PIXELS
 
@@ -24,6 +24,7 @@ KINDS = {
         ERROR, f"pictures of more than {MAX_PIXELS:,} pixels, which are not read: cut them up"
     ),
     "file names": Kind(WARNING, "images that share a file: it is seen that often"),
+    "file sizes": Kind(ERROR, "images that share a file and give it different sizes"),
     "names not ASCII": Kind(NOTE, "file names with letters beyond ASCII: fine"),
     "category fields": Kind(ERROR, "categories without id or name, or with bad ones"),
     "category ids": Kind(ERROR, "categories that share an id: labels would shift"),
@@ -31,6 +32,18 @@ KINDS = {
     "category gaps": Kind(NOTE, "list of category ids with gaps: fine, labels go by its order"),
     "annotation fields": Kind(ERROR, "annotations without a field that is needed, or a bad one"),
     "annotation ids": Kind(ERROR, "annotations that share an id"),
+    "zero ids": Kind(
+        ERROR,
+        "annotations with id 0, which pycocotools takes for no object: whoever finds it is counted "
+        "as wrong, and AP comes out too low; number them from 1",
+    ),
+    "text ids": Kind(ERROR, "annotations whose id is text: it ends an evaluation"),
+    "mixed ids": Kind(
+        ERROR, "ids of images or categories, some numbers and some text: they end an evaluation"
+    ),
+    "zero ids in training": Kind(
+        WARNING, "annotations with id 0: learned, but an evaluation with this file would be wrong"
+    ),
     "unknown images": Kind(WARNING, "annotations of images that the file does not have: left out"),
     "unknown categories": Kind(WARNING, "annotations of categories that it lacks: left out"),
     "not finite": Kind(ERROR, "boxes or areas that are NaN or infinite"),
@@ -47,6 +60,9 @@ KINDS = {
         "may be (x1, y1, x2, y2) where COCO has (x, y, width, height)",
     ),
     "crowds": Kind(NOTE, "crowd regions: neither learned nor counted against what is found"),
+    "ignored": Kind(
+        NOTE, "objects marked with `ignore`: left out of training; an evaluation counts them"
+    ),
     "large masks": Kind(
         WARNING, "pictures whose masks take more than 2 GB in each worker while they are loaded"
     ),
@@ -59,7 +75,8 @@ _LARGE_MASKS = 2e9  # bytes, one per pixel and object
 def read_annotation_file(path: str | Path, lists: Sequence[str] = LISTS) -> dict[str, Any]:
     """A COCO annotation file's content.
 
-    Raises ValueError if it is not there, is not JSON, or lacks one of some lists.
+    Raises ValueError if it is not there, is not JSON, or lacks one of some lists; a further one of
+    `LISTS` may lack, but is a list where it is there.
     """
     if not Path(path).is_file():
         raise ValueError(f"annotation file {path} does not exist")
@@ -67,8 +84,9 @@ def read_annotation_file(path: str | Path, lists: Sequence[str] = LISTS) -> dict
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"annotation file {path} is not JSON, or cut short: {error}") from error
-    for key in lists:
-        if not isinstance(content, dict) or not isinstance(content.get(key), list):
+    for key in LISTS:
+        there = isinstance(content, dict) and isinstance(content.get(key), list)
+        if not there and (key in lists or key in content):
             raise ValueError(f"annotation file {path} has no {key!r}, a list: is it COCO's?")
     return content
 
@@ -80,7 +98,8 @@ def check_annotations(
 
     Args:
         masks: segmentations are read; else they are not looked at.
-        evaluated: pycocotools will compare detections with it, and needs `iscrowd`.
+        evaluated: pycocotools will compare detections with it, and needs `iscrowd` and ids that
+            it can put into an array of numbers, where it takes 0 for none.
         drawn: it is only drawn: annotations need neither `id` nor `area`.
     """
     troubles = Troubles(KINDS)
@@ -93,8 +112,13 @@ def check_annotations(
     annotations = list(_check_links(annotations, images, categories, troubles))
     _check_boxes(annotations, images, troubles)
     for one in annotations:
-        if one.get("iscrowd"):
-            troubles.add("crowds", _place(one, images))
+        for kind in _remarks(one, evaluated):
+            troubles.add(kind, _place(one, images))
+    for what, ids in (("images", images), ("categories", categories)) if evaluated else ():
+        text = next((i for i in ids if isinstance(i, str)), None)
+        number = next((i for i in ids if not isinstance(i, str)), None)
+        if text is not None and number is not None:
+            troubles.add("mixed ids", f"{what}: {text!r} and {number!r}")
     if masks:
         _check_masks(annotations, images, troubles, evaluated)
     return troubles
@@ -103,7 +127,7 @@ def check_annotations(
 def _check_images(entries: Sequence[Any], troubles: Troubles) -> dict[Any, dict[str, Any] | None]:
     """The images by their id; None for one whose fields are bad."""
     images: dict[Any, dict[str, Any] | None] = {}
-    names: set[str] = set()
+    sizes: dict[str, tuple[int, int]] = {}
     for number, image in enumerate(entries):
         fields = image if isinstance(image, dict) else {}
         bad = _bad_image_field(image)
@@ -114,16 +138,20 @@ def _check_images(entries: Sequence[Any], troubles: Troubles) -> dict[Any, dict[
                 images.setdefault(fields["id"], None)
             continue
         name, other = image["file_name"], images.get(image["id"])
+        size = image["height"], image["width"]
         if other is not None:
             troubles.add("image ids", f"{image['id']!r}: {other['file_name']} and {name}")
-        elif name in names:
+        elif name not in sizes:
+            sizes[name] = size
+        elif sizes[name] == size:
             troubles.add("file names", name)
+        else:
+            troubles.add("file sizes", name)
         if not name.isascii():
             troubles.add("names not ASCII", name)
-        if image["height"] * image["width"] > MAX_PIXELS:
-            troubles.add("too large", f"{name}: {image['width']} x {image['height']}")
+        if size[0] * size[1] > MAX_PIXELS:
+            troubles.add("too large", f"{name}: {size[1]} x {size[0]}")
         images[image["id"]] = image
-        names.add(name)
     return images
 
 
@@ -171,7 +199,7 @@ def _check_fields(
         missing = next((key for key in fields if key not in one), None)
         bad = f"no {missing!r}" if missing else _bad_value(one)
         if bad:
-            place = f"annotation {one.get('id', f'number {number}')}"
+            place = f"annotation {short(one['id']) if 'id' in one else f'number {number}'}"
             image = f" of image {short(one['image_id'])}" if "image_id" in one else ""
             troubles.add("annotation fields", f"{place}{image}: {bad}")
             continue
@@ -211,6 +239,18 @@ def _check_links(
             troubles.add("unknown categories", f"{place}: category {one['category_id']!r}")
         else:
             yield one
+
+
+def _remarks(one: Mapping[str, Any], evaluated: bool) -> Iterator[str]:
+    """The kinds of what one annotation says of itself beside its place and shape."""
+    if one.get("iscrowd"):
+        yield "crowds"
+    if one.get("ignore"):
+        yield "ignored"
+    if evaluated and isinstance(one["id"], str):
+        yield "text ids"
+    if one.get("id") == 0:
+        yield "zero ids" if evaluated else "zero ids in training"
 
 
 def _check_boxes(
@@ -254,6 +294,8 @@ def _check_masks(
         if trouble:
             kind, said = trouble
             troubles.add(kind, f"{_place(one, images)}{said}")
+        elif is_empty(one["segmentation"], *size):
+            troubles.add("empty masks", _place(one, images))
     for image_id, objects in Counter(one["image_id"] for one in annotations).items():
         image = images[image_id]
         size = image["height"] * image["width"] * objects
@@ -276,5 +318,7 @@ def _is_number(value: Any) -> bool:
 
 
 def is_id(value: Any) -> bool:
-    """Whether an image, an annotation or a category can be called that."""
-    return isinstance(value, (int, str)) or (isinstance(value, float) and value == value)
+    """Whether an image, an annotation or a category can be called that; integers have 64 bits."""
+    if isinstance(value, int):
+        return abs(value) < 1 << 64
+    return isinstance(value, str) or (isinstance(value, float) and value == value)

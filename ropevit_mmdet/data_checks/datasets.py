@@ -20,11 +20,14 @@ from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
 
 from ropevit_mmdet.data_checks.annotations import check_annotations, read_annotation_file
-from ropevit_mmdet.data_checks.categories import annotated_names, category_names, check_classes
+from ropevit_mmdet.data_checks.categories import check_classes
 from ropevit_mmdet.data_checks.picture_files import picture_error
 from ropevit_mmdet.data_checks.troubles import ERROR, WARNING
 
 SPLITS = ("train", "val", "test")
+# Annotation files that were parsed to check them, for the data sets that load them next: a file's
+# size and time, and its content. COCO's own take ten seconds.
+_kept: dict[Path, tuple[tuple[int, int], dict[str, Any]]] = {}
 _CURES = (  # what a path looks like, how to get what it should hold
     (
         re.compile(r"instances_(train|val)2017|coco[/\\](train|val|test)2017"),
@@ -94,7 +97,7 @@ class CocoFiles(NamedTuple):
 
     ann_file: Path
     img_dir: Path
-    masks: bool  # segmentations are read
+    masks: bool | None  # segmentations are read; None: if there is one
     evaluated: bool
     classes: tuple[str, ...] | None  # of the config
 
@@ -137,21 +140,27 @@ def check_datasets(config: Config, splits: Sequence[str] = SPLITS) -> None:
     whose categories are not the config's classes in their order.
     """
     init_default_scope(config.get("default_scope") or "mmdet")
+    awaited: set[Path] = set()  # by the data sets that will load them out of `_kept`
     for split in splits:
         loader = config.get(f"{split}_dataloader")
         if loader is None:
             continue
         for dataset in _innermost(loader["dataset"]):
-            _check_dataset(split, dataset)
+            path = _check_dataset(split, dataset)
+            if path and _is_coco(dataset, CheckedCocoDataset):
+                awaited.add(path.absolute())
         evaluators = config.get(f"{split}_evaluator") or []
         for evaluator in evaluators if isinstance(evaluators, list) else [evaluators]:
             _check_evaluator(split, evaluator, loader["dataset"])
+    for path in _kept.keys() - awaited:
+        del _kept[path]
 
 
-def _check_dataset(split: str, dataset: dict[str, Any]) -> None:
+def _check_dataset(split: str, dataset: dict[str, Any]) -> Path | None:
+    """The annotation file of a data set that has one here, checked."""
     ann_file = dataset.get("ann_file")
     if not ann_file or not _is_local(dataset, ann_file, dataset.get("data_root") or ""):
-        return
+        return None
     root = Path(dataset.get("data_root") or "")
     path = root / ann_file
     _require(split, "annotation file", path)
@@ -160,12 +169,13 @@ def _check_dataset(split: str, dataset: dict[str, Any]) -> None:
         _require(split, "picture folder", root / prefix)
         if not any(os.scandir(root / prefix)):
             raise ValueError(f"{split} data set: picture folder {root / prefix} is empty")
-    classes = _classes(dataset) if _is_coco(dataset) and path.suffix == ".json" else None
+    classes = _classes(dataset) if _is_coco(dataset) else None
     if classes:
         try:
-            _check_classes(path, classes)
+            check_classes(path, _read(path), classes)
         except ValueError as error:
             raise ValueError(f"{split} data set: {error}") from error
+    return path
 
 
 def _check_evaluator(split: str, evaluator: dict[str, Any], dataset: dict[str, Any]) -> None:
@@ -179,14 +189,18 @@ def _check_evaluator(split: str, evaluator: dict[str, Any], dataset: dict[str, A
         classes = _classes(part) if _is_coco(part) else None
         if classes:
             try:
-                _check_classes(Path(path), classes)
+                check_classes(Path(path), _read(Path(path)), classes)
             except ValueError as error:
                 raise ValueError(f"{split} evaluator: {error}") from error
 
 
-def _check_classes(path: Path, classes: Sequence[str]) -> None:
-    names = category_names(path)
-    check_classes(path, names, classes, lambda: annotated_names(read_annotation_file(path)))
+def _read(path: Path) -> dict[str, Any]:
+    """An annotation file's content, parsed only if it is not in `_kept`; it is, then."""
+    facts, key = path.stat(), path.absolute()
+    state = facts.st_size, facts.st_mtime_ns
+    if key not in _kept or _kept[key][0] != state:
+        _kept[key] = state, read_annotation_file(path, ("images", "categories"))
+    return _kept[key][1]
 
 
 class _CheckedCOCO(COCO):
@@ -194,7 +208,8 @@ class _CheckedCOCO(COCO):
 
     def __init__(self, path: str, *, masks: bool, evaluated: bool) -> None:
         super().__init__()
-        self.dataset = read_annotation_file(path, ("images", "categories"))
+        self.dataset = _read(Path(path))
+        del _kept[Path(path).absolute()]
         troubles = check_annotations(self.dataset, masks=masks, evaluated=evaluated)
         if troubles.of(ERROR):
             raise ValueError(
@@ -208,9 +223,9 @@ class _CheckedCOCO(COCO):
         self.img_ann_map, self.cat_img_map = self.imgToAnns, self.catToImgs  # mmdet's names
 
 
-def _is_coco(dataset: dict[str, Any]) -> bool:
+def _is_coco(dataset: dict[str, Any], base: type = CocoDataset) -> bool:
     kind = DATASETS.get(dataset["type"]) if isinstance(dataset["type"], str) else dataset["type"]
-    return kind is not None and issubclass(kind, CocoDataset)
+    return kind is not None and issubclass(kind, base)
 
 
 def _classes(dataset: dict[str, Any]) -> tuple[str, ...] | None:
@@ -242,4 +257,4 @@ def _innermost(dataset: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 def _is_local(settings: dict[str, Any], *paths: str) -> bool:
     backend = (settings.get("backend_args") or {}).get("backend", "local")
-    return backend == "local" and not any("://" in str(path) for path in paths)
+    return backend == "local" and not any(re.match(r"[\w.:+-]+://", str(path)) for path in paths)

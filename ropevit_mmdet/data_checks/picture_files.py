@@ -9,10 +9,17 @@ from typing import NamedTuple
 
 import cv2
 import mmcv
-from PIL import Image
+from PIL import ExifTags, Image
 
 from ropevit_mmdet.data_checks.troubles import ERROR, NOTE, WARNING, Kind
-from ropevit_mmdet.pictures import MAX_PIXELS, exif_orientation, read_picture, why_unreadable
+from ropevit_mmdet.pictures import (
+    MAX_PIXELS,
+    exif_orientation,
+    odd_maxval,
+    open_picture,
+    read_picture,
+    why_unreadable,
+)
 
 THINNEST = 100
 KINDS = {
@@ -23,6 +30,9 @@ KINDS = {
     ),
     "32 bits": Kind(
         ERROR, "pictures of 32 bits a channel, which OpenCV does not read: convert them"
+    ),
+    "signed": Kind(
+        ERROR, "TIFF pictures of signed numbers, of which OpenCV makes the negative ones bright"
     ),
     "other size": Kind(ERROR, "pictures of another size than their annotations say"),
     "stored size": Kind(
@@ -37,12 +47,17 @@ KINDS = {
     ),
     "turned": Kind(WARNING, "pictures turned by EXIF: boxes must lie on the upright picture"),
     "Lab": Kind(WARNING, "Lab pictures: training and prediction see other colours: convert them"),
+    "other maxval": Kind(
+        WARNING,
+        "PGM and PPM pictures whose highest value is neither 255 nor 65535: a detector sees them "
+        "darker than other programs show them",
+    ),
     "several frames": Kind(WARNING, "files of several pictures: only the first one is seen"),
     "small": Kind(WARNING, "pictures less than 32 pixels wide or high: configs for COCO skip them"),
     "damaged EXIF": Kind(NOTE, "pictures with damaged EXIF data: taken for upright"),
     "gray": Kind(NOTE, "gray pictures: fine, all three channels are the same"),
     "16 bits": Kind(NOTE, "pictures of 16 bits a channel: fine, the upper 8 are seen"),
-    "alpha": Kind(NOTE, "pictures with transparency: what is under it is seen, in TIFF black"),
+    "alpha": Kind(NOTE, "pictures with transparency: what is under it is seen, black in most TIFF"),
     "CMYK": Kind(NOTE, "CMYK pictures: fine, made RGB without a colour profile"),
 }
 _OF_ONE = {  # the errors, said of one picture
@@ -50,14 +65,22 @@ _OF_ONE = {  # the errors, said of one picture
     "unreadable": "cannot be decoded",
     "too large": "cannot be read",
     "32 bits": "has 32 bits a channel, which OpenCV does not read",
+    "signed": "has signed numbers, of which OpenCV makes the negative ones bright",
     "other size": "is not of the size that its annotations say",
     "thin": f"is more than {THINNEST} times as long as wide",
     "stored size": "is turned upright by EXIF, and its annotations have the size from before",
 }
 _SWAPPED = (5, 6, 7, 8)  # EXIF orientations of which height and width are those of the other side
+_SIGNED = "I;16S"  # no mode of Pillow's, which calls it I as it does 32 bits
 _MODES = {"I": "32 bits", "F": "32 bits", "L": "gray", "1": "gray", "CMYK": "CMYK", "LAB": "Lab"}
+_MODES[_SIGNED] = "signed"
 _MODES |= dict.fromkeys(("I;16", "I;16B", "I;16L", "I;16N"), "16 bits")
 _MODES |= dict.fromkeys(("LA", "La", "PA", "RGBA", "RGBa"), "alpha")
+# What every OpenCV reads: of other formats it is asked, and TIFF packed in a rare way is tried.
+_COMMON = ("JPEG", "MPO", "PNG", "WEBP", "TIFF", "BMP", "PPM")
+_RARELY_READ = ("zstd", "lzma", "webp")  # compressions of TIFF files
+_BITS = 258  # tag of a TIFF file: of each sample
+_MOST_EXIF = 1 << 20  # bytes
 _ENDS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND"}
 _TAIL = 64  # bytes at the end in which a whole file has its end mark, mostly
 
@@ -70,6 +93,8 @@ class _Header(NamedTuple):
     stored: tuple[int, int]
     orientation: int | None  # None: damaged
     frames: int
+    maxval: int | None  # of a PGM or PPM file, where it is odd
+    rarely_read: bool  # by OpenCV: a TIFF file packed in a rare way
 
     @property
     def upright(self) -> tuple[int, int]:
@@ -93,13 +118,16 @@ def check_picture(
             near = _near_name(path)
             return [("missing", f"there is {near!r}" if near else "")]
         header = _read_header(path)
-        decode = decode or _seems_cut(path, header.format)
+        known = header.format in _COMMON or cv2.haveImageReader(str(path))
+        decode = decode or header.rarely_read or _seems_cut(path, header.format)
     except Image.DecompressionBombError as error:
         return [("too large", str(error))]
     except Exception as error:  # the name may be too long, and Pillow's parsers meet any bytes
         return [("unreadable", why_unreadable(error))]
     found = list(_of_header(header, size))
-    if decode:
+    if not known:
+        found.append(("unreadable", f"OpenCV, by which training reads, knows no {header.format}"))
+    elif decode:
         said = _undecodable(path)
         if said and all(kind != "32 bits" for kind, _ in found):
             found.append(("unreadable", said))
@@ -138,21 +166,42 @@ def _of_header(header: _Header, size: tuple[int, int] | None) -> Iterator[tuple[
     kind = _MODES.get(header.mode)
     if header.mode == "I" and header.format in ("PPM", "PNG"):
         kind = "16 bits"
-    if kind:
+    if header.maxval:
+        yield "other maxval", str(header.maxval)
+    elif kind:
         yield kind, ""
 
 
 def _read_header(path: Path) -> _Header:
-    with Image.open(path) as image:
-        orientation = 1
-        # Pillow would decode a PNG in search of EXIF data behind the pixels.
-        if image.format != "PNG" or "exif" in image.info:
-            orientation = exif_orientation(image)
-        width, height = image.size
-        frames = 1
-        if image.format in ("GIF", "TIFF", "WEBP", "PNG"):
+    with open_picture(path) as image:
+        kind, mode, (width, height) = image.format or "", image.mode, image.size
+        rarely_read = False
+        if kind == "PNG" and "exif" not in image.info:
+            image.info["exif"] = _late_exif(path)  # Pillow would decode all pixels in search of it
+        if kind == "TIFF":
+            tags = image.tag_v2
+            width, height = tags[ExifTags.Base.ImageWidth], tags[ExifTags.Base.ImageLength]
+            rarely_read = image.info.get("compression") in _RARELY_READ
+            mode = _SIGNED if mode == "I" and tags.get(_BITS) == (16,) else mode
+        orientation, maxval, frames = exif_orientation(image), odd_maxval(image), 1
+        if kind in ("GIF", "MPO", "PNG", "TIFF", "WEBP"):
             frames = getattr(image, "n_frames", 1)
-        return _Header(image.format or "", image.mode, (height, width), orientation, frames)
+        return _Header(kind, mode, (height, width), orientation, frames, maxval, rarely_read)
+
+
+def _late_exif(path: Path) -> bytes:
+    """The EXIF data of a PNG file, whose chunk may stand behind the pixels; empty without one."""
+    with open(path, "rb", buffering=0) as file:
+        place = 8  # behind the signature
+        while True:
+            file.seek(place)
+            start = file.read(8)
+            length, kind = int.from_bytes(start[:4], "big"), start[4:]
+            if kind == b"eXIf":
+                return b"Exif\0\0" + file.read(min(length, _MOST_EXIF))
+            if kind == b"IEND" or not kind.isalpha():
+                return b""
+            place += length + 12  # length, kind and checksum
 
 
 def _seems_cut(path: Path, kind: str) -> bool:

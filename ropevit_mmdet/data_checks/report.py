@@ -13,7 +13,7 @@ from ropevit_mmdet.data_checks.annotations import (
     is_id,
     read_annotation_file,
 )
-from ropevit_mmdet.data_checks.categories import annotated_names, check_classes, has_name
+from ropevit_mmdet.data_checks.categories import check_classes
 from ropevit_mmdet.data_checks.datasets import CocoFiles
 from ropevit_mmdet.data_checks.picture_files import KINDS as PICTURE_KINDS
 from ropevit_mmdet.data_checks.picture_files import check_picture
@@ -96,12 +96,12 @@ def report_dataset(
         return Report(files, {}, troubles)
     counts = {key: len(content[key]) for key in LISTS}
     if files.classes:
-        names = [one["name"] for one in content["categories"] if has_name(one)]
         try:
-            check_classes(files.ann_file, names, files.classes, lambda: annotated_names(content))
+            check_classes(files.ann_file, content, files.classes)
         except ValueError as error:
             troubles.add("classes", str(error))
-    troubles.update(check_annotations(content, masks=files.masks, evaluated=files.evaluated))
+    masks = _has_masks(content) if files.masks is None else files.masks
+    troubles.update(check_annotations(content, masks=masks, evaluated=files.evaluated))
     _check_objects(content, troubles)
     if files.img_dir.is_dir():
         _check_pictures(content["images"], files.img_dir, troubles, decode, progress)
@@ -110,14 +110,8 @@ def report_dataset(
     return Report(files, counts, troubles)
 
 
-def read_classless(ann_file: Path, img_dir: Path) -> CocoFiles:
-    """A data set without a config: masks count if one of its annotations has one."""
-    try:
-        annotations = read_annotation_file(ann_file)["annotations"]
-    except ValueError:
-        annotations = []  # the report says it
-    masks = any(isinstance(one, dict) and one.get("segmentation") for one in annotations)
-    return CocoFiles(ann_file, img_dir, masks, evaluated=True, classes=None)
+def _has_masks(content: dict[str, Any]) -> bool:
+    return any(isinstance(one, dict) and one.get("segmentation") for one in content["annotations"])
 
 
 def _check_objects(content: dict[str, Any], troubles: Troubles) -> None:

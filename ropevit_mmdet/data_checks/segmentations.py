@@ -7,9 +7,11 @@ that nobody wrote; mmdet 3.3 leaves out polygons of less than three points (`Loa
 
 import math
 from collections.abc import Mapping
+from operator import mul
 from typing import Any
 
 import numpy as np
+from pycocotools import mask as rle
 
 from ropevit_mmdet.data_checks.troubles import ERROR, WARNING, Kind, short
 
@@ -31,7 +33,11 @@ KINDS = {
     "two points first": Kind(
         ERROR, "objects whose first polygon is of two points or less: they end an evaluation"
     ),
-    "flat polygons": Kind(WARNING, "polygons without area: their masks are empty"),
+    "empty masks": Kind(
+        WARNING,
+        "masks without a pixel (flat polygons, ones outside the picture, run lengths of background "
+        "alone): learned as they are, and missed objects to an evaluation of masks",
+    ),
     "run lengths": Kind(ERROR, "run lengths of another size than the picture, or damaged ones"),
 }
 
@@ -57,6 +63,27 @@ def segmentation_trouble(
     return said and ("run lengths", f": {said}")
 
 
+def is_empty(found: list[Any] | Mapping[str, Any], height: int, width: int) -> bool:
+    """Whether a segmentation, which must be without trouble, covers no pixel of the picture."""
+    if isinstance(found, list):
+        return all(_covers_nothing(polygon, height, width) for polygon in found)
+    if isinstance(found["counts"], list):
+        return not any(found["counts"][1::2])
+    return int(rle.area(found)) == 0
+
+
+def _covers_nothing(polygon: list[float], height: int, width: int) -> bool:
+    """Drawn only if it may be: thinner than a pixel in the mean, or not wholly in the picture."""
+    xs, ys = polygon[::2], polygon[1::2]
+    left, right, top, bottom = min(xs), max(xs), min(ys), max(ys)
+    twice_area = sum(map(mul, xs, ys[1:] + ys[:1])) - sum(map(mul, ys, xs[1:] + xs[:1]))
+    if abs(twice_area) > 2 * (right - left + bottom - top) and (
+        left >= 0 and top >= 0 and right <= width and bottom <= height
+    ):
+        return False
+    return int(rle.area(rle.frPyObjects([polygon], height, width))[0]) == 0
+
+
 def _polygon_trouble(polygons: list[Any], height: int, width: int) -> str | None:
     kind = None
     for polygon in polygons:
@@ -75,8 +102,6 @@ def _polygon_trouble(polygons: list[Any], height: int, width: int) -> str | None
         left, right, top, bottom = min(xs), max(xs), min(ys), max(ys)
         if left < -width or right > 2 * width or top < -height or bottom > 2 * height:
             return "wild polygons"
-        if kind is None and (left == right or top == bottom):
-            kind = "flat polygons"
     return kind
 
 
