@@ -27,6 +27,7 @@ from ropevit_mmdet.checkpoint import (
     read_checkpoint,
     with_overrides,
 )
+from ropevit_mmdet.pictures import open_picture
 from ropevit_mmdet.vit import ACTIVATIONS, norm_layer
 from ropevit_mmdet.weights.identify import identify
 from ropevit_mmdet.weights.lookup import resolve_weights
@@ -248,7 +249,7 @@ def _class_names(checkpoint: Checkpoint, num_classes: int) -> tuple[str, ...]:
 
 def _open(path: Path) -> Image.Image:
     try:
-        with Image.open(path) as image:
+        with open_picture(path) as image:
             image.load()
             return image
     except FileNotFoundError:

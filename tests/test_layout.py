@@ -10,14 +10,14 @@ PACKAGE = ROOT / "ropevit_mmdet"
 # Lowest floor first: a module or room imports from floors below its own. The same floor: not each
 # other.
 FLOORS = [
-    {"stack", "arch", "linear", "rope", "windows", "datasets"}
-    | {"errors", "output", "palette", "pictures"},
-    {"facts", "resample", "arguments", "tables", "frozen", "data_checks", "figure_file"},
+    {"stack", "arch", "linear", "rope", "windows"} | {"errors", "output", "palette", "pictures"},
+    {"facts", "resample", "arguments", "tables", "frozen", "data_checks"}
+    | {"datasets", "figure_file"},
     {"vit", "checkpoint"},
     {"weights", "neck", "run"},
     {"backbone"},
-    {"hooks", "layer_decay", "classifier", "benchmark", "prediction"},
-    {"analysis", "export"},
+    {"layer_decay", "classifier", "benchmark", "prediction"},
+    {"analysis", "export", "hooks"},
     {"compare"},
 ]
 # What the arithmetic may need beside the standard library and the package.

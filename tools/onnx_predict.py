@@ -18,6 +18,7 @@ except ModuleNotFoundError as error:
     sys.exit(f"error: {error}; pip install onnxruntime numpy pillow")
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+FORMATS = ("BMP", "JPEG", "PNG", "TIFF", "WEBP")  # Pillow's; some of others start programs
 TURNS = {  # EXIF orientation -> what makes the picture upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -124,7 +125,7 @@ def predict_files(detector, paths, score_thr):
 def read_picture(path):
     """A picture file as RGB [H, W, 3], uint8, turned upright as its EXIF data says."""
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
             image.load()
             turn = TURNS.get(exif_orientation(image))
             if image.mode[0] in "IF":

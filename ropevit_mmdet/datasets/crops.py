@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from ropevit_mmdet.pictures import open_picture
+
 MIN_SIZE = 16  # pixels; a smaller object has hardly a patch to itself
 CONTEXT = 1.1  # side of a cut, in longer sides of an object that is too large for it
 
@@ -40,7 +42,7 @@ def cut_objects(
         if annotation.get("iscrowd") or max(annotation["bbox"][2:]) < MIN_SIZE:
             continue
         rng = np.random.default_rng((seed, annotation["id"]))
-        with Image.open(Path(pictures) / files[annotation["image_id"]]) as picture:
+        with open_picture(Path(pictures) / files[annotation["image_id"]]) as picture:
             cut = picture.convert("RGB").crop(_square(rng, annotation["bbox"], side, picture.size))
         cut = cut.resize((side, side), Image.Resampling.BICUBIC)
         cut.save(partial / names[annotation["category_id"]] / f"{annotation['id']:06d}.png")
