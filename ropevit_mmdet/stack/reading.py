@@ -39,7 +39,7 @@ _BLOCKED = re.compile(r"GLOBAL \S+|unrecognized function .+|but got .+|operand 1
 # fills as many bytes as it is told.
 BYTEARRAY = b"\nbytearray"
 # How files of torch before 1.6 begin: of five pickles the first, a number.
-_LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 
 
 def read_torch_file(path: str | os.PathLike[str], map_location: Any = "cpu") -> Any:
@@ -49,9 +49,9 @@ def read_torch_file(path: str | os.PathLike[str], map_location: Any = "cpu") -> 
     tensors that are not plain ones in full. Checksums are compared, at some 1.4 GB/s.
     `meta['config']` is left out: mmengine's resume would run it as Python.
     """
-    path = Path(path).expanduser()
-    if not path.is_file():
-        raise FileNotFoundError(f"checkpoint {path} does not exist")
+    named, path = path, local_file(path)
+    if path is None:
+        raise FileNotFoundError(f"checkpoint {named} does not exist")
     if path.suffix == ".safetensors":  # which newer torch reads, going by the name
         raise ValueError(
             f"checkpoint {path} is a safetensors file, for weights of a backbone alone, and a file "
@@ -69,6 +69,15 @@ def read_torch_file(path: str | os.PathLike[str], map_location: Any = "cpu") -> 
     if isinstance(content, dict) and isinstance(content.get("meta"), dict):
         content["meta"].pop("config", None)
     return content
+
+
+def local_file(path: str | os.PathLike[str]) -> Path | None:
+    """The file at a path; None where there is none or can be none: names too long, no such home."""
+    try:
+        path = Path(path).expanduser()
+        return path if path.is_file() else None
+    except (OSError, RuntimeError):
+        return None
 
 
 def _is_archive(path: Path) -> bool:
@@ -94,7 +103,7 @@ def _check_pickles(path: Path, is_archive: bool) -> None:
 
 def check_legacy(content: BinaryIO, free: int = FREE) -> None:
     """Refuses what is not of torch's older format, or weighs too much; raises as check_weight."""
-    if content.read(len(_LEGACY)) != _LEGACY:
+    if content.read(len(LEGACY)) != LEGACY:
         raise ValueError("not a torch file")
     content.seek(0)
     for _ in range(5):  # pickles, which the storages follow
