@@ -30,7 +30,7 @@ from ropevit_mmdet.facts import (
     settings_of,
     spelt_out,
 )
-from ropevit_mmdet.stack.reading import read_torch_file
+from ropevit_mmdet.stack.reading import local_file, read_torch_file
 
 # Parts of a birder classifier that a detector has no use for: its head.
 IGNORED = ("classifier.", "attn_pool.", "embedding_norm.")
@@ -89,7 +89,9 @@ def read_checkpoint(path: str | Path, *, prefix: str = "backbone.") -> Checkpoin
         ValueError: not a checkpoint, cut short, of another kind, one that would run code, or whose
             weights or metadata make no sense.
     """
-    path = Path(path)
+    named, path = path, local_file(path)
+    if path is None:
+        raise FileNotFoundError(f"checkpoint not found: {named}")
     checkpoint = _read(path, prefix)
     weights = checkpoint.state | checkpoint.head
     check_plain(weights, str(path))
@@ -99,8 +101,6 @@ def read_checkpoint(path: str | Path, *, prefix: str = "backbone.") -> Checkpoin
 
 
 def _read(path: Path, prefix: str) -> Checkpoint:
-    if not path.is_file():
-        raise FileNotFoundError(f"checkpoint not found: {path}")
     content = _read_safetensors(path) if path.suffix == ".safetensors" else read_torch_file(path)
     if isinstance(content, Mapping) and isinstance(content.get("state"), Mapping):
         return _from_birder(path, content)

@@ -41,6 +41,22 @@ def saved(content, **kwargs):
     return buffer.getvalue()
 
 
+HERE = "HERE"  # in a content, for `saved_with`
+
+
+def saved_with(operations, content, **kwargs):
+    """A file of torch.save with other operations where its pickle has the text HERE."""
+    whole, text = saved(content, **kwargs), b"X\4\0\0\0HERE"  # BINUNICODE, a length
+    if not zipfile.is_zipfile(io.BytesIO(whole)):
+        assert whole.count(text) == 1
+        return whole.replace(text, operations)
+    with zipfile.ZipFile(io.BytesIO(whole)) as file:
+        members = {name: file.read(name) for name in file.namelist()}
+    (name,) = (name for name in members if name.endswith("data.pkl"))
+    assert members[name].count(text) == 1
+    return archive(members | {name: members[name].replace(text, operations)})
+
+
 PROTOCOL = b"\x80\x02"
 WRONG = {
     "empty": b"",

@@ -15,8 +15,10 @@ import torch
 from ropevit_mmdet import RoPEViT
 from ropevit_mmdet.analysis.result_file import read_results
 from ropevit_mmdet.checkpoint import read_checkpoint
+from ropevit_mmdet.errors import user_message
 from ropevit_mmdet.stack.reading import read_torch_file
 from ropevit_mmdet.weights.detector_checkpoint import read_detector_checkpoint
+from ropevit_mmdet.weights.lookup import resolve_weights
 from tests.hostile_files import (
     WRONG,
     Payload,
@@ -151,6 +153,34 @@ def test_an_archive_without_checksums_loads(tmp_path):
     finally:
         torch.serialization.set_crc32_options(before)
     assert set(_detector_weights(tmp_path / "unsummed.pth")) == set(detector_state())
+
+
+@pytest.mark.parametrize("path", ["x" * 300, "x/" * 3000, "~nobody-of-that-name/x", "a\0b", ""])
+def test_paths_that_are_none(path):
+    """A name too long, a home of nobody."""
+    for read in (read_torch_file, read_checkpoint, read_detector_checkpoint, resolve_weights):
+        with pytest.raises(FileNotFoundError) as caught:
+            read(path)
+        message = user_message(caught.value)
+        assert path.rstrip("/") in message and "\n" not in message
+    with pytest.raises(ValueError, match="does not exist; tools/test"):
+        read_results(path)
+
+
+def test_results_that_are_no_numbers(tmp_path):
+    path = tmp_path / "results.pkl"
+    sound = dict(bboxes=np.zeros((1, 4)), labels=np.zeros(1), scores=np.zeros(1))
+    for entry in (
+        dict(img_id=1, pred_instances=sound | dict(scores=["x"])),
+        dict(img_id=1, pred_instances=sound | dict(bboxes=np.zeros(3))),
+        dict(img_id=1, pred_instances=sound | dict(labels=[10**400])),
+        dict(img_id=1, pred_instances=sound | dict(scores=[[1], [2, 3]])),
+        dict(img_id=1, pred_instances=sound | dict(bboxes=torch.zeros(1, 4).requires_grad_())),
+        dict(img_id=float("inf"), pred_instances=sound),
+        dict(img_id="x", pred_instances=sound),
+    ):
+        path.write_bytes(pickle.dumps([entry]))
+        assert isinstance(outcome(_result_numbers, path), str)
 
 
 # ---- code

@@ -11,6 +11,7 @@ from ropevit_mmdet import RoPEViT
 from ropevit_mmdet.classifier import load_classifier
 from ropevit_mmdet.errors import user_message
 from ropevit_mmdet.export.publish import publish
+from tests.hostile_files import HERE, saved_with
 from tests.oracle import SMALL, birder_net, write_checkpoint, write_safetensors
 from tests.test_tools import fails, load_tool
 
@@ -133,9 +134,8 @@ def test_odd_metadata_of_a_detector(meta, words, tmp_path, capsys):
 
 
 def test_metadata_of_a_detector_without_end(tmp_path):
-    meta = dict(cfg=[])
-    meta["cfg"].append(meta["cfg"])
-    torch.save(dict(meta=meta, state_dict={"bbox_head.w": torch.ones(2)}), tmp_path / "odd.pth")
+    content = dict(meta=dict(cfg=HERE), state_dict={"bbox_head.w": torch.ones(2)})
+    (tmp_path / "odd.pth").write_bytes(saved_with(b"]" * 5000 + b"a" * 4999, content))
     with pytest.raises(ValueError, match=r"odd\.pth: its meta is nested without end"):
         publish(tmp_path / "odd.pth", tmp_path)
 

@@ -22,7 +22,8 @@ from ropevit_mmdet.weights.lookup import resolve_weights
 from ropevit_mmdet.weights.published import WEIGHTS
 from tests.oracle import SMALL, birder_net, write_checkpoint
 
-CONTENT = np.random.RandomState(0).bytes(300_000)
+ZIP = b"PK\3\4"  # as a checkpoint begins
+CONTENT = ZIP + np.random.RandomState(0).bytes(299_996)
 NAME = "rope_vit_reg4_b14_capi-places365"
 
 
@@ -141,7 +142,7 @@ def test_url_without_a_hash_is_resumed_where_its_version_is_the_same(
     assert len(leftovers(cache)) == (2 if ranged else 0)
     server.mode = "right"
     if changed:
-        server.etag, server.content = '"v2"', CONTENT[::-1]
+        server.etag, server.content = '"v2"', ZIP + CONTENT[:3:-1]
     assert resolve_weights(f"{server.url}/file.pt").read_bytes() == server.content
     assert server.requests[1].get("Range") == ("bytes=150000-" if ranged else None)
     assert server.requests[1].get("If-Range") == (etag if ranged else None)
@@ -322,7 +323,7 @@ def test_two_urls_of_one_file_name(server, cache):
     with pytest.raises(ValueError, match=r"came from .*/one/file\.pt\?\.\.\., not from .*/two/"):
         resolve_weights(f"{server.url}/two/file.pt")
     assert "secret" not in (cache / "file.pt.json").read_text()
-    path.write_bytes(b"put there by hand")
+    path.write_bytes(b"put there by hand")  # whatever it is
     assert resolve_weights(f"{server.url}/two/file.pt") == path
 
 

@@ -12,7 +12,7 @@ from ropevit_mmdet.weights.download import DownloadError
 from ropevit_mmdet.weights.lookup import resolve_weights
 from tests.file_server import FileServer
 
-CONTENT = bytes(range(256)) * 100
+CONTENT = b"PK\3\4" + bytes(range(256)) * 100  # as a checkpoint begins
 
 pytestmark = pytest.mark.usefixtures("cache")
 
@@ -39,7 +39,7 @@ def test_urls_that_cannot_be_asked_for_keep_their_secrets(url):
 
 
 def test_a_detector_by_url_is_named_without_its_secrets(server):
-    server.content = b"no checkpoint"
+    server.content = b"PK\3\4no checkpoint"
     with pytest.raises(ValueError) as caught:
         read_detector_checkpoint(f"{server.url}/file.pt?token=secret".replace("//", "//me:secret@"))
     assert "secret" not in str(caught.value)

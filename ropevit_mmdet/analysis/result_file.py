@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ropevit_mmdet.stack.plain_pickle import unpickle
+from ropevit_mmdet.stack.reading import local_file
 
 
 @dataclass(frozen=True)
@@ -22,9 +23,9 @@ class PictureResult:
 
 def read_results(path: str | os.PathLike[str]) -> list[PictureResult]:
     """The boxes of all pictures; raises ValueError for a file of another kind or cut short."""
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"result file {path} does not exist; tools/test.py --out writes one")
+    named, path = path, local_file(path)
+    if path is None:
+        raise ValueError(f"result file {named} does not exist; tools/test.py --out writes one")
     content = unpickle(path.read_bytes(), f"result file {path}")
     if not isinstance(content, list) or not content:
         raise ValueError(f"result file {path} holds no list of pictures, as test.py --out writes")
@@ -39,5 +40,5 @@ def _picture(path: Path, entry: Any) -> PictureResult:
             (("bboxes", np.float64), ("labels", np.int64), ("scores", np.float64))
         )  # fmt: skip
         return PictureResult(int(entry["img_id"]), boxes.reshape(-1, 4), labels, scores)
-    except (TypeError, KeyError, IndexError) as error:
+    except (TypeError, ValueError, OverflowError, LookupError, RuntimeError) as error:
         raise ValueError(f"result file {path} holds no boxes of pictures: {error!r}") from error

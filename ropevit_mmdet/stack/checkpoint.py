@@ -8,12 +8,12 @@ import pickle
 from collections.abc import Callable
 
 import mmengine.runner.checkpoint as mmengine_checkpoint
-import numpy as np
 import torch
 from mmengine.config import ConfigDict
 from mmengine.logging import HistoryBuffer
 from mmengine.optim import OneCycleParamScheduler
 
+from .numpy_values import numpy_values
 from .reading import read_torch_file
 
 # Methods that mmengine's own objects carry in their state, pickled as getattr(class, name).
@@ -21,7 +21,6 @@ PICKLED_METHODS = {
     HistoryBuffer: ("min", "max", "current", "mean"),
     OneCycleParamScheduler: ("_annealing_cos", "_annealing_linear"),
 }
-NUMPY_DTYPES = "?bhilqBHILQefd"  # type characters: bool, integers, half, single, double
 
 
 def install() -> None:
@@ -46,22 +45,12 @@ def load_from_local(filename: str, map_location=None) -> dict:
 def training_globals() -> list:
     """What a training checkpoint of mmengine 0.10 names beyond tensors, for `add_safe_globals`.
 
-    Log buffers, nested settings of a data set, and numpy arrays and scalars under the module names
-    of numpy 1 and 2. Methods are pickled through `getattr`: here that name stands for
-    `_pickled_method`, because the builtin would open every attribute of everything.
+    Log buffers, nested settings of a data set, and what stands for numpy. Methods are pickled
+    through `getattr`: here that name stands for `_pickled_method`, because the builtin would open
+    every attribute of everything.
     """
-    rebuild_array = np.zeros(0).__reduce__()[0]
-    rebuild_scalar = np.float64(0).__reduce__()[0]
-    functions = [
-        (function, f"numpy.{core}.multiarray.{name}")
-        for core in ("core", "_core")
-        for function, name in ((rebuild_array, "_reconstruct"), (rebuild_scalar, "scalar"))
-    ]
-    dtypes = sorted(
-        {type(np.dtype(char)) for char in NUMPY_DTYPES}, key=lambda dtype: dtype.__name__
-    )
-    classes = [*PICKLED_METHODS, ConfigDict, np.ndarray, np.dtype, *dtypes]
-    return [*classes, *functions, (_pickled_method, "builtins.getattr")]
+    stand_ins = {**numpy_values(), "builtins.getattr": _pickled_method}
+    return [*PICKLED_METHODS, ConfigDict, *((value, name) for name, value in stand_ins.items())]
 
 
 def _pickled_method(owner: type, name: str) -> Callable:

@@ -1,8 +1,9 @@
 """Reads torch files without running anything that is in them, and says in one line what is wrong.
 
 `weights_only=True` is the rule for every file: tensors, plain values and the few classes that
-`checkpoint.training_globals` lists. No file makes more of itself than it holds. Needs torch and
-numpy alone.
+`checkpoint.training_globals` lists. What a file makes of its pickle has a limit by the pickle's
+bytes (see `pickle_weight`), and no tensor or array takes more memory than the file has bytes. Needs
+torch and numpy alone.
 """
 
 import errno
@@ -16,15 +17,16 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 
+from .pickle_weight import FREE, TooMuchError, check_weight
+
 # The machine's fault, not the file's: a device that is not there, memory that is full.
 # (Of a sound file on a CPU nothing is allocated.)
 _MACHINE = re.compile(r"(?!.*alloc_cpu).*(?:CUDA|HIP|XPU|MPS|device|memory)", re.I | re.S)
-_OTHER_KIND = re.compile(r"TorchScript|legacy \.tar")
 # What torch's unpickler and tensors raise on a pickle that makes no sense.
 _SENSELESS = (
     *(EOFError, struct.error, LookupError, TypeError, AttributeError, AssertionError),
@@ -35,7 +37,9 @@ MB = 2**20  # bytes
 _BLOCKED = re.compile(r"GLOBAL \S+|unrecognized function .+|but got .+|operand 149")
 # The end of `builtins bytearray`, spelt as the unpickler reads it: of what it may call the one that
 # fills as many bytes as it is told.
-_BYTEARRAY = b"\nbytearray"
+BYTEARRAY = b"\nbytearray"
+# How files of torch before 1.6 begin: of five pickles the first, a number.
+LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 
 
 def read_torch_file(path: str | os.PathLike[str], map_location: Any = "cpu") -> Any:
@@ -45,9 +49,9 @@ def read_torch_file(path: str | os.PathLike[str], map_location: Any = "cpu") -> 
     tensors that are not plain ones in full. Checksums are compared, at some 1.4 GB/s.
     `meta['config']` is left out: mmengine's resume would run it as Python.
     """
-    path = Path(path).expanduser()
-    if not path.is_file():
-        raise FileNotFoundError(f"checkpoint {path} does not exist")
+    named, path = path, local_file(path)
+    if path is None:
+        raise FileNotFoundError(f"checkpoint {named} does not exist")
     if path.suffix == ".safetensors":  # which newer torch reads, going by the name
         raise ValueError(
             f"checkpoint {path} is a safetensors file, for weights of a backbone alone, and a file "
@@ -55,20 +59,25 @@ def read_torch_file(path: str | os.PathLike[str], map_location: Any = "cpu") -> 
             f"model.backbone.init_cfg = dict(type='Pretrained', checkpoint='{path}')"
         )
     mapped = _is_archive(path)  # torch's format since 1.6; older ones cannot be
-    if mapped and not archive_is_whole(path):
+    if not path.stat().st_size or mapped and not archive_is_whole(path):
         raise ValueError(_damaged(str(path)))
-    if _names_bytearray(path):
-        raise ValueError(
-            f"checkpoint {path} is refused: it holds a bytearray, which no training saves, and "
-            "could take any amount of memory"
-        )
     with _refused_in_one_line(str(path)), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Detected pickle protocol")
+        _check_pickles(path, mapped)
         content = torch.load(path, map_location=map_location, weights_only=True, mmap=mapped)
     _check_tensors(content, path)
     if isinstance(content, dict) and isinstance(content.get("meta"), dict):
         content["meta"].pop("config", None)
     return content
+
+
+def local_file(path: str | os.PathLike[str]) -> Path | None:
+    """The file at a path; None where there is none or can be none: names too long, no such home."""
+    try:
+        path = Path(path).expanduser()
+        return path if path.is_file() else None
+    except (OSError, RuntimeError):
+        return None
 
 
 def _is_archive(path: Path) -> bool:
@@ -78,14 +87,27 @@ def _is_archive(path: Path) -> bool:
         return True
 
 
-def _names_bytearray(path: Path) -> bool:
-    if not path.stat().st_size:  # which cannot be mapped
-        return False
+def _check_pickles(path: Path, is_archive: bool) -> None:
+    """Refuses what would take any amount of memory and time to load, before it is loaded."""
     with (
         path.open("rb") as file,
         mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
     ):
-        return content.find(_BYTEARRAY) >= 0
+        if content.find(BYTEARRAY) >= 0:
+            raise TooMuchError("it holds a bytearray, which no training saves and which")
+        if is_archive:  # read as torch.load reads it
+            check_weight(torch._C.PyTorchFileReader(str(path)).get_record("data.pkl"))
+        else:
+            check_legacy(content)
+
+
+def check_legacy(content: BinaryIO, free: int = FREE) -> None:
+    """Refuses what is not of torch's older format, or weighs too much; raises as check_weight."""
+    if content.read(len(LEGACY)) != LEGACY:
+        raise ValueError("not a torch file")
+    content.seek(0)
+    for _ in range(5):  # pickles, which the storages follow
+        check_weight(content, free)
 
 
 def _check_tensors(content: Any, path: Path) -> None:
@@ -156,6 +178,8 @@ def _refused_in_one_line(source: str) -> Iterator[None]:
     damaged = _damaged(source)
     try:
         yield
+    except TooMuchError as error:
+        raise ValueError(f"checkpoint {source} is refused: {error}") from error
     except pickle.UnpicklingError as error:
         blocked = _BLOCKED.search(str(error))
         if blocked is None:
@@ -170,10 +194,10 @@ def _refused_in_one_line(source: str) -> Iterator[None]:
             raise
         raise ValueError(damaged) from error
     except RuntimeError as error:
-        if _OTHER_KIND.search(str(error)):
+        if "TorchScript" in str(error):
             raise ValueError(
-                f"checkpoint {source} is a TorchScript archive or of a torch before 0.4, and could "
-                "run code: save its state_dict alone once and load that"
+                f"checkpoint {source} is a TorchScript archive, which could run code: save its "
+                "state_dict alone once and load that"
             ) from error
         if isinstance(error, RecursionError) or not _MACHINE.match(str(error)):
             raise ValueError(damaged) from error

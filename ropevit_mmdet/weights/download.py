@@ -26,6 +26,7 @@ MB = 2**20  # bytes
 RESERVE = 256 * MB  # of the disk, which a download leaves free
 SLOWEST = 32 * 1024  # bytes per second; less than that is a server that stalls
 _AVERAGED = 2  # times the timeout
+_LONGEST = 300  # characters of a server that a message quotes
 
 
 def fetch(
@@ -141,7 +142,7 @@ def _announced(response: http.client.HTTPResponse, offset: int, limit: int | Non
     """Bytes of the whole file, as the server says; what contradicts itself is refused."""
     length, encoding = response.length, response.headers.get("Content-Encoding", "identity")
     if response.status not in (HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT):
-        raise DownloadError(f"the server answers {response.status} {response.reason}")
+        raise DownloadError(f"the server answers {response.status} {_line(response.reason)}")
     if length is None or encoding != "identity":
         raise DownloadError("the server does not say how long the file is")
     total = offset + length
@@ -149,7 +150,8 @@ def _announced(response: http.client.HTTPResponse, offset: int, limit: int | Non
         said = response.headers.get("Content-Range")
         if said != f"bytes {offset}-{total - 1}/{total}":
             raise DownloadError(
-                f"asked for bytes from {offset} on, the server sends {length} that it calls {said}"
+                f"asked for bytes from {offset} on, the server sends {length} that it calls "
+                f"{_line(said)}"
             )
     if limit is not None and total > limit:
         raise DownloadError(f"the server announces {total / MB:.1f} MB, which is too much")
@@ -228,10 +230,16 @@ def _version(headers: http.client.HTTPMessage) -> str | None:
 
 def _reason(error: Exception, timeout: float) -> str:
     if isinstance(error, urllib.error.HTTPError):
-        return f"the server answers {error.code} {' '.join(str(error.reason).split())}"
+        return f"the server answers {error.code} {_line(error.reason)}"
     cause = error.reason if isinstance(error, urllib.error.URLError) else error
     if isinstance(cause, TimeoutError):
         return f"the server sent nothing for {timeout:g} s"
     if isinstance(cause, http.client.InvalidURL):
         return "the URL makes no sense"  # what it says quotes it, secrets and all
-    return " ".join(str(cause).split()) or type(cause).__name__
+    return _line(cause) or type(cause).__name__
+
+
+def _line(said: object) -> str:
+    """What a server said, fit for a terminal: one line, not too long, without its control codes."""
+    text = "".join(char if char.isprintable() else " " for char in str(said))
+    return " ".join(text.split())[:_LONGEST]

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 import torch
 from filelock import AcquireReturnProxy, FileLock, Timeout
 
+from ropevit_mmdet.stack.reading import LEGACY, local_file
 from ropevit_mmdet.weights.download import (
     MB,
     DownloadError,
@@ -45,13 +46,14 @@ def resolve_weights(checkpoint: str | Path, *, timeout: float = 30.0) -> Path:
         ValueError: an unknown name or scheme, a URL that names no file, or one whose file name in
             the cache belongs to another URL.
         DownloadError: no network, no such file, a server that stalls or cuts short, a wrong hash,
-            a full disk; says how to put the file in its place by hand. What came is kept in a
-            ``.part`` file, which the next call goes on with, where hash or server tell its version.
+            a page instead of a checkpoint, a full disk; says how to put the file in its place by
+            hand. What came is kept in a ``.part`` file, which the next call goes on with, where
+            hash or server tell its version.
     """
     if isinstance(checkpoint, Path) or "://" not in checkpoint:
-        path = Path(checkpoint).expanduser()
-        if not path.is_file():
-            raise FileNotFoundError(f"checkpoint not found: {path}")
+        path = local_file(checkpoint)
+        if path is None:
+            raise FileNotFoundError(f"checkpoint not found: {checkpoint}")
         return path
     source = _source(checkpoint)
     if _in_cache(source):
@@ -137,7 +139,7 @@ def _in_cache(source: _Source) -> bool:
                 f"{source.path} came from {record.get('url')}, not from {shown(source.url)}: "
                 "delete it, or give its path as the checkpoint if it is the right file"
             )
-        return True
+        return not record or _is_checkpoint(source.path)  # put there by hand: for its reader to say
     if record.get("sha256") != source.sha256:
         found = sha256_of(source.path)
         if found != source.sha256:
@@ -174,9 +176,23 @@ def _download(source: _Source, timeout: float) -> None:
             raise source.failed(
                 f"what came has sha256 {found} instead of {source.sha256} and was deleted"
             )
+    elif not _is_checkpoint(part):
+        with part.open("rb") as file:
+            start = file.read(20)
+        forget(part)
+        raise source.failed(f"what came begins with {start!r}, is no checkpoint and was deleted")
     os.replace(part, source.path)
     forget(part)
     _note(source)
+
+
+def _is_checkpoint(path: Path) -> bool:
+    """Whether a file begins as those of torch and safetensors do, and no page of a server."""
+    with path.open("rb") as file:
+        start = file.read(len(LEGACY))
+    header = int.from_bytes(start[:8], "little")  # bytes of JSON
+    is_safetensors = start[8:9] == b"{" and header < path.stat().st_size
+    return start.startswith((b"PK\3\4", LEGACY)) or is_safetensors
 
 
 def _note(source: _Source) -> None:
