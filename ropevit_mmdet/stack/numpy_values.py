@@ -69,7 +69,9 @@ class PlainArray(np.ndarray):
     def __reduce__(self) -> tuple:
         return self.view(np.ndarray).__reduce__()
 
-    def __array_wrap__(self, made: np.ndarray, *_: Any) -> Any:
+    def __array_wrap__(
+        self, made: np.ndarray, context: Any = None, return_scalar: bool = False
+    ) -> Any:
         return made.view(np.ndarray)[()]
 
 

@@ -34,7 +34,7 @@ _SENSELESS = (
 )
 MB = 2**20  # bytes
 # Operand 149 opens a pickle of protocol 4, which no torch.save writes.
-_BLOCKED = re.compile(r"GLOBAL \S+|unrecognized function .+|but got .+|operand 149")
+_BLOCKED = re.compile(r"GLOBAL \S+|unrecognized function .+|but got .+|operand 149|a bare pickle")
 # The end of `builtins bytearray`, spelt as the unpickler reads it: of what it may call the one that
 # fills as many bytes as it is told.
 BYTEARRAY = b"\nbytearray"
@@ -103,7 +103,10 @@ def _check_pickles(path: Path, is_archive: bool) -> None:
 
 def check_legacy(content: BinaryIO, free: int = FREE) -> None:
     """Refuses what is not of torch's older format, or weighs too much; raises as check_weight."""
-    if content.read(len(LEGACY)) != LEGACY:
+    start = content.read(len(LEGACY))
+    if start.startswith(b"\x80") and not LEGACY.startswith(start):
+        raise pickle.UnpicklingError("a bare pickle")
+    if start != LEGACY:
         raise ValueError("not a torch file")
     content.seek(0)
     for _ in range(5):  # pickles, which the storages follow
