@@ -35,7 +35,8 @@ class RoPEViTChecks(Hook):
     def before_run(self, runner) -> None:
         model = _bare(runner.model)
         check_strides(model)
-        if runner._load_from is None and not runner._resume:  # else nothing reads that file
+        started = getattr(runner, "_load_from", None) or getattr(runner, "_resume", False)
+        if not started:  # else nothing reads the backbone's own file
             check_colours(model)
 
     def before_train(self, runner) -> None:
