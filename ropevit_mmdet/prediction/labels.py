@@ -45,11 +45,13 @@ def draw_labels(canvas: Image.Image, labels: Sequence[Label], names: Sequence[st
     written: list[tuple[Label, str, ImageFont.FreeTypeFont, Rectangle]] = []
     free = _COVERED * canvas.width * canvas.height
     for label in labels:
+        if free <= 0:
+            break
         font = ImageFont.truetype(_font_file(label.name, tuple(names)), size)
         text, width, height = _fitted(draw, label, font, at_most)
         taken = [place for *_, place in written]
         hidden, place = _place(label.box, (width, height), taken, canvas.size)
-        if free > 0 and hidden <= _HIDDEN * width * height:
+        if hidden <= _HIDDEN * width * height:
             written.append((label, text, font, place))
             free -= width * height
     for label, text, font, place in reversed(written):  # the best on top
