@@ -28,6 +28,7 @@ from ropevit_mmdet.checkpoint import (
 )
 from ropevit_mmdet.resample import resample_patch_kernel
 from ropevit_mmdet.rope import Rope
+from ropevit_mmdet.stack.primitives import bound_caches
 from ropevit_mmdet.tables import RopeTables
 from ropevit_mmdet.vit import Block, PatchEmbed, norm_layer
 from ropevit_mmdet.weights.identify import summary
@@ -89,6 +90,7 @@ class RoPEViT(BaseModule):
         init_cfg: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(init_cfg)
+        bound_caches()
         self.arch = arch = resolve_arch(arch)
         self.patch_size = arch.patch_size if patch_size is None else patch_size
         self.pretrain_img_size = size_pair(pretrain_img_size)

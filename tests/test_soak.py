@@ -8,6 +8,8 @@ import pytest
 from PIL import Image
 
 from ropevit_mmdet.analysis.soak import GROWTH, Watch, WatchHook, plot_soak
+from tests.processes import ROOT, run_python
+from tests.tiny_coco import write_tiny
 
 
 def watched(memory, files=None) -> Watch:
@@ -71,3 +73,17 @@ def test_the_plot_shows_every_watch(tmp_path):
     assert Image.open(tmp_path / "soak.png").size == (1200, 600)
     with pytest.raises(ValueError, match="must end in"):
         plot_soak(watches, tmp_path / "soak.pdf", settled=10)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_the_tool_watches_both(tmp_path):
+    argv = [ROOT / "tools" / "soak.py", "--config", write_tiny(tmp_path)]
+    argv += ["--work-dir", tmp_path / "run", "--iters", 6, "--pictures", 4, "--settled", 2]
+    done = run_python(*argv)
+    lines = [line for line in done.stdout.splitlines() if line.startswith(("training: ", "predi"))]
+    assert [line.split(" memory")[0] for line in lines] == [
+        "training: from step 2 to 6",
+        "prediction: from step 2 to 4",
+    ], done.stderr[-3000:]
+    assert done.returncode == any("is growth" in line for line in lines)
+    assert (tmp_path / "run" / "soak.png").is_file()

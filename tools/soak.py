@@ -1,8 +1,13 @@
-"""Train and predict for long while memory and open files are watched: they must not grow."""
+"""Train and predict for long while memory and open files are watched: they must not grow.
+
+Prediction has a process of its own, which cannot grow into what a training left.
+"""
 
 import argparse
+import multiprocessing
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 try:
@@ -29,12 +34,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         folder = Path(config.work_dir)
         check_datasets(config, ("train",))
         trained = soak_training(config, args.iters)
-        predicted = soak_prediction(
-            config,
-            str(latest_checkpoint(folder)),
-            args.pictures,
-            progress=lambda items: tqdm(items, desc="predicting", unit="picture", disable=None),
-        )
+        work = (soak_prediction, config, str(latest_checkpoint(folder)), args.pictures)
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:
+            predicted = fresh.submit(*work, progress=with_progress).result()
         watches = {"training": trained, "prediction": predicted}
         plot_soak(watches, folder / "soak.png", settled=args.settled)
     for name, watch in watches.items():
@@ -42,6 +44,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{name}: {watch.summary(args.settled)}{f': {grown} is growth' if grown else ''}")
     print(f"plot: {folder / 'soak.png'}")
     return 1 if any(watch.growth(args.settled) for watch in watches.values()) else 0
+
+
+def with_progress(items: Iterable[int]) -> Iterable[int]:
+    return tqdm(items, desc="predicting", unit="picture", disable=None)
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
