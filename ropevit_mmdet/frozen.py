@@ -212,7 +212,7 @@ def _locked(root: Path) -> Iterator[None]:
     """Holds the lock of a folder; goes on without where there are no locks, or nobody lets go."""
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(NotImplementedError, OSError):
-            lock = FileLock(root / _LOCK)
+            lock = FileLock(root / _LOCK, fallback_to_soft=False)
             stack.enter_context(lock.acquire(timeout=_PATIENCE, poll_interval=0.002))
         yield
 

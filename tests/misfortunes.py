@@ -62,6 +62,10 @@ class Misfortune(Hook):
             group = f'-{os.getpgid(0)}'
             subprocess.run(['kill', '-TERM', '--', group], start_new_session=True)
 
+    def machine_goes_by_usr1(self, runner):
+        group = f'-{os.getpgid(0)}'
+        subprocess.run(['kill', '-USR1', '--', group], start_new_session=True)
+
     def killed(self, runner):
         os.kill(os.getpid(), signal.SIGKILL)
 

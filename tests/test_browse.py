@@ -121,6 +121,19 @@ def test_wrappers_of_data_sets(config):
     assert first.overlay.shape == (640, 640, 3)  # twice 64 pixels, enlarged by 5
 
 
+def test_objects_of_a_test_pipeline_stand_where_the_model_sees_them(config):
+    """It loads them behind Resize, in pixels of the file, as mmdet's do to be evaluated."""
+    steps = config.val_dataloader.dataset.pipeline
+    assert [step["type"] for step in steps][1:3] == ["Resize", "LoadAnnotations"]
+    steps[1].scale = (128, 128)
+    for batch in (False, True):
+        picture = overlays(config, "val", batch=batch)[1]
+        scale = picture.overlay.shape[1] / 64  # of the file's 64 pixels
+        for x, y, color in ((10, 20, filled(class_color(0))), (20, 28, GREEN)):
+            found = picture.overlay[int(y * scale), int(x * scale)]
+            np.testing.assert_allclose(found, color, atol=3)
+
+
 def test_what_is_missing_is_an_error(config):
     with pytest.raises(ValueError, match="no test2_dataloader"):
         FedDataset(config, "test2")

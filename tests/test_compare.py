@@ -74,9 +74,34 @@ def test_a_patch_turns_by_the_angle_that_the_weights_were_trained_with(protocol,
     (candidate,) = parse_candidates([f"ours={checkpoint}"], protocol)
     assert candidate.options["model.backbone.rope_interpolation"] == 448 * 2
     assert candidate.options["model.backbone.window_size"] == 16
+    protocol.model.backbone.rope_interpolation = 448
+    protocol.model.backbone.update(arch="rope_vit_t16")
+    (candidate,) = parse_candidates([f"ours={checkpoint}"], protocol)
+    assert candidate.options["model.backbone.rope_interpolation"] == 448 / 16 / 7 * 224
     protocol.model.backbone.rope_interpolation = "none"
     (candidate,) = parse_candidates([f"ours={checkpoint}"], protocol)
     assert "model.backbone.rope_interpolation" not in candidate.options
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [("rope_vit_t16", None), ("rope_vit_t14", {"pt_grid_size": (8, 8), "num_reg_tokens": 2})],
+    ids=["another patch", "a config that changes it"],
+)
+def test_files_of_other_architectures_keep_their_angle_and_window(
+    protocol, tmp_path, name, settings
+):
+    """Trained at 224 pixels, whatever the grid that the coordinates were scaled to."""
+    net = oracle.birder_net(name, settings)
+    path = oracle.write_checkpoint(net, tmp_path, "net", config=settings)
+    protocol.model.backbone.window_size = 4
+    (candidate,) = parse_candidates([f"ours={path}"], protocol)
+    config = load_config(CONFIGS / "shapes_compare.py", candidate.options)
+    backbone = build_detector(config).backbone
+    backbone.init_weights()  # strict: the architecture is right
+    assert config.model.backbone.rope_interpolation == 224
+    assert config.model.backbone.window_size == 224 // backbone.arch.patch_size
+    assert backbone.arch.num_reg_tokens == (2 if settings else 0)
 
 
 def test_scratch_takes_the_weights_and_the_layer_decay_away(protocol):
@@ -137,6 +162,9 @@ def test_a_backbone_of_several_maps_needs_a_neck_of_its_own(protocol, tmp_path):
         "model = dict(backbone=dict(type='ResNet', depth=18, out_indices=(1, 2, 3)),"
         "neck=dict(type='FPN', in_channels=[128, 256, 512], out_channels=64, num_outs=3))"
     )
+    with pytest.raises(ValueError, match=r"maps of \[56, 28, 14\] in its neck"):
+        parse_candidates([f"a={path}"], protocol)
+    protocol.model.neck.update(out_strides=(8, 16, 32))
     (candidate,) = parse_candidates([f"a={path}"], protocol)
     config = load_config(CONFIGS / "shapes_compare.py", candidate.options)
     assert config.model.neck.type == "FPN" and "in_stride" not in config.model.neck

@@ -8,6 +8,7 @@ import pytest
 from ropevit_mmdet.figure_file import check_png
 from ropevit_mmdet.output import check_output_folder, output_folder
 from tests.test_tools import fails, load_tool
+from tests.tiny_coco import write_tiny
 
 
 @pytest.fixture
@@ -61,3 +62,12 @@ def test_a_folder_that_is_there_needs_nothing_of_the_one_it_lies_in(locked, tmp_
         assert not (tmp_path / "new").exists()
         (folder / "a").touch()
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize("tool", ["train", "test", "demo", "soak"])
+def test_a_work_dir_that_cannot_be_one(tool, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    config = write_tiny(tmp_path)
+    argv = dict(train=[config], test=[config, "none.pth"]).get(tool, ["--config", config])
+    line = fails(capsys, load_tool(tool).main, *argv, "--work-dir", tmp_path / "file" / "run")
+    assert "is a file, give another folder" in line

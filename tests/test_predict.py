@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -289,6 +290,25 @@ def test_pictures_of_one_name_are_told_apart_by_their_folders(tmp_path):
         (tmp_path / "a.json").write_text(text)
         with pytest.raises(ValueError, match=said):
             GroundTruth(tmp_path / "a.json")
+
+
+def test_ground_truth_by_other_names_of_a_file_and_without_ids(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "blob").write_bytes(b"")
+    (tmp_path / "linked.png").symlink_to(tmp_path / "cache" / "blob")
+    names = [str(tmp_path / "absolute.png"), "../outside.png", "linked.png"]
+    image = dict(height=20, width=30)
+    content = dict(
+        images=[dict(image, id=i, file_name=name) for i, name in enumerate(names)],
+        categories=[dict(id=1, name="one")],
+        annotations=[dict(image_id=i, category_id=1, bbox=[1, 2, 3, 4 + i]) for i in range(3)],
+    )
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    truth = GroundTruth(tmp_path / "a.json")
+    paths = [Path("absolute.png"), Path("../outside.png"), Path("linked.png")]
+    assert truth.count_known(paths) == 3
+    assert [truth.of(path, (20, 30))[0].box[3] for path in paths] == [6, 7, 8]
 
 
 def test_results_load_in_pycocotools(tmp_path):

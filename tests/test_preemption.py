@@ -59,6 +59,17 @@ def test_a_run_that_is_told_to_go_resumes_to_the_bit(name, tmp_path):
         assert {file.name for file in work_dir.glob("*.pth")} == {"epoch_3.pth", "epoch_4.pth"}
 
 
+def test_another_signal_reaches_workers_too(tmp_path):
+    config = prepared(tmp_path, loop=ITERATIONS, workers=2, accumulated=1, ema=False)
+    with config.open("a") as file:
+        file.write("default_hooks['preemption'].update(signals=['SIGTERM', 'SIGUSR1'])\n")
+    misfortune = dict(kind="machine_goes_by_usr1", iteration=4)
+    done = train_with(config, tmp_path / "told", misfortune)
+    assert done.returncode == EXIT_STATUS, done.stderr[-3000:]
+    assert "SIGUSR1: saved" in done.stderr + done.stdout
+    assert latest_checkpoint(tmp_path / "told").name == "iter_5.pth"
+
+
 @pytest.mark.slow
 def test_twice_in_an_epoch(tmp_path):
     config = prepared(tmp_path, loop=EPOCHS, workers=0, accumulated=3, ema=False)

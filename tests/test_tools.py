@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import pickle
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +63,24 @@ def test_train_writes_a_checkpoint_of_the_detector(trained):
     assert saved["meta"]["iter"] == 2
     assert tuple(saved["meta"]["dataset_meta"]["classes"]) == ("dark", "light")
     assert (checkpoint.parent / config.name).exists()
+
+
+def test_resume_takes_what_was_saved_until_the_folder_was_free(trained, tmp_path, monkeypatch):
+    config, checkpoint = trained
+    options = [str(config), "--work-dir", str(tmp_path), "--cfg-options"]
+    train.main([*options, "train_cfg.max_iters=4", "default_hooks.checkpoint.interval=4"])
+    late = (tmp_path / "iter_4.pth").rename(tmp_path / "late")
+    shutil.copy(checkpoint, tmp_path / "iter_2.pth")
+    lock_work_dir = train.lock_work_dir
+
+    def last_saved(*args):
+        late.rename(tmp_path / "iter_4.pth")
+        return lock_work_dir(*args)
+
+    monkeypatch.setattr(train, "lock_work_dir", last_saved)
+    train.main([*options, "train_cfg.max_iters=6", "--resume"])
+    logs = "".join(path.read_text() for path in tmp_path.rglob("*.log"))
+    assert "iter_4.pth" in logs and "resumed epoch: 0, iter: 4" in logs
 
 
 def test_resume_goes_on_and_options_apply(trained, tmp_path):

@@ -36,12 +36,14 @@ from ropevit_mmdet.compare.figure import plot_cost
 from ropevit_mmdet.compare.table import as_json, comma_separated, markdown, rows_of, two_evaluators
 from ropevit_mmdet.errors import one_line_errors
 from ropevit_mmdet.run.config import add_cfg_options, load_config
+from ropevit_mmdet.stack.primitives import bound_caches
 
 COSTS_FILE = "costs.json"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
+    bound_caches(1024)  # of this process and its runs: some backbones need more than ours
     with one_line_errors():
         if args.execute:
             return execute(args.execute)

@@ -4,10 +4,10 @@ Prediction has a process of its own, which cannot grow into what a training left
 """
 
 import argparse
-import multiprocessing
+import json
+import subprocess
 import sys
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Sequence
 from pathlib import Path
 
 try:
@@ -17,28 +17,40 @@ except ImportError as error:
 
 from tqdm import tqdm
 
-from ropevit_mmdet.analysis.soak import GROWTH, SETTLED, plot_soak, soak_prediction, soak_training
+from ropevit_mmdet.analysis.soak import (
+    GROWTH,
+    SETTLED,
+    Watch,
+    plot_soak,
+    soak_prediction,
+    soak_training,
+)
 from ropevit_mmdet.data_checks.datasets import check_datasets
 from ropevit_mmdet.errors import one_line_errors
 from ropevit_mmdet.run.config import add_cfg_options, load_config
 from ropevit_mmdet.run.resume import latest_checkpoint
+from ropevit_mmdet.run.work_dir_lock import lock_work_dir
 
 CONFIG = "configs/shapes_maskrcnn.py"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """0 if neither training nor prediction grew, 1 if one did."""
+    argv = sys.argv[1:] if argv is None else argv
     args = parse_args(argv)
     with one_line_errors():
         config = load_config(args.config, args.cfg_options, work_dir=args.work_dir)
         folder = Path(config.work_dir)
-        check_datasets(config, ("train",))
-        trained = soak_training(config, args.iters)
-        work = (soak_prediction, config, str(latest_checkpoint(folder)), args.pictures)
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:
-            predicted = fresh.submit(*work, progress=with_progress).result()
-        watches = {"training": trained, "prediction": predicted}
-        plot_soak(watches, folder / "soak.png", settled=args.settled)
+        if args.predict_into:
+            checkpoint = str(latest_checkpoint(folder))
+            watch = soak_prediction(config, checkpoint, args.pictures, progress=with_bar)
+            args.predict_into.write_text(json.dumps(vars(watch)))
+            return 0
+        with lock_work_dir(folder):
+            check_datasets(config, ("train",))
+            watches = {"training": soak_training(config, args.iters)}
+            watches["prediction"] = in_own_process(argv, folder / "prediction.json")
+            plot_soak(watches, folder / "soak.png", settled=args.settled)
     for name, watch in watches.items():
         grown = watch.growth(args.settled)
         print(f"{name}: {watch.summary(args.settled)}{f': {grown} is growth' if grown else ''}")
@@ -46,7 +58,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1 if any(watch.growth(args.settled) for watch in watches.values()) else 0
 
 
-def with_progress(items: Iterable[int]) -> Iterable[int]:
+def in_own_process(argv: Sequence[str], samples: Path) -> Watch:
+    """The prediction, watched by a process that has done nothing else."""
+    command = [sys.executable, __file__, *argv, "--predict-into", str(samples)]
+    if status := subprocess.run(command).returncode:
+        sys.exit(status)
+    watch = Watch()
+    vars(watch).update(json.loads(samples.read_text()))
+    return watch
+
+
+def with_bar(items: range) -> tqdm:
     return tqdm(items, desc="predicting", unit="picture", disable=None)
 
 
@@ -66,6 +88,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--work-dir", default="work_dirs/soak", help="log and soak.png (default: work_dirs/soak)"
     )
+    parser.add_argument("--predict-into", type=Path, help=argparse.SUPPRESS)
     add_cfg_options(parser)
     args = parser.parse_args(argv)
     for name in ("iters", "pictures"):

@@ -19,6 +19,7 @@ from mmengine.runner import Runner
 from ropevit_mmdet.checkpoint import check_fit
 from ropevit_mmdet.data_checks.datasets import check_datasets
 from ropevit_mmdet.errors import one_line_errors
+from ropevit_mmdet.output import check_output_folder
 from ropevit_mmdet.run.config import add_cfg_options, build_detector, load_config, use_show, use_tta
 from ropevit_mmdet.run.distributed import launched
 from ropevit_mmdet.weights.detector_checkpoint import named, read_detector_checkpoint
@@ -48,6 +49,7 @@ def prepare(args: argparse.Namespace) -> Config:
     config = load_config(
         args.config, args.cfg_options, work_dir=args.work_dir, launcher=args.launcher
     )
+    check_output_folder(config.work_dir)
     config.load_from = args.checkpoint
     config.resume = False
     if config.launcher == "none":  # FSDP spreads a training; a checkpoint is of the plain model

@@ -18,6 +18,7 @@ from mmengine.runner import Runner
 from ropevit_mmdet.data_checks.datasets import check_datasets
 from ropevit_mmdet.errors import one_line_errors
 from ropevit_mmdet.hooks import check_colours, check_strides
+from ropevit_mmdet.output import check_output_folder
 from ropevit_mmdet.run.config import (
     add_cfg_options,
     build_detector,
@@ -40,6 +41,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     with one_line_errors():
         config = prepare(args)
         with lock_work_dir(config.work_dir, args.launcher), launched(config):
+            if args.resume == "auto":  # once more: the run before may have been saving until now
+                resume_newest(config)
             runner_type = RUNNERS.get(config.runner_type) if "runner_type" in config else Runner
             runner_type.from_cfg(config).train()
 
@@ -49,6 +52,7 @@ def prepare(args: argparse.Namespace) -> Config:
     config = load_config(
         args.config, args.cfg_options, work_dir=args.work_dir, launcher=args.launcher
     )
+    check_output_folder(config.work_dir)
     if args.amp:
         use_amp(config)
     else:
@@ -57,13 +61,12 @@ def prepare(args: argparse.Namespace) -> Config:
         use_auto_scale_lr(config)
     if args.tensorboard:
         use_tensorboard(config)
-    if args.resume not in (None, "auto"):
+    if args.resume is None and config.get("resume") and not config.get("load_from"):
+        args.resume = "auto"
+    if args.resume == "auto":
+        resume_newest(config)
+    elif args.resume:
         config.resume, config.load_from = True, args.resume
-    elif args.resume or (config.get("resume") and not config.get("load_from")):
-        newest = latest_checkpoint(config.work_dir)
-        config.resume = newest is not None
-        if newest is not None:
-            config.load_from = str(newest)
     check_datasets(config, ("train", "val"))
     model = build_detector(config)
     check_strides(model)
@@ -71,6 +74,14 @@ def prepare(args: argparse.Namespace) -> Config:
         check_colours(model)
     check_start(model, config)
     return config
+
+
+def resume_newest(config: Config) -> None:
+    """Go on from the newest checkpoint of the work dir; start where there is none."""
+    newest = latest_checkpoint(config.work_dir)
+    config.resume = newest is not None
+    if newest is not None:
+        config.load_from = str(newest)
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:

@@ -2,7 +2,7 @@
 
 import contextlib
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,8 +46,9 @@ class FedDataset:
             raise ValueError("the config's model has no data_preprocessor: colours are not known")
         check_datasets(config, (split,))
         loader = config[f"{split}_dataloader"]
+        described = loader.dataset if split == "train" else _annotated_early(loader.dataset)
         with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints
-            self.dataset = DATASETS.build(loader.dataset)
+            self.dataset = DATASETS.build(described)
         self.names = (*self.dataset.metainfo["classes"], IGNORED)
         self.training = split == "train"
         self.preprocessor = MODELS.build(config.model.data_preprocessor)
@@ -77,6 +78,25 @@ class FedDataset:
         data = self.preprocessor(pseudo_collate(items), self.training)
         for image, sample in zip(data["inputs"], data["data_samples"], strict=True):
             yield seen_pixels(image, self.preprocessor), sample
+
+
+def _annotated_early(settings: Any) -> Any:
+    """A data set whose pipelines load annotations right behind the picture.
+
+    To be evaluated they are loaded behind Resize, in pixels of the file: not to be drawn over what
+    the model gets.
+    """
+    if isinstance(settings, list):
+        return [_annotated_early(value) for value in settings]
+    if not isinstance(settings, Mapping):
+        return settings
+    found = {key: _annotated_early(value) for key, value in settings.items()}
+    steps = found.get("pipeline")
+    if isinstance(steps, list):
+        late = [step for step in steps if step["type"].endswith("LoadAnnotations")]
+        first, *others = [step for step in steps if step not in late]
+        found["pipeline"] = [first, *late, *others]
+    return found
 
 
 def spread_indices(length: int, number: int | None) -> list[int]:

@@ -6,6 +6,7 @@ map. Data, heads, schedule and seeds stay those of the protocol.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from itertools import chain
@@ -87,6 +88,7 @@ def _from_checkpoint(source: str, protocol: Config) -> dict[str, Any]:
         raise ValueError(f"{source} is not a checkpoint of birder")
     own = _rope_vit(protocol)
     arch, argument = _architecture(checkpoint, own)
+    own_patch = own.get("patch_size") or resolve_arch(own["arch"]).patch_size
     patch = own.get("patch_size") or arch.patch_size
     changes: dict[str, Any] = {
         "arch": argument,
@@ -95,11 +97,14 @@ def _from_checkpoint(source: str, protocol: Config) -> dict[str, Any]:
     if checkpoint.img_size:
         height, width = checkpoint.img_size
         changes["pretrain_img_size"] = height if height == width else (height, width)
-        grid = arch.pt_grid_size or (height // arch.patch_size, width // arch.patch_size)
+        grid = (height // arch.patch_size, width // arch.patch_size)
+        if argument is own["arch"]:
+            grid = _chosen_grid(own) or grid
         if own.get("window_size"):  # windows that the weights were trained with
             changes["window_size"] = min(grid)
         if not isinstance(own.get("rope_interpolation", "pretrain"), str):  # pixels
-            changes["rope_interpolation"] = own.rope_interpolation * grid[0] / _rows(own)
+            period = own.rope_interpolation / own_patch  # patches
+            changes["rope_interpolation"] = period * grid[0] / _rows(own) * patch
     if own.get("global_attn_indices") and arch.num_layers != resolve_arch(own.arch).num_layers:
         changes["global_attn_indices"] = None  # the last of each quarter
     if _is_frozen(own):
@@ -135,6 +140,7 @@ def _from_config(path: str, protocol: Config) -> dict[str, Any]:
     if "custom_imports" in config:  # the backbone may be registered by them
         options["custom_imports"] = _both_imports(protocol, config)
     if "neck" in model:
+        _check_neck(model, protocol)
         return options | {"model.neck": {**model.neck.to_dict(), "_delete_": True}}
     return options | _neck_options(protocol, *_measure(model.backbone))
 
@@ -163,6 +169,23 @@ def _neck_options(protocol: Config, channels: int, stride: float) -> dict[str, A
     return {f"model.neck.{key}": value for key, value in changes.items()}
 
 
+def _check_neck(model: ConfigDict, protocol: Config) -> None:
+    """Raise ValueError if a candidate's neck makes other maps than the protocol's heads take."""
+    side, strides = _PROBE_SIDE, MODELS.build(protocol.model.neck).strides
+    net, neck = (
+        build_detector(Config({"model": p.to_dict()})) for p in (model.backbone, model.neck)
+    )
+    for part in (net, neck):
+        part.eval()  # by itself: mmdet's ResNet returns nothing from it
+    with torch.no_grad():
+        sides = [level.shape[-1] for level in neck(net(torch.zeros(1, 3, side, side)))]
+    if sides != [math.ceil(side / stride) for stride in strides]:
+        raise ValueError(
+            f"{side} pixels become maps of {sides} in its neck, and the protocol's heads are for "
+            f"strides {list(strides)}: without model.neck its map goes through the protocol's"
+        )
+
+
 def _measure(backbone: ConfigDict) -> tuple[int, float]:
     """Channels and stride, in pixels, of the one map that a backbone returns."""
     side, net = _PROBE_SIDE, build_detector(Config({"model": backbone.to_dict()}))
@@ -189,15 +212,28 @@ def _architecture(checkpoint: Checkpoint, own: Mapping[str, Any]) -> tuple[Arch,
         check_arch(checkpoint, arch)
     except ValueError:
         name, arch = identify(checkpoint)
+        if resolve_arch(name) != arch:  # the file's config changes what the name stands for
+            return arch, dict(_delete_=True, **dataclasses.asdict(arch))
         return arch, name
     return arch, own["arch"]
 
 
 def _rows(backbone: Mapping[str, Any]) -> float:
     """Of the grid that a RoPEViT's weights are for, in patches."""
-    arch, size = resolve_arch(backbone["arch"]), backbone.get("pretrain_img_size", 224)
+    if chosen := _chosen_grid(backbone):
+        return chosen[0]
+    size = backbone.get("pretrain_img_size", 224)
     height = size if isinstance(size, int) else size[0]
-    return arch.pt_grid_size[0] if arch.pt_grid_size else height / arch.patch_size
+    return height / resolve_arch(backbone["arch"]).patch_size
+
+
+def _chosen_grid(backbone: Mapping[str, Any]) -> tuple[int, int] | None:
+    """The ``pt_grid_size`` of an architecture that a config spells out: the config's choice.
+
+    That of an architecture with a name belongs to how its weights were trained, on another grid.
+    """
+    spelt_out = isinstance(backbone["arch"], Mapping)
+    return resolve_arch(backbone["arch"]).pt_grid_size if spelt_out else None
 
 
 def _rope_vit(protocol: Config) -> ConfigDict:

@@ -24,7 +24,6 @@ from ropevit_mmdet.compare.experiment import CONFIG_FILE, RESULT_FILE
 from ropevit_mmdet.prediction.predictor import choose_device
 from ropevit_mmdet.run.config import build_detector
 from ropevit_mmdet.run.resume import latest_checkpoint
-from ropevit_mmdet.stack.primitives import bound_caches
 from ropevit_mmdet.weights.detector_checkpoint import read_detector_checkpoint
 
 PICTURES = 12  # timed after a warm-up of two
@@ -41,7 +40,6 @@ def measure_costs(
     Args:
         folders: of runs, as ``experiment.result_of`` leaves them.
     """
-    bound_caches(1024)  # room for what takes turns: other backbones need more than a RoPE ViT
     progress("pictures per second, in turns")
     detectors = [Detector(folder) for folder in folders]
     seconds: list[list[float]] = [[] for _ in detectors]

@@ -61,9 +61,9 @@ class GroundTruth:
         return [self._detection(one) for one in known if not one.get("iscrowd")]
 
     def _image(self, path: Path) -> dict[str, Any] | None:
-        """The entry whose `file_name` is the longest end of a path."""
-        parts = path.resolve().parts[1:]
-        ends = (Path(*parts[start:]) for start in range(len(parts)))
+        """The entry whose `file_name` is a path as it is, or the longest end of it."""
+        parts = Path(os.path.abspath(path)).parts  # a link has its own name
+        ends = (path, *(Path(*parts[start:]) for start in range(len(parts))))
         return next((self._images[end] for end in ends if end in self._images), None)
 
     def _detection(self, annotation: dict[str, Any]) -> Detection:
@@ -92,6 +92,8 @@ def read_coco(path: str | os.PathLike[str]) -> COCO:
     troubles = check_annotations(content, masks=False, drawn=True)
     if troubles.of(ERROR):
         raise ValueError(f"annotation file {path}: {troubles.summary(ERROR)}")
+    for number, one in enumerate(content.get("annotations") or ()):
+        one.setdefault("id", f"number {number}")  # the index wants one
     coco = COCO()
     coco.dataset = content
     with contextlib.redirect_stdout(io.StringIO()):  # it prints

@@ -16,7 +16,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import IterBasedTrainLoop
 
 from ropevit_mmdet.run.resume import ResumableCheckpointHook
-from ropevit_mmdet.stack.workers import outlive_sigterm
+from ropevit_mmdet.stack.workers import outlive
 
 EXIT_STATUS = 75  # EX_TEMPFAIL of sysexits.h: try again
 PATIENCE = 2  # signals that are one and the same: a launcher passes on what its processes got too
@@ -47,7 +47,7 @@ class PreemptionHook(Hook):
         self.signals = [signal.Signals[name] for name in signals]
         self._received: list[int] = []
         self._before: dict[int, Any] = {}
-        outlive_sigterm()
+        outlive(self.signals)
 
     def before_train(self, runner) -> None:
         hooks = [hook for hook in runner.hooks if isinstance(hook, ResumableCheckpointHook)]

@@ -19,7 +19,13 @@ from typing import Any
 import numpy as np
 import torch
 from mmdet.registry import HOOKS
-from mmengine.dist import all_gather_object, get_rank, get_world_size, is_main_process
+from mmengine.dist import (
+    all_gather_object,
+    broadcast_object_list,
+    get_rank,
+    get_world_size,
+    is_main_process,
+)
 from mmengine.hooks import CheckpointHook, EMAHook
 from mmengine.logging import print_log
 from mmengine.runner import EpochBasedTrainLoop, Runner
@@ -67,6 +73,10 @@ class ResumableCheckpointHook(CheckpointHook):
         if runner._resume and runner._load_from is None:
             newest = latest_checkpoint(runner.work_dir)
             runner._resume, runner._load_from = newest is not None, newest and str(newest)
+        if get_world_size() > 1:  # the first process has looked while nobody else could write
+            chosen = [runner._resume, runner._load_from]
+            broadcast_object_list(chosen)
+            runner._resume, runner._load_from = chosen
 
     def before_train(self, runner: Runner) -> None:
         super().before_train(runner)

@@ -11,6 +11,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from ropevit_mmdet.output import check_output_folder
+
 LOCK = ".train.lock"
 # Data loader workers of a killed process keep its lock until they notice, every 5 s.
 ORPHANS = 10  # seconds
@@ -26,15 +28,17 @@ def lock_work_dir(work_dir: str | os.PathLike[str], launcher: str = "none") -> I
     system knows no locks, a warning says so and the run goes on.
 
     Raises:
-        ValueError: another training holds it; says which, as far as that is known.
+        ValueError: another training holds it; says which, as far as that is known. Or the folder
+            cannot be written into.
     """
     # Without a launcher of its own a run that was started several times is several runs.
     if launcher != "none" and os.environ.get(RANKS[launcher], "0") != "0":
         yield
         return
+    check_output_folder(work_dir)
     folder = Path(work_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / LOCK)
+    lock = FileLock(folder / LOCK, fallback_to_soft=False)  # a file would outlive a killed run
     try:
         _acquire(lock, folder)
     except (NotImplementedError, OSError) as error:

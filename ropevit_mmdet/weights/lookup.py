@@ -153,7 +153,7 @@ def _in_cache(source: _Source) -> bool:
 
 def _lock(path: Path) -> AcquireReturnProxy:
     """The lock of a download, taken: of several processes one downloads and the others wait."""
-    lock = FileLock(path.with_name(f"{path.name}.lock"))
+    lock = FileLock(path.with_name(f"{path.name}.lock"), fallback_to_soft=False)
     try:
         return lock.acquire(timeout=1)
     except Timeout:
