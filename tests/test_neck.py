@@ -131,3 +131,20 @@ def test_every_parameter_gets_a_gradient():
     neck = pyramid(add_extra_convs="on_output")
     sum(level.square().mean() for level in neck(torch.randn(1, 16, 8, 8))).backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in neck.parameters())
+
+
+@pytest.mark.parametrize("grid", [(9, 1), (9, 2), (20, 3), (1, 1)])
+def test_extra_levels_of_narrow_maps_in_bfloat16(grid):
+    """On a CPU with AMX oneDNN alone would read beyond a map of one or two columns."""
+    torch.manual_seed(0)
+    neck = pyramid(scale_factors=(1,), num_outs=3, add_extra_convs="on_output").eval()
+    images = torch.randn(1, 16, *grid)
+    with torch.no_grad():
+        expected = neck(images)
+        for _ in range(5):
+            left = [torch.full((size,), 1e30) for size in (10, 100, 500, 1000, 5000, 20000)]
+            del left  # in memory, for what reads it
+            with torch.autocast("cpu", torch.bfloat16):
+                found = neck(images)
+            for level, other in zip(found, expected, strict=True):
+                torch.testing.assert_close(level, other, rtol=0.05, atol=0.05)
