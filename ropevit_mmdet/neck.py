@@ -10,14 +10,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from mmcv.cnn import ConvModule, build_norm_layer
 from mmdet.registry import MODELS
 from mmengine.model import BaseModule
 from mmengine.registry import MODELS as ROOT_MODELS
 from torch import Tensor, nn
 
-from ropevit_mmdet.vit import LayerNorm2d
+from ropevit_mmdet.vit import LayerNorm2d, StridedConv
 
 for _registry in (MODELS, ROOT_MODELS):  # the root, too: mmcv builds norms without a scope
     _registry.register_module(module=LayerNorm2d)
@@ -82,7 +81,7 @@ class SimpleFeaturePyramid(BaseModule):
                 )
             )
         if add_extra_convs:
-            extra = (_HalvingConv(out_channels, out_channels, 3, 2, 1) for _ in range(num_extra))
+            extra = (StridedConv(out_channels, out_channels, 3, 2, 1) for _ in range(num_extra))
         else:
             extra = (nn.MaxPool2d(1, stride=2) for _ in range(num_extra))
         self.extra = nn.ModuleList(extra)
@@ -116,20 +115,6 @@ class SimpleFeaturePyramid(BaseModule):
             _resample(level, stride / out)
             for level, stride, out in zip(levels, self.own_strides, self.strides)
         )
-
-
-class _HalvingConv(nn.Conv2d):
-    """3 x 3, stride 2, padding 1.
-
-    In bfloat16 on a CPU with AMX oneDNN (PyTorch 2.15) returns what memory held for maps of one or
-    two columns. Two columns of zeros to the right, as the padding has anyway, make them wider.
-    """
-
-    def forward(self, maps: Tensor) -> Tensor:
-        half = maps.dtype == torch.bfloat16 or torch.is_autocast_enabled("cpu")
-        if maps.device.type != "cpu" or not half:
-            return super().forward(maps)
-        return super().forward(F.pad(maps, (0, 2)))[..., : (maps.shape[-1] + 1) // 2]
 
 
 def _scaling(channels: int, scale: float, norm_cfg: dict | None) -> tuple[nn.Module, int]:

@@ -37,7 +37,7 @@ class PatchEmbed(nn.Module):
         if arch.stem_type == "hmlp":
             self.proj = _hmlp_stem(arch)
         else:
-            self.proj = nn.Conv2d(
+            self.proj = StridedConv(
                 3, arch.hidden_dim, patch_size, stride=patch_size, bias=not arch.pre_norm
             )
 
@@ -47,6 +47,22 @@ class PatchEmbed(nn.Module):
         if bottom or right:
             images = F.pad(images, (0, right, 0, bottom))
         return self.proj(images).permute(0, 2, 3, 1)  # [B, rows, columns, C]
+
+
+class StridedConv(nn.Conv2d):
+    """A convolution whose result is right where it has few columns.
+
+    In bfloat16 on a CPU with AMX oneDNN (PyTorch 2.15) then returns what memory held. Columns of
+    zeros to the right, which are cut off again, make it wider.
+    """
+
+    def forward(self, maps: Tensor) -> Tensor:
+        half = maps.dtype == torch.bfloat16 or torch.is_autocast_enabled("cpu")
+        if maps.device.type != "cpu" or not half:
+            return super().forward(maps)
+        free = maps.shape[-1] + 2 * self.padding[1] - self.kernel_size[1]
+        stride = self.stride[1]
+        return super().forward(F.pad(maps, (0, 2 * stride)))[..., : free // stride + 1]
 
 
 class Block(nn.Module):
@@ -293,12 +309,12 @@ def _hmlp_stem(arch: Arch) -> nn.Sequential:
     norm = nn.BatchNorm2d if arch.stem_norm_layer_type == "BatchNorm2d" else LayerNorm2d
     dim, inner = arch.hidden_dim, arch.hidden_dim // 4
     return nn.Sequential(
-        nn.Conv2d(3, inner, 4, stride=4),
+        StridedConv(3, inner, 4, stride=4),
         norm(inner),
         nn.GELU(),
-        nn.Conv2d(inner, inner, 2, stride=2),
+        StridedConv(inner, inner, 2, stride=2),
         norm(inner),
         nn.GELU(),
-        nn.Conv2d(inner, dim, 2, stride=2),
+        StridedConv(inner, dim, 2, stride=2),
         norm(dim),
     )
