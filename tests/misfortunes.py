@@ -59,12 +59,14 @@ class Misfortune(Hook):
 
     def machine_goes(self, runner):
         for _ in range(2):  # a launcher passes on what its processes got too
-            group = f'-{os.getpgid(0)}'
-            subprocess.run(['kill', '-TERM', '--', group], start_new_session=True)
+            self.send_to_group('TERM')
 
     def machine_goes_by_usr1(self, runner):
+        self.send_to_group('USR1')
+
+    def send_to_group(self, name):
         group = f'-{os.getpgid(0)}'
-        subprocess.run(['kill', '-USR1', '--', group], start_new_session=True)
+        subprocess.run(['kill', f'-{name}', '--', group], start_new_session=True)
 
     def killed(self, runner):
         os.kill(os.getpid(), signal.SIGKILL)

@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from ropevit_mmdet.stack.machine import is_running
 from ropevit_mmdet.stack.workers import WATCH
 from tests.processes import ROOT
 
@@ -38,16 +39,8 @@ def test_a_worker_with_a_full_pipe_goes_with_a_killed_main_process():
         worker = int(main.stdout.readline())
         main.kill()
     end = time.monotonic() + 4 * WATCH
-    while _lives(worker) and time.monotonic() < end:
+    while is_running(worker) and time.monotonic() < end:
         time.sleep(0.1)
-    if _lives(worker):
+    if is_running(worker):
         os.kill(worker, signal.SIGKILL)
         pytest.fail("the worker lives on")
-
-
-def _lives(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    return True

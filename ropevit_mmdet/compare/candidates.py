@@ -172,13 +172,7 @@ def _neck_options(protocol: Config, channels: int, stride: float) -> dict[str, A
 def _check_neck(model: ConfigDict, protocol: Config) -> None:
     """Raise ValueError if a candidate's neck makes other maps than the protocol's heads take."""
     side, strides = _PROBE_SIDE, MODELS.build(protocol.model.neck).strides
-    net, neck = (
-        build_detector(Config({"model": p.to_dict()})) for p in (model.backbone, model.neck)
-    )
-    for part in (net, neck):
-        part.eval()  # by itself: mmdet's ResNet returns nothing from it
-    with torch.no_grad():
-        sides = [level.shape[-1] for level in neck(net(torch.zeros(1, 3, side, side)))]
+    sides = [level.shape[-1] for level in _maps_of_probe(model.backbone, model.neck)]
     if sides != [math.ceil(side / stride) for stride in strides]:
         raise ValueError(
             f"{side} pixels become maps of {sides} in its neck, and the protocol's heads are for "
@@ -188,10 +182,7 @@ def _check_neck(model: ConfigDict, protocol: Config) -> None:
 
 def _measure(backbone: ConfigDict) -> tuple[int, float]:
     """Channels and stride, in pixels, of the one map that a backbone returns."""
-    side, net = _PROBE_SIDE, build_detector(Config({"model": backbone.to_dict()}))
-    net.eval()  # by itself: mmdet's ResNet returns nothing from it
-    with torch.no_grad():
-        maps = net(torch.zeros(1, 3, side, side))
+    side, maps = _PROBE_SIDE, _maps_of_probe(backbone)
     if not isinstance(maps, (tuple, list)) or any(level.ndim != 4 for level in maps):
         raise ValueError("the backbone must return a tuple of maps [B, C, rows, columns]")
     if len(maps) != 1:
@@ -203,6 +194,17 @@ def _measure(backbone: ConfigDict) -> tuple[int, float]:
     if rows != columns or side % rows:
         raise ValueError(f"{side} x {side} pixels give a map of {rows} x {columns}")
     return channels, side // rows
+
+
+def _maps_of_probe(*settings: ConfigDict) -> Any:
+    """What parts of a detector, one behind the other, make of an empty picture."""
+    maps = torch.zeros(1, 3, _PROBE_SIDE, _PROBE_SIDE)
+    for one in settings:
+        part = build_detector(Config({"model": one.to_dict()}))
+        part.eval()  # by itself: mmdet's ResNet returns nothing from it
+        with torch.no_grad():
+            maps = part(maps)
+    return maps
 
 
 def _architecture(checkpoint: Checkpoint, own: Mapping[str, Any]) -> tuple[Arch, Any]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from ropevit_mmdet.output import check_output_folder
+from ropevit_mmdet.stack.machine import is_running
 
 LOCK = ".train.lock"
 # Data loader workers of a killed process keep its lock until they notice, every 5 s.
@@ -96,13 +97,7 @@ def _is_alive(holder: dict) -> bool:
     """Whether the noted process may be there: that of another machine always."""
     if not holder or holder["host"] != socket.gethostname():
         return bool(holder)
-    try:
-        os.kill(holder["process"], 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+    return is_running(holder["process"])
 
 
 def _holder_file(folder: Path) -> Path:

@@ -17,6 +17,8 @@ import mmengine.runner._flexible_runner
 import mmengine.runner.runner
 from mmengine.dataset import worker_init_fn
 
+from ropevit_mmdet.stack.machine import is_running
+
 WATCH = 5.0  # seconds between two looks at whether the main process lives
 
 
@@ -47,13 +49,5 @@ def _obey(main_process: int) -> None:
     while True:
         received = signal.sigtimedwait({signal.SIGTERM}, WATCH)
         told = received is not None and received.si_pid == main_process
-        if told or os.getppid() != parent or not _is_there(main_process):
+        if told or os.getppid() != parent or not is_running(main_process):
             os._exit(0)
-
-
-def _is_there(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    return True
