@@ -17,6 +17,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ropevit_mmdet.rope_kernel import Turn, can_turn
+
 
 class CoordNoise(NamedTuple):
     """One draw of the ``centered_separate`` coordinate augmentation, applied in field order."""
@@ -123,6 +125,8 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, rotation: str) -> Tensor:
     Returns:
         A new tensor like ``x``; the arithmetic is at least float32, the result has x's dtype.
     """
+    if can_turn(x):
+        return Turn.apply(x, cos, sin, rotation)
     if rotation == "standard":
         partner = torch.cat(x.chunk(2, dim=-1)[::-1], dim=-1)
     else:

@@ -10,6 +10,7 @@ PACKAGE = ROOT / "ropevit_mmdet"
 # Lowest floor first: a module or room imports from floors below its own. The same floor: not each
 # other.
 FLOORS = [
+    {"rope_kernel"},
     {"stack", "arch", "linear", "rope", "windows"} | {"errors", "output", "palette", "pictures"},
     {"facts", "resample", "arguments", "tables", "frozen", "data_checks"}
     | {"datasets", "figure_file"},
@@ -21,8 +22,8 @@ FLOORS = [
     {"compare"},
 ]
 # What the arithmetic may need beside the standard library and the package.
-TORCH_ONLY = {"arch", "linear", "rope", "windows", "tables", "vit", "checkpoint", "arguments"}
-TORCH_ONLY |= {"facts", "resample"}
+TORCH_ONLY = {"arch", "linear", "rope", "rope_kernel", "windows", "tables", "vit", "checkpoint"}
+TORCH_ONLY |= {"arguments", "facts", "resample"}
 TORCH_ONLY |= {f"weights/{name}" for name in ("download", "identify", "lookup", "published")}
 SOURCES = [
     path
