@@ -50,19 +50,35 @@ class PatchEmbed(nn.Module):
 
 
 class StridedConv(nn.Conv2d):
-    """A convolution whose result is right where it has few columns.
+    """A convolution that is fast on a GPU, and right where its result has few columns.
 
-    In bfloat16 on a CPU with AMX oneDNN (PyTorch 2.15) then returns what memory held. Columns of
-    zeros to the right, which are cut off again, make it wider.
+    For patches that do not overlap cuDNN (9.1 with PyTorch 2.11) has no fast kernel, and in float32
+    rounds to TF32: they go through a matrix product. In bfloat16 on a CPU with AMX oneDNN (PyTorch
+    2.15) returns what memory held for one or two columns: columns of zeros to the right, which are
+    cut off again, make it wider.
     """
 
     def forward(self, maps: Tensor) -> Tensor:
+        if maps.device.type == "cuda" and self._cuts_patches(maps):
+            return self.by_product(maps)
         half = maps.dtype == torch.bfloat16 or torch.is_autocast_enabled("cpu")
         if maps.device.type != "cpu" or not half:
             return super().forward(maps)
         free = maps.shape[-1] + 2 * self.padding[1] - self.kernel_size[1]
         stride = self.stride[1]
         return super().forward(F.pad(maps, (0, 2 * stride)))[..., : free // stride + 1]
+
+    def by_product(self, maps: Tensor) -> Tensor:
+        """The same for patches that divide the map and do not overlap."""
+        height, width = self.kernel_size
+        patches = maps.unflatten(3, (-1, width)).unflatten(2, (-1, height))
+        patches = patches.permute(0, 2, 4, 1, 3, 5).flatten(3)  # [B, rows, columns, C h w]
+        return F.linear(patches, self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
+
+    def _cuts_patches(self, maps: Tensor) -> bool:
+        sides = zip(maps.shape[-2:], self.kernel_size, self.stride, self.padding)
+        whole = all(s == k and p == 0 and side % k == 0 for side, k, s, p in sides)
+        return whole and self.groups == 1
 
 
 class Block(nn.Module):

@@ -5,7 +5,7 @@ import torch
 from mmdet.registry import MODELS
 
 from ropevit_mmdet import RoPEViT
-from ropevit_mmdet.vit import DropPath
+from ropevit_mmdet.vit import DropPath, StridedConv
 from tests.oracle import SMALL, fill, seeded_images
 
 
@@ -211,3 +211,12 @@ def test_autocast_is_close_to_float32():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         actual = model(images)[0]
     assert (actual.float() - expected).abs().max() < 0.1 * expected.abs().max()
+
+
+@pytest.mark.parametrize("stride", [(14, 14), (4, 7)])
+def test_patches_through_a_product_are_those_of_a_convolution(stride):
+    conv = StridedConv(3, 8, stride, stride=stride).double()
+    images = torch.randn(2, 3, 56, 42, dtype=torch.float64)
+    torch.testing.assert_close(conv.by_product(images), conv(images), rtol=0, atol=1e-12)
+    assert conv._cuts_patches(images) and not conv._cuts_patches(images[..., :-1])
+    assert not StridedConv(3, 8, 3, stride=2, padding=1)._cuts_patches(images)
