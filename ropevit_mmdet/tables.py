@@ -92,7 +92,9 @@ class RopeTables:
         if key not in self._cache:
             # A table made in inference mode could not take part in training later.
             with torch.inference_mode(False), torch.no_grad():
-                table = build(grid, groups, device, noise)
+                # A GPU's cosines differ from a CPU's in the last digit: one table for all devices.
+                cos, sin = build(grid, groups, torch.device("cpu"), noise)
+                table = cos.to(device), sin.to(device)
             while len(self._cache) >= _MAX_TABLES:
                 self._cache.pop(next(iter(self._cache)))
             self._cache[key] = table
