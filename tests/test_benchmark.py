@@ -2,10 +2,13 @@
 
 import json
 import sys
+from types import SimpleNamespace
 
 import pytest
+import torch
 from PIL import Image
 
+from ropevit_mmdet.benchmark.measure import Bench, largest
 from ropevit_mmdet.benchmark.report import add, begin, is_measured, plot, table
 from tests.processes import ROOT, run_python
 from tests.test_tools import load_tool
@@ -40,6 +43,7 @@ def test_the_table_compares_with_the_first_variant_and_says_what_is_left_out():
     assert lines[1] == "matrix multiplication: 10.0 GFLOP/s"
     assert "50.0%" in lines[3] and "1.00" in lines[3]
     assert "2.50" in lines[4] and "3.00" in lines[4]
+    assert [line.split()[6] for line in lines[3:5]] == ["1", "0.4"]  # images a second
     assert lines[-1].endswith("left out: does not fit in memory")
 
 
@@ -103,6 +107,37 @@ def test_the_tool_measures_and_draws(tmp_path):
     assert done.returncode == 0, done.stderr
     (found,) = json.loads((tmp_path / "r.json").read_text())["rows"]
     assert found["variant"] == "windows" and found["median"] > 0 and found["peak_bytes"] > 0
-    assert f"{found['median']:.3f}" in done.stdout
+    assert f"{found['median']:.4f}" in done.stdout
     with Image.open(tmp_path / "r.png") as picture:
         assert min(picture.size) > 400
+
+
+@pytest.mark.parametrize("limit", [0, 1, 2, 3, 37, 64])
+def test_the_largest_batch_is_searched_for(limit):
+    asked = []
+    assert largest(lambda batch: asked.append(batch) or batch <= limit) == limit
+    assert len(asked) == len(set(asked)) <= 14
+
+
+def test_a_gpu_gives_a_step_no_more_memory_than_asked_for(monkeypatch):
+    """37 pictures a GB of what PyTorch may take; one GB of the card is not PyTorch's."""
+    bench, shares = Bench({}, batch=8), []
+    bench.device = torch.device("cuda", 0)
+    properties = SimpleNamespace(total_memory=80 * 2**30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    give = lambda share, device: shares.append(share)  # noqa: E731
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", give)
+    monkeypatch.setattr(bench, "model", lambda name, pixels: torch.nn.Identity())
+
+    def step(name, pixels, mode):
+        if bench.batch > 37 * 80 * shares[-1]:
+            raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(bench, "step", step)
+    assert bench.largest_batch("ours", 56, "training", 3) == 74
+    assert shares == [2 / 80, 1.0] and bench.batch == 8
+
+
+def test_the_largest_batch_is_that_of_a_gpu():
+    with pytest.raises(ValueError, match="that of a GPU, not of cpu"):
+        Bench({}).largest_batch("ours", 56, "forward", 24)

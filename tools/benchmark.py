@@ -123,7 +123,7 @@ def measure(args: argparse.Namespace, pixels: int, mode: str) -> tuple[list[dict
     for name in args.variants if not args.no_memory else ():
         say(f"{pixels} px, {mode}, memory: {name}")
         try:
-            peaks[name] = peak_in_fresh_process(args, name, pixels, mode)
+            peaks[name] = peak_of_variant(args, name, pixels, mode)
         except RuntimeError as error:
             left_out.append(dict(variant=name, pixels=pixels, mode=mode, why=str(error)))
     fitting = args.variants if args.no_memory else list(peaks)
@@ -135,12 +135,28 @@ def measure(args: argparse.Namespace, pixels: int, mode: str) -> tuple[list[dict
         row = timing._asdict() | {"matmul_rate": rate}
         if timing.variant in peaks:
             row["peak_bytes"] = peaks[timing.variant]
+        if args.max_batch:
+            say(f"{pixels} px, {mode}, largest batch: {timing.variant}")
+            row["largest_batch"] = {
+                f"{gb:g}": bench.largest_batch(timing.variant, pixels, mode, gb)
+                for gb in args.max_batch
+            }
         rows.append(row)
     return rows, left_out
 
 
-def peak_in_fresh_process(args: argparse.Namespace, name: str, pixels: int, mode: str) -> int:
-    """Peak bytes; RuntimeError if it does not fit, or with the process's last words."""
+def peak_of_variant(args: argparse.Namespace, name: str, pixels: int, mode: str) -> int:
+    """Peak bytes; RuntimeError if it does not fit, or with the last words of a fresh process.
+
+    A GPU's allocator counts what is held; a CPU's memory is that of a process.
+    """
+    if torch.device(args.device).type == "cuda":
+        try:
+            return peak_memory(make_bench(args, [name]), name, pixels, mode)
+        except torch.OutOfMemoryError as error:
+            raise RuntimeError("does not fit in memory") from error
+        finally:
+            torch.cuda.empty_cache()
     command = [sys.executable, __file__, "--peak-of", f"{name}:{pixels}:{mode}"]
     command += ["--device", args.device, "--dtype", args.dtype, "--batch", str(args.batch)]
     command += ["--threads", str(args.threads)] + ["--compile"] * args.compile
@@ -186,11 +202,15 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
     parser.add_argument("--compile", action="store_true", help="run through torch.compile")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    help = "also find the largest batch on GPUs of so much memory"
+    parser.add_argument("--max-batch", nargs="+", type=float, default=[], metavar="GB", help=help)
     parser.add_argument("--no-memory", action="store_true", help="leave peak memory out")
     parser.add_argument("--json", metavar="FILE", help="keep the figures there, or continue")
     parser.add_argument("--plot", metavar="FILE.png", help="also draw time and memory over size")
     parser.add_argument("--peak-of", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.max_batch and torch.device(args.device).type != "cuda":
+        parser.error("--max-batch needs a GPU")
     wrong = [size for size in args.sizes if size % 56]
     if wrong:
         parser.error(f"--sizes must be multiples of 56 pixels, got {wrong[0]}")

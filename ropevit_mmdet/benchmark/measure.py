@@ -10,6 +10,7 @@ import gc
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -62,7 +63,10 @@ class Bench:
         batch: int = 1,
         compiled: bool = False,
     ) -> None:
-        self.variants, self.device, self.dtype = variants, torch.device(device), dtype
+        self.variants, self.dtype = variants, dtype
+        self.device = torch.device(device)
+        if self.device.type == "cuda" and self.device.index is None:
+            self.device = torch.device("cuda", torch.cuda.current_device())
         self.batch, self.compiled = batch, compiled
         self._models: dict[str, nn.Module] = {}
 
@@ -117,8 +121,9 @@ class Bench:
 
     def images(self, name: str, pixels: int) -> Tensor:
         side = pixels // PATCH * self.variants[name].patch
-        generator = torch.Generator().manual_seed(0)
-        return torch.randn(self.batch, 3, side, side, generator=generator).to(self.device)
+        generator = torch.Generator(self.device).manual_seed(0)
+        shape = (self.batch, 3, side, side)
+        return torch.randn(shape, generator=generator, device=self.device)
 
     def flops(self, name: str, pixels: int, mode: str) -> int | None:
         """Operations of a step, known for our own models; the backward pass costs two forwards."""
@@ -133,18 +138,62 @@ class Bench:
         x = torch.randn(4096 * self.batch, arch.hidden_dim, device=self.device, dtype=self.dtype)
         weight = torch.randn(arch.hidden_dim, arch.mlp_dim, device=self.device, dtype=self.dtype)
         out = torch.empty(len(x), arch.mlp_dim, device=self.device, dtype=self.dtype)
+        products = 1 if self.device.type == "cpu" else 20  # a launch is a part of a short one
         taken, end = [], time.perf_counter() + seconds
         while time.perf_counter() < end or len(taken) < 5:
             wait_for(self.device)
             start = time.perf_counter()
-            torch.mm(x, weight, out=out)
+            for _ in range(products):
+                torch.mm(x, weight, out=out)
             wait_for(self.device)
-            taken.append(time.perf_counter() - start)
+            taken.append((time.perf_counter() - start) / products)
         return 2 * len(x) * arch.hidden_dim * arch.mlp_dim / statistics.median(taken[1:])
+
+    def largest_batch(self, name: str, pixels: int, mode: str, gigabytes: float) -> int:
+        """The most pictures that a step takes on a GPU with so much memory, weights included.
+
+        One GB, 2^30 bytes, is left to CUDA itself. Raises ValueError for a device that is no GPU.
+        """
+        if self.device.type != "cuda":
+            raise ValueError(f"the largest batch is that of a GPU, not of {self.device.type}")
+        total = torch.cuda.get_device_properties(self.device).total_memory
+        share = min(1.0, (gigabytes - 1) * 2**30 / total)
+        batch = self.batch
+        torch.cuda.set_per_process_memory_fraction(share, self.device)
+        try:
+            return largest(partial(self._fits, name, pixels, mode))
+        finally:
+            self.batch = batch
+            torch.cuda.set_per_process_memory_fraction(1.0, self.device)
+
+    def _fits(self, name: str, pixels: int, mode: str, batch: int) -> bool:
+        self.batch = batch
+        try:
+            self.step(name, pixels, mode)
+        except torch.OutOfMemoryError:
+            self.model(name, pixels).zero_grad(set_to_none=True)
+            return False
+        finally:
+            torch.cuda.empty_cache()
+        return True
+
+
+def largest(fits: Callable[[int], bool]) -> int:
+    """The largest number that fits, if all below one that fits do; 0 if 1 does not."""
+    fitting, failing = 0, 1
+    while fits(failing):
+        fitting, failing = failing, 2 * failing
+    while failing - fitting > 1:
+        middle = (fitting + failing) // 2
+        if fits(middle):
+            fitting = middle
+        else:
+            failing = middle
+    return fitting
 
 
 def peak_memory(bench: Bench, name: str, pixels: int, mode: str) -> int:
-    """Bytes above the weights at the highest point of a step; for a fresh process.
+    """Bytes above the weights at the highest point of a step; on a CPU for a fresh process.
 
     On a CPU this is the process's resident memory (Linux), on a GPU what the allocator gave out.
     """

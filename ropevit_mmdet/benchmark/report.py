@@ -66,6 +66,7 @@ def table(report: dict[str, Any]) -> str:
         f"{', '.join(report['dates'])}",
         f"matrix multiplication: {rate / 1e9:.1f} GFLOP/s",
         f"{'px':>5} {'mode':18} {'variant':11} {'median s':>9} {'spread':>7} {'ratio':>6} "
+        f"{'images/s':>8} "
         f"{'TFLOP':>6} {'of rate':>7} {'peak MB':>8} {'ratio':>6}",
     ]
     for row in report["rows"]:
@@ -74,9 +75,11 @@ def table(report: dict[str, Any]) -> str:
         share = flops / row["median"] / row["matmul_rate"] if flops else None
         cells = [
             f"{row['pixels']:5} {TITLES[row['mode']]:18} {row['variant']:11}",
-            f"{row['median']:9.3f} {row['spread']:7.3f} {row['median'] / first['median']:6.2f}",
+            f"{row['median']:9.4f} {row['spread']:7.4f} {row['median'] / first['median']:6.2f}",
+            f"{report['batch'] / row['median']:8.3g}",
             f"{flops / 1e12:6.2f} {share:7.1%}" if flops else f"{'':6} {'':7}",
             f"{peak / 2**20:8.0f} {peak / first['peak_bytes']:6.2f}" if peak else "",
+            *(f" batch {n} in {gb} GB" for gb, n in row.get("largest_batch", {}).items()),
         ]
         lines.append(" ".join(cells).rstrip())
     for row in report["left_out"]:
