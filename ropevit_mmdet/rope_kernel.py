@@ -23,23 +23,24 @@ WAY_OUT = "PyTorch's operators do it, and take longer"
 
 
 class Turn(torch.autograd.Function):
-    """``rope.rotate`` as one kernel; arguments and result are the same."""
+    """``rope.rotate`` as one kernel, of the same arguments; its gradient is the transposed turn."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, cos: Tensor, sin: Tensor, rotation: str) -> Tensor:
+    def forward(
+        ctx, x: Tensor, cos: Tensor, sin: Tensor, rotation: str, transposed: bool = False
+    ) -> Tensor:
         ctx.save_for_backward(cos, sin)
-        ctx.rotation = rotation
-        return launch(x, cos, sin, rotation)
+        ctx.rotation, ctx.transposed = rotation, transposed
+        return launch(x, cos, sin, rotation, transposed=transposed)
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return launch(grad, *ctx.saved_tensors, ctx.rotation, transposed=True), None, None, None
+        turned = Turn.apply(grad, *ctx.saved_tensors, ctx.rotation, not ctx.transposed)
+        return turned, None, None, None, None
 
 
-def launch(
-    x: Tensor, cos: Tensor, sin: Tensor, rotation: str, *, transposed: bool = False
-) -> Tensor:
-    """Turns x [n, N, h, D], of any strides, into a new tensor; ``transposed`` is the gradient."""
+def launch(x: Tensor, cos: Tensor, sin: Tensor, rotation: str, *, transposed: bool) -> Tensor:
+    """Turns x [n, N, h, D], of any strides, into a new tensor."""
     count, tokens, heads, dim = x.shape
     if x.stride(-1) != 1:
         x = x.contiguous()
@@ -75,7 +76,7 @@ def _works(device: int) -> bool:
         if triton is None:
             raise RuntimeError("the package triton is not installed")
         x = torch.ones(1, 1, 1, 4, device=f"cuda:{device}")
-        launch(x, x[0], x[0], "standard")
+        launch(x, x[0], x[0], "standard", transposed=False)
     except Exception as error:  # a compiler's failure may be anything
         reason = str(error).strip().splitlines() or [type(error).__name__]
         warnings.warn(f"no kernel for rotary positions, {WAY_OUT}: {reason[0]}", stacklevel=2)

@@ -52,7 +52,7 @@ class PatchEmbed(nn.Module):
 class StridedConv(nn.Conv2d):
     """A convolution that is fast on a GPU, and right where its result has few columns.
 
-    For patches that do not overlap cuDNN (9.1 with PyTorch 2.11) has no fast kernel, and in float32
+    For patches that do not overlap cuDNN (9.19, PyTorch 2.11) has no fast kernel, and in float32
     rounds to TF32: they go through a matrix product. In bfloat16 on a CPU with AMX oneDNN (PyTorch
     2.15) returns what memory held for one or two columns: columns of zeros to the right, which are
     cut off again, make it wider.

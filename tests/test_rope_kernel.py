@@ -24,14 +24,20 @@ def compare(heads, dim, rotation, device, dtype):
     x = torch.randn(3, 7, 3, heads, dim).to(device, dtype)[:, :, 1]
     cos, sin = torch.randn(2, 7, 1, dim).to(device)
     grad = torch.randn(3, heads, 7, dim).to(device, dtype).transpose(1, 2)
-    results = []
+    results, second = [], []
     for turn in (plain, rope_kernel.Turn.apply):
         leaf = x.detach().clone().requires_grad_()
         turned = turn(leaf, cos, sin, rotation)
         turned.backward(grad)
         assert turned.dtype == leaf.grad.dtype == dtype
-        results.append((turned.detach(), leaf.grad, turn(x, cos, sin, rotation)))
+        results.append([turned.detach(), leaf.grad, turn(x, cos, sin, rotation)])
+        if dtype == torch.float32:
+            penalty = (turn(leaf, cos, sin, rotation) ** 2 * grad).sum()
+            (first,) = torch.autograd.grad(penalty, leaf, create_graph=True)
+            second += torch.autograd.grad((first**2).sum(), leaf)
     torch.testing.assert_close(results[1], results[0])
+    if second:  # sums of many products
+        torch.testing.assert_close(second[1], second[0], rtol=1e-3, atol=1e-3)
 
 
 def plain(x, cos, sin, rotation):

@@ -119,13 +119,20 @@ def main() -> None:
 
 def measure(args: argparse.Namespace, pixels: int, mode: str) -> tuple[list[dict], list[dict]]:
     """Rows of one size and mode, with the machine's rate around them, and what did not fit."""
-    rows, left_out, peaks = [], [], {}
+    rows, left_out, peaks, batches = [], [], {}, {}
     for name in args.variants if not args.no_memory else ():
         say(f"{pixels} px, {mode}, memory: {name}")
         try:
             peaks[name] = peak_of_variant(args, name, pixels, mode)
         except RuntimeError as error:
             left_out.append(dict(variant=name, pixels=pixels, mode=mode, why=str(error)))
+    for name in args.variants if args.max_batch else ():
+        say(f"{pixels} px, {mode}, largest batch: {name}")
+        alone = make_bench(args, [name])
+        batches[name] = {
+            f"{gb:g}": alone.largest_batch(name, pixels, mode, gb) for gb in args.max_batch
+        }
+        del alone  # its weights too
     fitting = args.variants if args.no_memory else list(peaks)
     bench = make_bench(args, fitting)
     before = bench.matmul_rate()
@@ -135,12 +142,8 @@ def measure(args: argparse.Namespace, pixels: int, mode: str) -> tuple[list[dict
         row = timing._asdict() | {"matmul_rate": rate}
         if timing.variant in peaks:
             row["peak_bytes"] = peaks[timing.variant]
-        if args.max_batch:
-            say(f"{pixels} px, {mode}, largest batch: {timing.variant}")
-            row["largest_batch"] = {
-                f"{gb:g}": bench.largest_batch(timing.variant, pixels, mode, gb)
-                for gb in args.max_batch
-            }
+        if timing.variant in batches:
+            row["largest_batch"] = batches[timing.variant]
         rows.append(row)
     return rows, left_out
 
@@ -211,6 +214,8 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     if args.max_batch and torch.device(args.device).type != "cuda":
         parser.error("--max-batch needs a GPU")
+    if any(gb <= 1 for gb in args.max_batch):
+        parser.error("--max-batch must be more than 1 GB")
     wrong = [size for size in args.sizes if size % 56]
     if wrong:
         parser.error(f"--sizes must be multiples of 56 pixels, got {wrong[0]}")
