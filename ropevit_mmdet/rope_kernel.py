@@ -40,8 +40,10 @@ class Turn(torch.autograd.Function):
 
 
 def launch(x: Tensor, cos: Tensor, sin: Tensor, rotation: str, *, transposed: bool) -> Tensor:
-    """Turns x [n, N, h, D], of any strides, into a new tensor."""
+    """Turns x [n, N, h, D], of any strides, into a new tensor; the tables are [N, 1, D]."""
     count, tokens, heads, dim = x.shape
+    if cos.shape != (tokens, 1, dim) or sin.shape != cos.shape:
+        raise ValueError(f"tables {[*cos.shape]} do not belong to tokens {[*x.shape]}")
     if x.stride(-1) != 1:
         x = x.contiguous()
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
@@ -60,23 +62,27 @@ def launch(x: Tensor, cos: Tensor, sin: Tensor, rotation: str, *, transposed: bo
 def can_turn(x: Tensor) -> bool:
     """Whether the kernel is for this tensor: on a GPU, not in float64, and outside of tracing."""
     return (
-        x.device.type == "cuda"
+        type(x) is Tensor  # no FakeTensor, DTensor ...
+        and x.device.type == "cuda"
         and x.dim() == 4
         and x.dtype in (torch.float32, torch.bfloat16, torch.float16)
         and not torch.compiler.is_compiling()  # which makes one of its own
         and not torch.jit.is_tracing()
-        and _works(x.device.index)
+        and _works(x.device.index, x.dtype)
     )
 
 
 @cache
-def _works(device: int) -> bool:
-    """Whether Triton can build a kernel here: it needs a C compiler. Said once where not."""
+def _works(device: int, dtype: torch.dtype) -> bool:
+    """Whether Triton can build the kernel here: it needs a C compiler. Said once where not."""
     try:
         if triton is None:
             raise RuntimeError("the package triton is not installed")
-        x = torch.ones(1, 1, 1, 4, device=f"cuda:{device}")
-        launch(x, x[0], x[0], "standard", transposed=False)
+        x = torch.ones(1, 1, 1, 4, device=f"cuda:{device}", dtype=dtype)
+        table = torch.ones(1, 1, 4, device=x.device)
+        launch(x, table, table, "standard", transposed=False)
+    except torch.OutOfMemoryError:
+        raise
     except Exception as error:  # a compiler's failure may be anything
         reason = str(error).strip().splitlines() or [type(error).__name__]
         warnings.warn(f"no kernel for rotary positions, {WAY_OUT}: {reason[0]}", stacklevel=2)

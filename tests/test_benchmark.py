@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ropevit_mmdet.benchmark.measure import Bench, largest
+from ropevit_mmdet.benchmark.measure import Bench, largest, share_of_gpu
 from ropevit_mmdet.benchmark.report import add, begin, is_measured, plot, table
 from tests.processes import ROOT, run_python
 from tests.test_tools import load_tool
@@ -136,6 +136,21 @@ def test_a_gpu_gives_a_step_no_more_memory_than_asked_for(monkeypatch):
     monkeypatch.setattr(bench, "step", step)
     assert bench.largest_batch("ours", 56, "training", 3) == 74
     assert shares == [2 / 80, 1.0] and bench.batch == 8
+
+
+@pytest.mark.parametrize("gigabytes", [1, 82])
+def test_a_gpu_is_not_asked_for_more_than_it_has(monkeypatch, gigabytes):
+    properties = SimpleNamespace(total_memory=80 * 2**30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    with pytest.raises(ValueError, match=f"{gigabytes} GB: .* this GPU has 80.0"):
+        share_of_gpu(torch.device("cuda"), gigabytes)
+
+
+def test_a_report_without_the_largest_batches_is_continued():
+    made = begin(SETTINGS, None, command="tools/benchmark.py")
+    add(made, [row("ours") | dict(largest_batch={"24": 3})], [])
+    assert is_measured(made, ["ours"], 56, "forward", batches_of=[24])
+    assert not is_measured(made, ["ours"], 56, "forward", batches_of=[24, 80])
 
 
 def test_the_largest_batch_is_that_of_a_gpu():

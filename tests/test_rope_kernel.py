@@ -79,10 +79,16 @@ def test_where_it_cannot_be_built_a_line_says_so(monkeypatch):
     rope_kernel._works.cache_clear()
     try:
         with pytest.warns(UserWarning, match="take longer: the package triton is not installed"):
-            assert not rope_kernel._works(0)
-        assert not rope_kernel._works(0)  # and says no more
+            assert not rope_kernel._works(0, torch.float32)
+        assert not rope_kernel._works(0, torch.float32)  # and says no more
     finally:
         rope_kernel._works.cache_clear()
+
+
+def test_tables_of_other_tokens_are_refused():
+    x, table = torch.ones(2, 3, 1, 4), torch.ones(1, 1, 4)
+    with pytest.raises(ValueError, match=r"tables \[1, 1, 4\] do not belong to tokens"):
+        rope_kernel.launch(x, table, table, "standard", transposed=False)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 The peers come with `pip install -e .[bench]`: segment-anything's ImageEncoderViT (ViTDet's ViT-B
 with relative positions, windows of 14, patch 16), birder's own network with the same weights,
-timm's EVA-02 and DINOv3. Variants take turns in one process; memory is measured in a fresh one.
+timm's EVA-02 and DINOv3. Variants take turns in one process; on a CPU memory is measured in a fresh
+one.
 """
 
 import argparse
@@ -23,7 +24,14 @@ import torch
 from mmengine import fileio
 from torch import nn
 
-from ropevit_mmdet.benchmark.measure import MODES, Bench, Variant, limit_memory, peak_memory
+from ropevit_mmdet.benchmark.measure import (
+    MODES,
+    Bench,
+    Variant,
+    limit_memory,
+    peak_memory,
+    share_of_gpu,
+)
 from ropevit_mmdet.benchmark.report import add, begin, is_measured, plot, table
 from ropevit_mmdet.figure_file import check_png
 
@@ -106,7 +114,7 @@ def main() -> None:
         raise SystemExit(f"error: {error}") from error
     for pixels in args.sizes:
         for mode in args.modes:
-            if is_measured(report, args.variants, pixels, mode):
+            if is_measured(report, args.variants, pixels, mode, batches_of=args.max_batch):
                 continue
             add(report, *measure(args, pixels, mode))
             if args.json:
@@ -126,14 +134,14 @@ def measure(args: argparse.Namespace, pixels: int, mode: str) -> tuple[list[dict
             peaks[name] = peak_of_variant(args, name, pixels, mode)
         except RuntimeError as error:
             left_out.append(dict(variant=name, pixels=pixels, mode=mode, why=str(error)))
-    for name in args.variants if args.max_batch else ():
+    fitting = args.variants if args.no_memory else list(peaks)
+    for name in fitting if args.max_batch else ():
         say(f"{pixels} px, {mode}, largest batch: {name}")
         alone = make_bench(args, [name])
         batches[name] = {
             f"{gb:g}": alone.largest_batch(name, pixels, mode, gb) for gb in args.max_batch
         }
         del alone  # its weights too
-    fitting = args.variants if args.no_memory else list(peaks)
     bench = make_bench(args, fitting)
     before = bench.matmul_rate()
     timings = bench.time(pixels, mode, runs=args.runs, progress=say)
@@ -158,6 +166,8 @@ def peak_of_variant(args: argparse.Namespace, name: str, pixels: int, mode: str)
             return peak_memory(make_bench(args, [name]), name, pixels, mode)
         except torch.OutOfMemoryError as error:
             raise RuntimeError("does not fit in memory") from error
+        except Exception as error:  # a peer that is not installed, or that fails
+            raise RuntimeError(f"{type(error).__name__}: {error}") from error
         finally:
             torch.cuda.empty_cache()
     command = [sys.executable, __file__, "--peak-of", f"{name}:{pixels}:{mode}"]
@@ -212,10 +222,11 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--plot", metavar="FILE.png", help="also draw time and memory over size")
     parser.add_argument("--peak-of", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.max_batch and torch.device(args.device).type != "cuda":
-        parser.error("--max-batch needs a GPU")
-    if any(gb <= 1 for gb in args.max_batch):
-        parser.error("--max-batch must be more than 1 GB")
+    for gigabytes in args.max_batch:
+        try:
+            share_of_gpu(torch.device(args.device), gigabytes)
+        except ValueError as error:
+            parser.error(f"--max-batch: {error}")
     wrong = [size for size in args.sizes if size % 56]
     if wrong:
         parser.error(f"--sizes must be multiples of 56 pixels, got {wrong[0]}")

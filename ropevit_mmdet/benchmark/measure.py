@@ -1,4 +1,4 @@
-"""Times backbones side by side: interleaved in one process, memory in a fresh one each.
+"""Times backbones side by side: interleaved in one process; on a CPU memory in a fresh one each.
 
 Which backbones, and where they come from, is the caller's business (``tools/benchmark.py``). Every
 one gets the picture that makes the same number of tokens as ours at patch 14.
@@ -152,13 +152,9 @@ class Bench:
     def largest_batch(self, name: str, pixels: int, mode: str, gigabytes: float) -> int:
         """The most pictures that a step takes on a GPU with so much memory, weights included.
 
-        One GB, 2^30 bytes, is left to CUDA itself. Raises ValueError for a device that is no GPU.
+        Raises ValueError as `share_of_gpu` does.
         """
-        if self.device.type != "cuda":
-            raise ValueError(f"the largest batch is that of a GPU, not of {self.device.type}")
-        total = torch.cuda.get_device_properties(self.device).total_memory
-        share = min(1.0, (gigabytes - 1) * 2**30 / total)
-        batch = self.batch
+        share, batch = share_of_gpu(self.device, gigabytes), self.batch
         torch.cuda.set_per_process_memory_fraction(share, self.device)
         try:
             return largest(partial(self._fits, name, pixels, mode))
@@ -171,11 +167,25 @@ class Bench:
         try:
             self.step(name, pixels, mode)
         except torch.OutOfMemoryError:
-            self.model(name, pixels).zero_grad(set_to_none=True)
+            for model in self._models.values():
+                model.zero_grad(set_to_none=True)
             return False
         finally:
             torch.cuda.empty_cache()
         return True
+
+
+def share_of_gpu(device: torch.device, gigabytes: float) -> float:
+    """What part of a GPU PyTorch may take to have as much as on one of so many GB (2^30 bytes).
+
+    One GB is left to CUDA itself. Raises ValueError if this GPU has not as much, or is none.
+    """
+    if device.type != "cuda":
+        raise ValueError(f"the largest batch is that of a GPU, not of {device.type}")
+    total = torch.cuda.get_device_properties(device).total_memory / 2**30
+    if not 0 < gigabytes - 1 <= total:
+        raise ValueError(f"{gigabytes:g} GB: it must be more than 1, and this GPU has {total:.1f}")
+    return (gigabytes - 1) / total
 
 
 def largest(fits: Callable[[int], bool]) -> int:
@@ -198,6 +208,8 @@ def peak_memory(bench: Bench, name: str, pixels: int, mode: str) -> int:
     On a CPU this is the process's resident memory (Linux), on a GPU what the allocator gave out.
     """
     bench.model(name, pixels)
+    if bench.device.type == "cuda":
+        bench.step(name, pixels, mode)  # the workspaces of libraries come and stay
     return peak_of(lambda: bench.step(name, pixels, mode), bench.device)
 
 
@@ -205,10 +217,10 @@ def peak_of(work: Callable[[], Any], device: torch.device) -> int:
     """Bytes above what is held now, at the highest point of some work."""
     gc.collect()
     if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
         work()
-        return torch.cuda.max_memory_allocated() - before
+        return torch.cuda.max_memory_allocated(device) - before
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
     before = _proc_bytes("self/status", "VmRSS")
     work()

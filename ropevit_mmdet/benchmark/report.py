@@ -42,9 +42,21 @@ def begin(settings: dict[str, Any], path: str | Path | None, *, command: str) ->
     return report
 
 
-def is_measured(report: dict[str, Any], variants: Sequence[str], pixels: int, mode: str) -> bool:
-    """Whether the report knows every one of the variants at a size: measured, or too large."""
-    done = {row["variant"] for row in _of(report, "rows", pixels, mode)}
+def is_measured(
+    report: dict[str, Any],
+    variants: Sequence[str],
+    pixels: int,
+    mode: str,
+    *,
+    batches_of: Sequence[float] = (),
+) -> bool:
+    """Whether the report knows every one of the variants at a size: measured, or too large.
+
+    ``batches_of``: the GPUs, by their GB, whose largest batches belong to it.
+    """
+    asked = {f"{gb:g}" for gb in batches_of}
+    rows = _of(report, "rows", pixels, mode)
+    done = {row["variant"] for row in rows if asked <= row.get("largest_batch", {}).keys()}
     done |= {row["variant"] for row in _of(report, "left_out", pixels, mode)}
     return done.issuperset(variants)
 
