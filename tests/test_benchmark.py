@@ -125,9 +125,8 @@ def test_a_gpu_gives_a_step_no_more_memory_than_asked_for(monkeypatch):
     bench.device = torch.device("cuda", 0)
     properties = SimpleNamespace(total_memory=80 * 2**30)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
-    give = lambda share, device: shares.append(share)  # noqa: E731
-    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", give)
-    monkeypatch.setattr(bench, "model", lambda name, pixels: torch.nn.Identity())
+    fraction = "set_per_process_memory_fraction"
+    monkeypatch.setattr(torch.cuda, fraction, lambda share, device: shares.append(share))
 
     def step(name, pixels, mode):
         if bench.batch > 37 * 80 * shares[-1]:

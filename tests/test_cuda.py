@@ -13,7 +13,7 @@ from torch.testing import assert_close
 
 from ropevit_mmdet import RoPEViT
 from tests import oracle
-from tests.test_precision import NAMES, detector, wide_picture
+from tests.test_precision import NAMES, assert_boxes_are_meant, detector, wide_picture
 from tests.test_stack_boxes import random_boxes
 from tests.test_stack_sampling import SCALE, maps_and_rois
 from tests.test_window_attention import RECIPE, STYLES, run, small
@@ -199,17 +199,7 @@ def test_detections_are_those_of_the_cpu(name):
 @pytest.mark.parametrize("half", HALVES, ids=str)
 @pytest.mark.parametrize("name", NAMES)
 def test_boxes_are_those_that_the_outputs_mean(name, half):
-    """As in test_precision, where the RoI heads' turn is on a CPU."""
     model = detector(name).to(DEVICE)
-    data = wide_picture(model)
-    head = model.rpn_head if hasattr(model, "rpn_head") else model.bbox_head
-    decode = dict(batch_img_metas=[s.metainfo for s in data["data_samples"]], with_nms=False)
-    with torch.no_grad():
-        with torch.autocast("cuda", half):
-            outs = head(model.extract_feat(data["inputs"]))
-            (result,) = head.predict_by_feat(*outs, **decode)
-            model(**data, mode="predict")
-        double = [[level.double() for level in levels] for levels in outs]
-        (expected,) = head.predict_by_feat(*double, **decode)
-    assert result.bboxes.dtype == torch.float32
-    assert_close(result.bboxes.double(), expected.bboxes, atol=0.01, rtol=0)
+    assert_boxes_are_meant(model, half)
+    with torch.no_grad(), torch.autocast("cuda", half):
+        model(**wide_picture(model), mode="predict")  # RoI heads too

@@ -8,29 +8,13 @@ import torch
 from torch.testing import assert_close
 
 from ropevit_mmdet import FrozenBackbone
+from tests import test_distributed as distributed
 from tests.misfortunes import ITERATIONS, assert_same, train, unlucky, write_config
 from tests.processes import ROOT, run_python
-from tests.test_distributed import CONFIG, FSDP, PARTS
 from tests.tiny_coco import write_tiny
 
 pytestmark = pytest.mark.gpu
 LAUNCH = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=1")
-
-
-def launched(folder, name, *arguments, more="", iterations=20, command=()):
-    """Train by tools/train.py; the losses of this call's iterations and the last checkpoint."""
-    (folder / "parts.py").write_text(PARTS)
-    config = folder / f"{name}.py"
-    settings = dict(batch_size=4, iterations=iterations, more=more, with_cp=True, start=None)
-    config.write_text(CONFIG.format(**settings))
-    losses = folder / name / "losses.txt"
-    losses.unlink(missing_ok=True)
-    launcher = ("--launcher", "pytorch") if command else ()
-    run = (ROOT / "tools" / "train.py", config, "--work-dir", folder / name)
-    done = run_python(*command, *run, *launcher, *arguments, path=folder)
-    assert done.returncode == 0, done.stderr[-3000:]
-    last = torch.load(folder / name / f"iter_{iterations}.pth", weights_only=False)
-    return [float(line) for line in losses.read_text().splitlines()], last
 
 
 @pytest.mark.parametrize("half", ["bfloat16", "float16"])
@@ -39,12 +23,11 @@ def test_mixed_precision_learns_and_resumes(kind, half, tmp_path):
     write_tiny(tmp_path, pictures=12)
     more, command = "", ()
     if kind == "fsdp":
-        more, command = FSDP.replace("gloo", "nccl"), LAUNCH
+        more, command = distributed.FSDP.replace("gloo", "nccl"), LAUNCH
     amp = ("--amp", "--cfg-options", f"optim_wrapper.dtype={half}")
-    settings = dict(more=more, command=command)
-    first, _ = launched(tmp_path, kind, *amp, iterations=10, **settings)
-    then, last = launched(tmp_path, kind, "--resume", *amp, **settings)
-    losses = first + then
+    settings = dict(processes=1, more=more, command=command, with_cp=True)
+    distributed.train(tmp_path, kind, iterations=10, arguments=amp, **settings)
+    losses, last = distributed.train(tmp_path, kind, arguments=("--resume", *amp), **settings)
     assert len(losses) == 20 and all(map(math.isfinite, losses)) and losses[-1] < losses[0]
     assert {value.dtype for value in last["state_dict"].values()} <= {torch.float32, torch.int64}
     assert "loss_scaler" in last["optimizer"]

@@ -71,8 +71,13 @@ env_cfg = dict(dist_cfg=dict(backend='gloo'))
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
 
 
-def train(folder, name, *, processes, iterations=20, more="", with_cp=False, arguments=()):
-    """Train by tools/train.py; the losses of all iterations and the last checkpoint."""
+def train(
+    folder, name, *, processes, iterations=20, more="", with_cp=False, arguments=(), command=None
+):
+    """Train by tools/train.py; the losses of all iterations and the last checkpoint.
+
+    `command` starts it; default: torchrun for two processes.
+    """
     (folder / "parts.py").write_text(PARTS)
     config = folder / f"{name}.py"
     start = folder / "start.pth"
@@ -83,8 +88,9 @@ def train(folder, name, *, processes, iterations=20, more="", with_cp=False, arg
         code += "model = build_detector(load_config(sys.argv[1]))\n"
         code += "save(dict(state_dict=model.state_dict()), sys.argv[2])"
         assert run_python("-c", code, config, start, path=folder).returncode == 0
-    command = TORCHRUN if processes == 2 else ()
-    launcher = ("--launcher", "pytorch") if processes == 2 else ()
+    if command is None:
+        command = TORCHRUN if processes == 2 else ()
+    launcher = ("--launcher", "pytorch") if command else ()
     run = (ROOT / "tools" / "train.py", config, "--work-dir", folder / name, *launcher, *arguments)
     done = run_python(*command, *run, path=folder)
     assert done.returncode == 0, done.stderr[-3000:]

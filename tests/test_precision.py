@@ -63,14 +63,17 @@ def test_decoding_and_regions_are_float32(name, half, monkeypatch):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_boxes_are_those_that_the_outputs_mean(name):
+    assert_boxes_are_meant(detector(name), torch.bfloat16)
+
+
+def assert_boxes_are_meant(model, half):
     """The same outputs decoded in float64, away from autocast: within a hundredth of a pixel."""
-    model = detector(name)
     data = wide_picture(model)
     head = model.rpn_head if hasattr(model, "rpn_head") else model.bbox_head
     metas = [sample.metainfo for sample in data["data_samples"]]
     decode = dict(batch_img_metas=metas, with_nms=False)
     with torch.no_grad():
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(data["inputs"].device.type, half):
             outs = head(model.extract_feat(data["inputs"]))
             (result,) = head.predict_by_feat(*outs, **decode)
         double = [[level.double() for level in levels] for levels in outs]

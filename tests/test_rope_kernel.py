@@ -1,15 +1,11 @@
 """The kernel for rotary positions: in Triton's interpreter on a CPU, and on a GPU with -m gpu."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 
 from ropevit_mmdet import rope_kernel
 from ropevit_mmdet.rope import rotate
-from tests.processes import ROOT
+from tests.processes import run_python
 
 CASES = [
     (heads, dim, rotation)
@@ -45,14 +41,9 @@ def plain(x, cos, sin, rotation):
 
 
 @needs_triton
-def test_the_kernel_turns_as_plain_operators_do():
-    done = subprocess.run(
-        [sys.executable, __file__],
-        cwd=ROOT,
-        env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-    )
+def test_the_kernel_turns_as_plain_operators_do(monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    done = run_python(__file__)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [f"{case} held" for case in CASES]
 
