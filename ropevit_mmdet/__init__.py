@@ -3,21 +3,21 @@
 Importing the package makes the installed mm stack usable and registers the parts.
 """
 
-from ropevit_mmdet import stack
+from ropevit_mmdet import compat
 
-stack.prepare()  # ahead of everything that imports mmcv.ops
+compat.prepare()  # ahead of everything that imports mmcv.ops
 
-from ropevit_mmdet.backbone import RoPEViT  # noqa: E402
-from ropevit_mmdet.classifier import load_classifier  # noqa: E402
-from ropevit_mmdet.data_checks.datasets import CheckedCocoDataset  # noqa: E402
-from ropevit_mmdet.frozen import FrozenBackbone  # noqa: E402
-from ropevit_mmdet.hooks import RoPEViTChecks  # noqa: E402
-from ropevit_mmdet.layer_decay import RoPEViTLayerDecay  # noqa: E402
-from ropevit_mmdet.neck import LayerNorm2d, SimpleFeaturePyramid  # noqa: E402
-from ropevit_mmdet.run.distributed import BlockFSDPStrategy  # noqa: E402
-from ropevit_mmdet.run.non_finite import NonFiniteGuard  # noqa: E402
-from ropevit_mmdet.run.preemption import PreemptionHook  # noqa: E402
-from ropevit_mmdet.run.resume import ResumableCheckpointHook  # noqa: E402
+from ropevit_mmdet.datasets.checked_coco import CheckedCocoDataset  # noqa: E402
+from ropevit_mmdet.engine.hooks.non_finite_guard import NonFiniteGuard  # noqa: E402
+from ropevit_mmdet.engine.hooks.preemption_hook import PreemptionHook  # noqa: E402
+from ropevit_mmdet.engine.hooks.resumable_checkpoint_hook import ResumableCheckpointHook  # noqa: E402
+from ropevit_mmdet.engine.hooks.rope_vit_checks import RoPEViTChecks  # noqa: E402
+from ropevit_mmdet.engine.optimizers.rope_vit_layer_decay import RoPEViTLayerDecay  # noqa: E402
+from ropevit_mmdet.engine.strategies.block_fsdp_strategy import BlockFSDPStrategy  # noqa: E402
+from ropevit_mmdet.models.backbones.frozen_backbone import FrozenBackbone  # noqa: E402
+from ropevit_mmdet.models.backbones.rope_vit import RoPEViT  # noqa: E402
+from ropevit_mmdet.models.classifiers.rope_vit_classifier import load_classifier  # noqa: E402
+from ropevit_mmdet.models.necks.simple_feature_pyramid import LayerNorm2d, SimpleFeaturePyramid  # noqa: E402
 from ropevit_mmdet.weights.detector_checkpoint import take_over_urls  # noqa: E402
 
 take_over_urls()

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ropevit_mmdet import RoPEViT
-from ropevit_mmdet.arch import ACTIVATION_NAMES
+from ropevit_mmdet.weights.architectures import ACTIVATION_NAMES
 from ropevit_mmdet.weights.published import WEIGHTS
 from tests.oracle import SMALL, birder_net, relative_error, seeded_images, write_checkpoint
 

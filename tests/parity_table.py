@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 import ropevit_mmdet  # noqa: F401  (prepares the mm stack)
-from ropevit_mmdet.arch import arch_names
+from ropevit_mmdet.weights.architectures import arch_names
 from tests.oracle import birder_net, write_checkpoint
 from tests.parity_cases import (
     BASE,
@@ -31,9 +31,9 @@ from tests.parity_cases import (
     small_config,
     worst_error,
 )
-from tests.test_resample import BARE, draw_pictures, error, kernel
+from tests.test_models.test_layers.test_resample import BARE, draw_pictures, error, kernel
 
-DOCS = Path(__file__).parent.parent / "docs" / "parity.md"
+DOCS = Path(__file__).parents[1] / "docs" / "parity.md"
 HEADER = "| {} | compared as | sizes, pixels | `rope_interpolation` | largest relative error |\n"
 RULE = "|---|---|---|---|---|\n"
 

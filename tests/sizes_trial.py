@@ -1,8 +1,8 @@
 """Random sizes and settings for backbone and neck: shapes, finite values, what must change nothing.
 
 `python -m tests.sizes_trial --cases 2000 --log FILE` writes a line for each case and ends with
-status 1 if one fails; `tests/test_sizes.py` tries a few. The architectures are tiny, so that 1500
-pixels are quick; everything else is drawn from what a config may ask for.
+status 1 if one fails; `tests/test_models/test_sizes.py` tries a few. The architectures are tiny, so
+that 1500 pixels are quick; everything else is drawn from what a config may ask for.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ import ropevit_mmdet  # noqa: F401  (prepares the mm stack before anything impor
 from mmdet.models import DetDataPreprocessor
 
 from ropevit_mmdet import RoPEViT, SimpleFeaturePyramid
-from ropevit_mmdet.windows import window_groups
+from ropevit_mmdet.models.layers.windows import window_groups
 from tests.oracle import fill
 
 LARGEST = 1500  # pixels

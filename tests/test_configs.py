@@ -17,11 +17,11 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import init_default_scope
 from mmengine.structures import InstanceData
 
-from ropevit_mmdet.checkpoint import read_checkpoint
-from ropevit_mmdet.hooks import check_colours, check_strides
+from ropevit_mmdet.engine.hooks.rope_vit_checks import check_colours, check_strides
+from ropevit_mmdet.weights.checkpoint import read_checkpoint
 from tests import oracle
 
-CONFIGS = Path(__file__).parent.parent / "configs"
+CONFIGS = Path(__file__).parents[1] / "configs"
 FILES = sorted(CONFIGS.glob("*.py"))
 COCO = [path for path in FILES if path.stem.startswith("ropevit_")]
 SMALL = "rope_vit_t14"

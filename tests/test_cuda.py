@@ -1,6 +1,6 @@
 """On a GPU the same comes out as on a CPU: backbone, operators, detectors. Run with -m gpu."""
 
-from ropevit_mmdet import stack  # isort: skip  (it must precede mmcv.ops)
+from ropevit_mmdet import compat  # isort: skip  (it must precede mmcv.ops)
 
 import copy
 import importlib
@@ -13,14 +13,14 @@ from torch.testing import assert_close
 
 from ropevit_mmdet import RoPEViT
 from tests import oracle
-from tests.test_precision import NAMES, assert_boxes_are_meant, detector, wide_picture
-from tests.test_stack_boxes import random_boxes
-from tests.test_stack_sampling import SCALE, maps_and_rois
-from tests.test_window_attention import RECIPE, STYLES, run, small
+from tests.test_compat.test_boxes import random_boxes
+from tests.test_compat.test_sampling import SCALE, maps_and_rois
+from tests.test_engine.test_precision import NAMES, assert_boxes_are_meant, detector, wide_picture
+from tests.test_models.test_layers.test_window_attention import RECIPE, STYLES, run, small
 
 pytestmark = pytest.mark.gpu
 DEVICE = "cuda"
-STANDIN = stack.ops.build_module()
+STANDIN = compat.ops.build_module()
 SETTINGS = {
     "windows": dict(window_size=4, global_attn_indices=(1, 3), pos_embed_mode="tile"),
     "fitted": dict(rope_interpolation=448),

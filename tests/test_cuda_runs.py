@@ -9,7 +9,7 @@ from torch.testing import assert_close
 
 from ropevit_mmdet import FrozenBackbone
 from tests import test_distributed as distributed
-from tests.misfortunes import ITERATIONS, assert_same, train, unlucky, write_config
+from tests.fault_injection import ITERATIONS, assert_same, train, unlucky, write_config
 from tests.processes import ROOT, run_python
 from tests.tiny_coco import write_tiny
 

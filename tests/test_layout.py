@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "ropevit_mmdet"
 # Lowest floor first: a module or room imports from floors below its own. The same floor: not each
 # other.

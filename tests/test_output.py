@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from ropevit_mmdet.figure_file import check_png
-from ropevit_mmdet.output import check_output_folder, output_folder
-from tests.test_tools import fails, load_tool
+from ropevit_mmdet._output import check_output_folder, output_folder
+from ropevit_mmdet.visualization.figure_file import check_png
+from tests.test_cli.test_tools import fails, load_tool
 from tests.tiny_coco import write_tiny
 
 

@@ -24,7 +24,7 @@ import torch
 from mmengine import fileio
 from torch import nn
 
-from ropevit_mmdet.benchmark.measure import (
+from ropevit_mmdet.apis.benchmark.measure import (
     MODES,
     Bench,
     Variant,
@@ -32,8 +32,8 @@ from ropevit_mmdet.benchmark.measure import (
     peak_memory,
     share_of_gpu,
 )
-from ropevit_mmdet.benchmark.report import add, begin, is_measured, plot, table
-from ropevit_mmdet.figure_file import check_png
+from ropevit_mmdet.apis.benchmark.report import add, begin, is_measured, plot, table
+from ropevit_mmdet.visualization.figure_file import check_png
 
 SIZES = [448, 672, 896, 1120, 1344, 1792]
 RECIPE = dict(window_size=16, pos_embed_mode="tile", rope_interpolation=896)

@@ -16,11 +16,11 @@ from mmengine.visualization import Visualizer
 from PIL import Image
 from tqdm import tqdm
 
-from ropevit_mmdet.analysis.browse import FedDataset, FedPicture, file_name, spread_indices
+from ropevit_mmdet._output import check_output_folder, output_folder
+from ropevit_mmdet.apis.browse import FedDataset, FedPicture, file_name, spread_indices
+from ropevit_mmdet.engine.config import add_cfg_options, load_config
 from ropevit_mmdet.errors import one_line_errors
-from ropevit_mmdet.output import check_output_folder, output_folder
-from ropevit_mmdet.prediction.drawing import contact_sheet
-from ropevit_mmdet.run.config import add_cfg_options, load_config
+from ropevit_mmdet.visualization.overlays import contact_sheet
 
 SHEET = "contact_sheet.png"
 ON_SHEET = 48  # pictures; more would be too small to see

@@ -15,11 +15,11 @@ except ImportError as error:
 from mmengine import fileio
 from tqdm import tqdm
 
-from ropevit_mmdet.data_checks.datasets import SPLITS, CocoFiles, coco_files
-from ropevit_mmdet.data_checks.report import Report, report_dataset
-from ropevit_mmdet.data_checks.troubles import ERROR, SEVERITIES
+from ropevit_mmdet.datasets.checked_coco import SPLITS, CocoFiles, coco_files
+from ropevit_mmdet.datasets.validation.findings import ERROR, SEVERITIES
+from ropevit_mmdet.datasets.validation.report import Report, report_dataset
+from ropevit_mmdet.engine.config import add_cfg_options, load_config
 from ropevit_mmdet.errors import one_line_errors
-from ropevit_mmdet.run.config import add_cfg_options, load_config
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -20,11 +20,9 @@ except ImportError as error:
 
 from mmengine import fileio
 
-from ropevit_mmdet.analysis.run_figure import METRIC, plot_runs
-from ropevit_mmdet.analysis.run_log import RunLog, read_run
-from ropevit_mmdet.compare.candidates import Candidate, parse_candidates
-from ropevit_mmdet.compare.cost import check_weights, measure_costs
-from ropevit_mmdet.compare.experiment import (
+from ropevit_mmdet.apis.compare.candidates import Candidate, parse_candidates
+from ropevit_mmdet.apis.compare.cost import check_weights, measure_costs
+from ropevit_mmdet.apis.compare.experiment import (
     CONFIG_FILE,
     RESULT_FILE,
     Run,
@@ -32,11 +30,19 @@ from ropevit_mmdet.compare.experiment import (
     execute,
     result_of,
 )
-from ropevit_mmdet.compare.figure import plot_cost
-from ropevit_mmdet.compare.table import as_json, comma_separated, markdown, rows_of, two_evaluators
+from ropevit_mmdet.apis.compare.figure import plot_cost
+from ropevit_mmdet.apis.compare.table import (
+    as_json,
+    comma_separated,
+    markdown,
+    rows_of,
+    two_evaluators,
+)
+from ropevit_mmdet.compat.primitives import bound_caches
+from ropevit_mmdet.engine.config import add_cfg_options, load_config
 from ropevit_mmdet.errors import one_line_errors
-from ropevit_mmdet.run.config import add_cfg_options, load_config
-from ropevit_mmdet.stack.primitives import bound_caches
+from ropevit_mmdet.visualization.run_curves import METRIC, plot_runs
+from ropevit_mmdet.visualization.run_log import RunLog, read_run
 
 COSTS_FILE = "costs.json"
 

@@ -31,15 +31,15 @@ from mmengine.runner import Runner
 from PIL import Image
 from tqdm import tqdm
 
-from ropevit_mmdet.data_checks.datasets import check_datasets
-from ropevit_mmdet.datasets import shapes
+from ropevit_mmdet._images import SUFFIXES, read_picture
+from ropevit_mmdet.apis.predict import OVERLAY_FOLDER, Predictor, predict_files
+from ropevit_mmdet.datasets.checked_coco import check_datasets
+from ropevit_mmdet.datasets.shapes import dataset as shapes
+from ropevit_mmdet.engine.config import add_cfg_options, build_detector, load_config
+from ropevit_mmdet.engine.hooks.resumable_checkpoint_hook import latest_checkpoint
+from ropevit_mmdet.engine.work_dir_lock import lock_work_dir
 from ropevit_mmdet.errors import one_line_errors
-from ropevit_mmdet.pictures import SUFFIXES, read_picture
-from ropevit_mmdet.prediction.drawing import contact_sheet
-from ropevit_mmdet.prediction.predictor import OVERLAY_FOLDER, Predictor, predict_files
-from ropevit_mmdet.run.config import add_cfg_options, build_detector, load_config
-from ropevit_mmdet.run.resume import latest_checkpoint
-from ropevit_mmdet.run.work_dir_lock import lock_work_dir
+from ropevit_mmdet.visualization.overlays import contact_sheet
 from ropevit_mmdet.weights.detector_checkpoint import check_start
 
 CONFIG = "configs/shapes_maskrcnn.py"

@@ -13,10 +13,10 @@ except ImportError as error:
     sys.exit(f"error: {error}; more is said by: python tools/doctor.py")
 
 
+from ropevit_mmdet.apis.predict import Predictor
+from ropevit_mmdet.deploy.write import FORMATS, PARTS, check_request, export
+from ropevit_mmdet.engine.config import add_cfg_options, load_config
 from ropevit_mmdet.errors import one_line_errors
-from ropevit_mmdet.export.write import FORMATS, PARTS, check_request, export
-from ropevit_mmdet.prediction.predictor import Predictor
-from ropevit_mmdet.run.config import add_cfg_options, load_config
 
 
 def main(argv: Sequence[str] | None = None) -> None:

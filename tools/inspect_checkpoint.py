@@ -11,9 +11,9 @@ try:
 except ImportError as error:
     sys.exit(f"error: {error}; more is said by: python tools/doctor.py")
 
-from ropevit_mmdet.checkpoint import read_checkpoint
-from ropevit_mmdet.classifier import load_classifier
 from ropevit_mmdet.errors import one_line_errors
+from ropevit_mmdet.models.classifiers.rope_vit_classifier import load_classifier
+from ropevit_mmdet.weights.checkpoint import read_checkpoint
 from ropevit_mmdet.weights.inspection import choose_archs, config_lines, facts
 from ropevit_mmdet.weights.lookup import resolve_weights
 

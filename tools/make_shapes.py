@@ -11,7 +11,7 @@ except ImportError as error:
 
 from tqdm import tqdm
 
-from ropevit_mmdet.datasets import shapes
+from ropevit_mmdet.datasets.shapes import dataset as shapes
 
 
 def main() -> None:

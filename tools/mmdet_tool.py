@@ -11,8 +11,7 @@ try:
 except ImportError as error:
     sys.exit(f"error: {error}; more is said by: python tools/doctor.py")
 
-from ropevit_mmdet.errors import one_line_errors
-from ropevit_mmdet.stack.mmdet_tools import (
+from ropevit_mmdet.compat.mmdet_tools import (
     choose_tool,
     description,
     find_tools,
@@ -20,6 +19,7 @@ from ropevit_mmdet.stack.mmdet_tools import (
     short_name,
     tools_folder,
 )
+from ropevit_mmdet.errors import one_line_errors
 
 USAGE = "usage: mmdet_tool.py NAME ARGS...   (the tool's own: mmdet_tool.py NAME --help)"
 

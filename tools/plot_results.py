@@ -16,8 +16,13 @@ except ImportError as error:
     sys.exit(f"error: {error}; more is said by: python tools/doctor.py")
 
 
-from ropevit_mmdet.analysis.result_file import read_results
-from ropevit_mmdet.analysis.results import (
+from ropevit_mmdet._output import check_output_folder, output_folder
+from ropevit_mmdet.apis.ground_truth import read_coco
+from ropevit_mmdet.apis.predict import class_names
+from ropevit_mmdet.engine.config import add_cfg_options, load_config
+from ropevit_mmdet.errors import one_line_errors
+from ropevit_mmdet.evaluation.result_file import read_results
+from ropevit_mmdet.evaluation.results import (
     IOUS,
     Annotations,
     annotation_file,
@@ -25,12 +30,7 @@ from ropevit_mmdet.analysis.results import (
     confusion_matrix,
     precision_recall,
 )
-from ropevit_mmdet.analysis.results_figure import plot_confusion_matrix, plot_precision_recall
-from ropevit_mmdet.errors import one_line_errors
-from ropevit_mmdet.output import check_output_folder, output_folder
-from ropevit_mmdet.prediction.ground_truth import read_coco
-from ropevit_mmdet.prediction.predictor import class_names
-from ropevit_mmdet.run.config import add_cfg_options, load_config
+from ropevit_mmdet.visualization.results_figure import plot_confusion_matrix, plot_precision_recall
 
 
 def main(argv: Sequence[str] | None = None) -> None:

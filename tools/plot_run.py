@@ -11,10 +11,10 @@ try:
 except ImportError as error:
     sys.exit(f"error: {error}; more is said by: python tools/doctor.py")
 
-from ropevit_mmdet.analysis.run_figure import METRIC, plot_runs
-from ropevit_mmdet.analysis.run_log import RunLog, read_run
 from ropevit_mmdet.errors import one_line_errors
-from ropevit_mmdet.figure_file import check_png
+from ropevit_mmdet.visualization.figure_file import check_png
+from ropevit_mmdet.visualization.run_curves import METRIC, plot_runs
+from ropevit_mmdet.visualization.run_log import RunLog, read_run
 
 
 def main(argv: Sequence[str] | None = None) -> None:

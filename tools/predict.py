@@ -12,12 +12,12 @@ except ImportError as error:
 
 from tqdm import tqdm
 
+from ropevit_mmdet._images import check_readable, find_pictures
+from ropevit_mmdet._output import check_output_folder
+from ropevit_mmdet.apis.ground_truth import GroundTruth
+from ropevit_mmdet.apis.predict import OVERLAY_FOLDER, RESULT_FILE, Predictor, predict_files
+from ropevit_mmdet.engine.config import add_cfg_options, load_config
 from ropevit_mmdet.errors import one_line_errors
-from ropevit_mmdet.output import check_output_folder
-from ropevit_mmdet.pictures import check_readable, find_pictures
-from ropevit_mmdet.prediction.ground_truth import GroundTruth
-from ropevit_mmdet.prediction.predictor import OVERLAY_FOLDER, RESULT_FILE, Predictor, predict_files
-from ropevit_mmdet.run.config import add_cfg_options, load_config
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -19,12 +19,12 @@ try:
 except ImportError as error:
     sys.exit(f"error: {error}; more is said by: python tools/doctor.py")
 
-from ropevit_mmdet.compare.experiment import Run, execute, mean_and_spread, result_of
-from ropevit_mmdet.datasets import shapes
-from ropevit_mmdet.datasets.crops import cut_objects
+from ropevit_mmdet.apis.compare.experiment import Run, execute, mean_and_spread, result_of
+from ropevit_mmdet.compat.reading import archive_is_whole
+from ropevit_mmdet.datasets.shapes import dataset as shapes
+from ropevit_mmdet.datasets.shapes.crops import cut_objects
+from ropevit_mmdet.engine.config import load_config
 from ropevit_mmdet.errors import one_line_errors
-from ropevit_mmdet.run.config import load_config
-from ropevit_mmdet.stack.reading import archive_is_whole
 
 SMALL, LARGE, OTHER = (
     f"configs/shapes_{name}.py" for name in ("transfer", "transfer_448", "resnet18")

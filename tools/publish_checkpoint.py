@@ -14,8 +14,8 @@ try:
 except ImportError as error:
     sys.exit(f"error: {error}; more is said by: python tools/doctor.py")
 
+from ropevit_mmdet.deploy.publish import publish
 from ropevit_mmdet.errors import one_line_errors
-from ropevit_mmdet.export.publish import publish
 
 WEIGHTS = {
     "EMA": "the averaged ones (EMA); --raw takes those of the last step",

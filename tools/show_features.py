@@ -17,18 +17,18 @@ except ImportError as error:
 
 from tqdm import tqdm
 
-from ropevit_mmdet.analysis.feature_source import FeatureSource, from_checkpoint, from_detector
-from ropevit_mmdet.analysis.features import block_features, patch_in
-from ropevit_mmdet.analysis.features_figure import (
+from ropevit_mmdet._images import Picture, find_pictures, read_pictures
+from ropevit_mmdet.apis.feature_source import FeatureSource, from_checkpoint, from_detector
+from ropevit_mmdet.engine.config import add_cfg_options, load_config
+from ropevit_mmdet.errors import one_line_errors
+from ropevit_mmdet.visualization.features import block_features, patch_in
+from ropevit_mmdet.visualization.features_figure import (
     PictureFeatures,
     check_rows,
     plot_features,
     plot_heads,
 )
-from ropevit_mmdet.errors import one_line_errors
-from ropevit_mmdet.figure_file import check_png
-from ropevit_mmdet.pictures import Picture, find_pictures, read_pictures
-from ropevit_mmdet.run.config import add_cfg_options, load_config
+from ropevit_mmdet.visualization.figure_file import check_png
 
 CONFIG_SUFFIXES = (".py", ".json", ".yaml", ".yml")
 

@@ -17,7 +17,7 @@ except ImportError as error:
 
 from tqdm import tqdm
 
-from ropevit_mmdet.analysis.soak import (
+from ropevit_mmdet.apis.leak_test import (
     GROWTH,
     SETTLED,
     Watch,
@@ -25,11 +25,11 @@ from ropevit_mmdet.analysis.soak import (
     soak_prediction,
     soak_training,
 )
-from ropevit_mmdet.data_checks.datasets import check_datasets
+from ropevit_mmdet.datasets.checked_coco import check_datasets
+from ropevit_mmdet.engine.config import add_cfg_options, load_config
+from ropevit_mmdet.engine.hooks.resumable_checkpoint_hook import latest_checkpoint
+from ropevit_mmdet.engine.work_dir_lock import lock_work_dir
 from ropevit_mmdet.errors import one_line_errors
-from ropevit_mmdet.run.config import add_cfg_options, load_config
-from ropevit_mmdet.run.resume import latest_checkpoint
-from ropevit_mmdet.run.work_dir_lock import lock_work_dir
 
 CONFIG = "configs/shapes_maskrcnn.py"
 

@@ -16,12 +16,18 @@ from mmdet.utils import setup_cache_size_limit_of_dynamo
 from mmengine.config import Config
 from mmengine.runner import Runner
 
-from ropevit_mmdet.checkpoint import check_fit
-from ropevit_mmdet.data_checks.datasets import check_datasets
+from ropevit_mmdet._output import check_output_folder
+from ropevit_mmdet.datasets.checked_coco import check_datasets
+from ropevit_mmdet.engine.config import (
+    add_cfg_options,
+    build_detector,
+    load_config,
+    use_show,
+    use_tta,
+)
+from ropevit_mmdet.engine.strategies.block_fsdp_strategy import launched
 from ropevit_mmdet.errors import one_line_errors
-from ropevit_mmdet.output import check_output_folder
-from ropevit_mmdet.run.config import add_cfg_options, build_detector, load_config, use_show, use_tta
-from ropevit_mmdet.run.distributed import launched
+from ropevit_mmdet.weights.checkpoint import check_fit
 from ropevit_mmdet.weights.detector_checkpoint import named, read_detector_checkpoint
 
 

@@ -15,11 +15,9 @@ from mmdet.utils import setup_cache_size_limit_of_dynamo
 from mmengine.config import Config
 from mmengine.runner import Runner
 
-from ropevit_mmdet.data_checks.datasets import check_datasets
-from ropevit_mmdet.errors import one_line_errors
-from ropevit_mmdet.hooks import check_colours, check_strides
-from ropevit_mmdet.output import check_output_folder
-from ropevit_mmdet.run.config import (
+from ropevit_mmdet._output import check_output_folder
+from ropevit_mmdet.datasets.checked_coco import check_datasets
+from ropevit_mmdet.engine.config import (
     add_cfg_options,
     build_detector,
     check_full_precision,
@@ -28,9 +26,11 @@ from ropevit_mmdet.run.config import (
     use_auto_scale_lr,
     use_tensorboard,
 )
-from ropevit_mmdet.run.distributed import launched
-from ropevit_mmdet.run.resume import latest_checkpoint
-from ropevit_mmdet.run.work_dir_lock import lock_work_dir
+from ropevit_mmdet.engine.hooks.resumable_checkpoint_hook import latest_checkpoint
+from ropevit_mmdet.engine.hooks.rope_vit_checks import check_colours, check_strides
+from ropevit_mmdet.engine.strategies.block_fsdp_strategy import launched
+from ropevit_mmdet.engine.work_dir_lock import lock_work_dir
+from ropevit_mmdet.errors import one_line_errors
 from ropevit_mmdet.weights.detector_checkpoint import check_start
 
 

@@ -12,9 +12,9 @@ from mmengine.config import Config
 from mmengine.runner import CheckpointLoader
 from torch import nn
 
-from ropevit_mmdet.checkpoint import check_finite, check_fit, check_meta, check_plain
-from ropevit_mmdet.stack.checkpoint import register_scheme
-from ropevit_mmdet.stack.reading import read_torch_file
+from ropevit_mmdet.compat.checkpoint import register_scheme
+from ropevit_mmdet.compat.reading import read_torch_file
+from ropevit_mmdet.weights.checkpoint import check_finite, check_fit, check_meta, check_plain
 from ropevit_mmdet.weights.download import shown
 from ropevit_mmdet.weights.lookup import resolve_weights
 

@@ -10,10 +10,16 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ropevit_mmdet.arch import Arch, arch_names, resolve_arch
-from ropevit_mmdet.checkpoint import Checkpoint, with_overrides
-from ropevit_mmdet.facts import TRAINING_ONLY, contradictions, facts_of, settings_of, spelt_out
+from ropevit_mmdet.weights.architectures import Arch, arch_names, resolve_arch
+from ropevit_mmdet.weights.checkpoint import Checkpoint, with_overrides
 from ropevit_mmdet.weights.published import WEIGHTS
+from ropevit_mmdet.weights.settings import (
+    TRAINING_ONLY,
+    contradictions,
+    facts_of,
+    settings_of,
+    spelt_out,
+)
 
 
 def identify(checkpoint: Checkpoint) -> tuple[str, Arch]:

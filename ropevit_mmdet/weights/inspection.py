@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ropevit_mmdet.arch import Arch, resolve_arch
-from ropevit_mmdet.checkpoint import Checkpoint, check_arch, with_overrides
-from ropevit_mmdet.facts import arch_argument, facts_of
+from ropevit_mmdet.weights.architectures import Arch, resolve_arch
+from ropevit_mmdet.weights.checkpoint import Checkpoint, check_arch, with_overrides
 from ropevit_mmdet.weights.identify import distinct, fitting_archs, parts_of
 from ropevit_mmdet.weights.published import WEIGHTS
+from ropevit_mmdet.weights.settings import arch_argument, facts_of
 
 
 def choose_archs(checkpoint: Checkpoint, name: str | None) -> dict[str, Arch]:

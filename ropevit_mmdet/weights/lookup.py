@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import torch
 from filelock import AcquireReturnProxy, FileLock, Timeout
 
-from ropevit_mmdet.stack.reading import LEGACY, local_file
+from ropevit_mmdet.compat.reading import LEGACY, local_file
 from ropevit_mmdet.weights.download import (
     MB,
     DownloadError,

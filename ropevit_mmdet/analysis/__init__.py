@@ -1,1 +1,0 @@
-"""What there is to look at: logs of runs, features, data as it is fed, results; all as pictures."""

@@ -1,1 +1,0 @@
-"""Detectors as files that run without this package: ONNX, and torch.export's .pt2."""

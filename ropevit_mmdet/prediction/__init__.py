@@ -1,1 +1,0 @@
-"""What a detector finds in pictures: found, drawn, beside the truth."""

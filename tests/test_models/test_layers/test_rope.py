@@ -1,0 +1,102 @@
+"""The rope tables and their oddities."""
+
+import math
+
+import pytest
+import torch
+
+from ropevit_mmdet.models.layers.rope import Rope, rotate
+
+STYLES = {
+    "default": dict(),
+    "interleaved": dict(rotation="interleaved"),
+    "axial": dict(style="axial", rotation="interleaved"),
+    "centered_separate": dict(style="centered_separate"),
+}
+
+
+def turned(rope: Rope, x: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+    cos, sin = rope.table(grid)
+    return rotate(x, cos[:, None], sin[:, None], rope.rotation)
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_norms_are_kept_where_it_is_a_rotation(style):
+    """The default style of the weights is not: angles stand in pairs, channels in halves."""
+    x = torch.randn(20, 1, 16, dtype=torch.float64)
+    norms = turned(Rope(16, **STYLES[style]), x, (4, 5)).norm(dim=-1)
+    if style == "default":
+        assert (norms - x.norm(dim=-1)).abs().max() > 0.1
+    else:
+        torch.testing.assert_close(norms, x.norm(dim=-1), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_logits_depend_on_distance_alone_where_it_is_a_rotation(style):
+    q, k = torch.randn(2, 1, 1, 16, dtype=torch.float64)
+    rope = Rope(16, **STYLES[style])
+    a, b = (turned(rope, t.expand(30, 1, 16), (5, 6)).squeeze(1) for t in (q, k))
+    logits = (a @ b.T).view(5, 6, 5, 6)
+    here, there = logits[0, 0, 2, 1], logits[2, 3, 4, 4]  # both 2 rows and 1 column apart
+    if style == "default":
+        assert (here - there).abs() > 1e-3
+    else:
+        torch.testing.assert_close(here, there, atol=1e-5, rtol=0)
+
+
+def test_default_table_by_hand():
+    """Angle of row r and column c, band k: (r or c) / temperature ** (k / (D / 4)), twice over."""
+    cos, sin = Rope(8, temperature=100.0).table((3, 4))
+    angle = [2, 2 / 10, 3, 3 / 10]  # row 2, column 3; two bands each
+    expected = [math.cos(a) for a in angle for _ in range(2)]
+    torch.testing.assert_close(cos[2 * 4 + 3], torch.tensor(expected))
+    signs = [-1] * 4 + [1] * 4
+    expected = [s * math.sin(a) for s, a in zip(signs, [a for a in angle for _ in range(2)])]
+    torch.testing.assert_close(sin[2 * 4 + 3], torch.tensor(expected))
+
+
+def test_fitting_scales_coordinates_to_the_pretraining_grid():
+    fitted = Rope(8, pt_grid=(16, 16)).table((32, 64))[0].view(32, 64, 8)
+    plain = Rope(8).table((16, 16))[0].view(16, 16, 8)
+    torch.testing.assert_close(fitted[::2, ::4], plain)
+
+
+def test_a_period_makes_the_angle_per_patch_free_of_the_input_size():
+    rope = Rope(8, pt_grid=(16, 16))
+    wide = rope.table((40, 64), period=(64.0, 64.0))[0].view(40, 64, 8)
+    square = rope.table((64, 64), period=(64.0, 64.0))[0].view(64, 64, 8)
+    assert torch.equal(wide, square[:40])
+    assert torch.equal(square, rope.table((64, 64))[0].view(64, 64, 8))
+
+
+def test_order_of_operations_is_the_reference_one():
+    """x / s * s is not x for every s: index 7 of 49 patches comes out above 7."""
+    grid = (49, 49)
+    coordinate = torch.arange(49) / 49 * 49
+    assert not torch.equal(coordinate, torch.arange(49.0))
+    cos, _ = Rope(8).table(grid)
+    assert torch.equal(cos.view(49, 49, 8)[:, 0, 0], coordinate.cos())
+
+
+def test_indexing_xy_turns_the_first_half_by_columns():
+    ij = Rope(8).table((3, 5))[0].view(3, 5, 8)
+    xy = Rope(8, indexing="xy").table((5, 3))[0].view(5, 3, 8)
+    assert torch.equal(xy.transpose(0, 1), ij)
+
+
+def test_bfloat16_is_turned_in_float32():
+    x = torch.randn(12, 1, 16)
+    cos, sin = (t[:, None] for t in Rope(16).table((3, 4)))
+    actual = rotate(x.bfloat16(), cos, sin, "standard")
+    assert actual.dtype == torch.bfloat16
+    assert torch.equal(actual, rotate(x.bfloat16().float(), cos, sin, "standard").bfloat16())
+
+
+def test_noise_moves_only_the_centered_style_and_only_within_its_bounds():
+    rope = Rope(16, style="centered_separate", shift=0.1, jitter=1.2, rescale=1.5)
+    noise = rope.draw_noise()
+    assert noise.shift.abs().max() <= 0.1
+    assert ((noise.jitter >= 1 / 1.2) & (noise.jitter <= 1.2)).all()
+    assert 1 / 1.5 <= noise.rescale <= 1.5
+    assert not torch.equal(rope.table((4, 4), noise=noise)[0], rope.table((4, 4))[0])
+    assert Rope(16).draw_noise() is None

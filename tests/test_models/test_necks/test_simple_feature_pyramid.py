@@ -1,0 +1,150 @@
+"""SimpleFeaturePyramid: strides, sizes, alignment, and the two kinds of extra level."""
+
+import pytest
+import torch
+from mmdet.registry import MODELS
+
+from ropevit_mmdet import LayerNorm2d, SimpleFeaturePyramid
+
+
+def pyramid(**arguments) -> SimpleFeaturePyramid:
+    return SimpleFeaturePyramid(16, 8, **arguments)
+
+
+def test_registered_with_the_published_shape():
+    neck = MODELS.build(dict(type="SimpleFeaturePyramid"))
+    assert neck.strides == (3.5, 7, 14, 28, 56)
+    assert MODELS.get("LayerNorm2d") is LayerNorm2d
+    eps = {m.eps for m in neck.modules() if isinstance(m, LayerNorm2d)}
+    assert eps == {1e-6}
+
+
+@pytest.mark.parametrize("extra", [False, "on_output"])
+@pytest.mark.parametrize("grid", [(16, 16), (16, 24), (13, 7), (1, 1)])
+def test_sizes_follow_the_strides(grid, extra):
+    neck = pyramid(add_extra_convs=extra)
+    levels = neck((torch.randn(2, 16, *grid),))
+    for level, stride in zip(levels, neck.strides):
+        assert level.shape == (2, 8, *(-int(-(n * 14 / stride) // 1) for n in grid))
+
+
+def test_retinanet_levels():
+    neck = pyramid(scale_factors=(2, 1, 0.5), num_outs=5, add_extra_convs="on_output")
+    assert neck.strides == (7, 14, 28, 56, 112)
+    assert sum(isinstance(m, torch.nn.Conv2d) for m in neck.extra) == 2
+
+
+def test_the_max_pooled_level_takes_every_second_cell():
+    levels = pyramid()(torch.randn(1, 16, 16, 16))
+    assert torch.equal(levels[4], levels[3][..., ::2, ::2])
+
+
+def test_layers_are_those_of_the_simple_feature_pyramid():
+    """Recomputed from the weights with plain functions, level by level."""
+    neck = pyramid().double()
+    for p in neck.parameters():
+        torch.nn.init.normal_(p, std=0.3)
+    x = torch.randn(1, 16, 6, 9, dtype=torch.float64)
+    f = torch.nn.functional
+
+    def norm(y, layer):
+        mean, var = y.mean(1, keepdim=True), y.var(1, unbiased=False, keepdim=True)
+        y = (y - mean) / (var + 1e-6).sqrt()
+        return y * layer.weight[:, None, None] + layer.bias[:, None, None]
+
+    def deconv(y, layer):
+        return f.conv_transpose2d(y, layer.weight, layer.bias, stride=2)
+
+    up4, up2 = neck.scales[0], neck.scales[1]
+    scaled = [
+        deconv(f.gelu(norm(deconv(x, up4[0]), up4[1])), up4[3]),
+        deconv(x, up2),
+        x,
+        f.max_pool2d(x, 2, ceil_mode=True),
+    ]
+    for level, y, convs in zip(neck(x), scaled, neck.convs):
+        for conv, padding in zip(convs, (0, 1)):
+            assert conv.conv.bias is None
+            y = norm(f.conv2d(y, conv.conv.weight, padding=padding), conv.norm)
+        torch.testing.assert_close(level, y)
+
+
+def test_resampling_keeps_positions():
+    """A ramp over the picture stays the same ramp, sampled at the new cells' centres."""
+    neck = pyramid(out_strides=(4, 8, 16, 32, 64))
+    assert neck.strides == (4, 8, 16, 32, 64)
+    from ropevit_mmdet.models.necks.simple_feature_pyramid import _resample
+
+    columns = (torch.arange(65, dtype=torch.float64) + 0.5) * 3.5  # pixels
+    level = columns.expand(1, 1, 33, 65)
+    resampled = _resample(level, 3.5 / 4)
+    assert resampled.shape[-2:] == (29, 57)
+    centres = (torch.arange(57, dtype=torch.float64) + 0.5) * 4
+    inner = slice(1, -1)  # at the border bilinear resampling repeats the last cell
+    torch.testing.assert_close(resampled[0, 0, 0, inner], centres[inner], rtol=1e-6, atol=1e-6)
+    with torch.no_grad():
+        sizes = [level.shape[-1] for level in neck(torch.randn(1, 16, 64, 64))]
+    assert sizes == [224, 112, 56, 28, 14]  # 896 pixels over 4 ... 64
+
+
+def test_resampling_keeps_positions_where_rounding_keeps_the_size():
+    """7 cells at stride 56 are 7 at 64, yet elsewhere: PyTorch's operator alone would copy them."""
+    from ropevit_mmdet.models.necks.simple_feature_pyramid import _resample
+
+    for old, new in ((7, 7), (9, 8)):
+        columns = (torch.arange(old, dtype=torch.float64) + 0.5) * 56  # pixels
+        resampled = _resample(columns.expand(1, 1, 5, old), 56 / 64)
+        centres = ((torch.arange(new, dtype=torch.float64) + 0.5) * 64).clamp(max=columns[-1])
+        torch.testing.assert_close(resampled, centres.expand(1, 1, 5, new))
+
+
+def test_layer_norm_2d_is_layer_norm_over_channels():
+    norm, x = LayerNorm2d(8, eps=1e-6), torch.randn(2, 8, 3, 5)
+    torch.nn.init.normal_(norm.weight)
+    expected = torch.nn.functional.layer_norm(
+        x.permute(0, 2, 3, 1), (8,), norm.weight, norm.bias, 1e-6
+    )
+    assert torch.equal(norm(x), expected.permute(0, 3, 1, 2))
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (dict(num_outs=3), "num_outs 3"),
+        (dict(add_extra_convs="on_input"), "on_input"),
+        (dict(out_strides=(4, 8)), r"\(4, 8\)"),
+        (dict(scale_factors=(3, 1)), "got 3"),
+        (dict(scale_factors=(1, 0.3)), "got 0.3"),
+    ],
+)
+def test_wrong_arguments_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        pyramid(**arguments)
+
+
+def test_several_maps_are_refused():
+    with pytest.raises(ValueError, match="takes one map, got 2"):
+        pyramid()([torch.zeros(1, 16, 4, 4)] * 2)
+
+
+def test_every_parameter_gets_a_gradient():
+    neck = pyramid(add_extra_convs="on_output")
+    sum(level.square().mean() for level in neck(torch.randn(1, 16, 8, 8))).backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in neck.parameters())
+
+
+@pytest.mark.parametrize("grid", [(9, 1), (9, 2), (20, 3), (1, 1)])
+def test_extra_levels_of_narrow_maps_in_bfloat16(grid):
+    """On a CPU with AMX oneDNN alone would read beyond a map of one or two columns."""
+    torch.manual_seed(0)
+    neck = pyramid(scale_factors=(1,), num_outs=3, add_extra_convs="on_output").eval()
+    images = torch.randn(1, 16, *grid)
+    with torch.no_grad():
+        expected = neck(images)
+        for _ in range(5):
+            left = [torch.full((size,), 1e30) for size in (10, 100, 500, 1000, 5000, 20000)]
+            del left  # in memory, for what reads it
+            with torch.autocast("cpu", torch.bfloat16):
+                found = neck(images)
+            for level, other in zip(found, expected, strict=True):
+                torch.testing.assert_close(level, other, rtol=0.05, atol=0.05)
