@@ -8,9 +8,9 @@ import torch
 from torch.testing import assert_close
 
 from ropevit_mmdet import FrozenBackbone
-from tests.test_engine.test_strategies import test_block_fsdp_strategy as test_distributed as distributed
 from tests.fault_injection import ITERATIONS, assert_same, train, unlucky, write_config
 from tests.processes import ROOT, run_python
+from tests.test_engine.test_strategies import test_block_fsdp_strategy as distributed
 from tests.tiny_coco import write_tiny
 
 pytestmark = pytest.mark.gpu
