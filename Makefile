@@ -9,7 +9,7 @@ BOOTSTRAP = "$(PYTHON)" tools/bootstrap.py
 .NOTPARALLEL:
 
 help:
-	@echo 'make demo    train, evaluate and look at a small detector on the embedded data set'
+	@echo 'make demo    train, evaluate and look at a small detector on the embedded dataset'
 	@echo 'make test    ruff and pytest'
 	@echo 'make lint    ruff alone'
 	@echo 'make env     only the virtual environment in .venv'

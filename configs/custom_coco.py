@@ -1,5 +1,5 @@
 # Your own data in COCO's format: copy this file beside itself and set these four lines. As in COCO,
-# instances_NAME.json describes the pictures in <data_root>/NAME/; classes are its categories.
+# instances_NAME.json describes the images in <data_root>/NAME/; classes are its categories.
 # The example: python tools/make_shapes.py
 data_root = "data/shapes/"
 train_ann = "annotations/instances_train.json"
@@ -10,11 +10,11 @@ classes = ("circle", "square", "triangle", "star", "ring")
 _base_ = "./ropevit_maskrcnn.py"
 import os  # noqa: E402  mmengine takes a file that begins with an import for another kind
 
-# For some hundred pictures and one GPU of 24 GB: 5,000 steps of 4 pictures. On a smaller one with
+# For some hundred images and one GPU of 24 GB: 5,000 steps of 4 images. On a smaller one with
 # passes = 2 or 4 they go through in so many passes, whose gradients are added up.
 passes = 1
 if passes not in (1, 2, 4):
-    raise ValueError(f"passes must be 1, 2 or 4, not {passes}: they divide a step's 4 pictures")
+    raise ValueError(f"passes must be 1, 2 or 4, not {passes}: they divide a step's 4 images")
 if isinstance(classes, str):
     raise ValueError(f"classes is one text: a tuple of one class has a comma, ({classes!r},)")
 batch_size = 4 // passes

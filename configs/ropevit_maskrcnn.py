@@ -1,5 +1,5 @@
 # Mask R-CNN on COCO 2017 with RoPE ViT-B/14: windows of 16 patches, four global blocks, 896
-# pixels, ViTDet's 100 epochs at batch 64: 8 GPUs with 8 pictures each, as every config for COCO
+# pixels, ViTDet's 100 epochs at batch 64: 8 GPUs with 8 images each, as every config for COCO
 # that does not say otherwise.
 _base_ = [
     "./_base_/default_runtime.py",

@@ -1,5 +1,5 @@
-# ropevit_maskrcnn_12e.py on one GPU of 24 GB: 2 pictures at a time, activations computed again,
-# gradients of 32 passes added up to the same 64 pictures. An iteration here is one pass.
+# ropevit_maskrcnn_12e.py on one GPU of 24 GB: 2 images at a time, activations computed again,
+# gradients of 32 passes added up to the same 64 images. An iteration here is one pass.
 # With EMA: default_hooks.ema.interval=32, or it averages every pass.
 _base_ = "./ropevit_maskrcnn_12e.py"
 passes = 32

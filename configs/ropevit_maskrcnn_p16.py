@@ -1,4 +1,4 @@
-# As ropevit_maskrcnn.py, with the patch kernel resampled from 14 to 16 pixels and pictures of 1024:
+# As ropevit_maskrcnn.py, with the patch kernel resampled from 14 to 16 pixels and images of 1024:
 # the same 4096 tokens, and a pyramid of powers of two.
 _base_ = "./ropevit_maskrcnn.py"
 image_size = (1024, 1024)

@@ -1,6 +1,6 @@
-# A frozen probe on the embedded shapes: pictures as they are, padded to one size whatever they are
+# A frozen probe on the embedded shapes: images as they are, padded to one size whatever they are
 # put together with, so that each goes through the backbone once and its map is read from the disk
-# ever after: in all but the first validation, in further epochs (400 iterations of 2 pictures are
+# ever after: in all but the first validation, in further epochs (400 iterations of 2 images are
 # less than one) and in the next runs with the same weights.
 _base_ = "./shapes_compare.py"
 model = dict(

@@ -5,7 +5,7 @@ Importing the package makes the installed mm stack usable and registers the part
 
 from ropevit_mmdet import compat
 
-compat.prepare()  # ahead of everything that imports mmcv.ops
+compat.prepare()  # before everything that imports mmcv.ops
 
 from ropevit_mmdet.datasets.checked_coco import CheckedCocoDataset  # noqa: E402
 from ropevit_mmdet.engine.hooks.non_finite_guard import NonFiniteGuard  # noqa: E402

@@ -1,4 +1,4 @@
-"""Find and read what a detector is to look at: picture files, folders, patterns, videos."""
+"""Find and read what a detector is to look at: image files, directories, patterns, videos."""
 
 import glob
 import os
@@ -11,14 +11,14 @@ import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-# Of Pillow's formats, those that pictures have, common ones first. Others are not opened, whatever
+# Of Pillow's formats, those that images have, common ones first. Others are not opened, whatever
 # a file's name is: EPS would start Ghostscript.
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "AVIF", "JPEG2000")
 FORMATS += ("DDS", "DIB", "ICNS", "ICO", "PCX", "PSD", "QOI", "SGI", "SUN", "TGA")
 VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm")
-MAX_PIXELS = 178_956_970  # of a picture: where Pillow refuses what may be a decompression bomb
-_EXTRA_SAMPLES = 338  # tag of a TIFF file: what its channels beyond the colours are
-_TURNS = {  # EXIF orientation -> what makes the picture upright
+MAX_PIXELS = 178_956_970  # of an image: where Pillow refuses what may be a decompression bomb
+_EXTRA_SAMPLES = 338  # tag of a TIFF file: what its channels beyond the colors are
+_TURNS = {  # EXIF orientation -> what makes the image upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -30,7 +30,7 @@ _TURNS = {  # EXIF orientation -> what makes the picture upright
 
 
 @dataclass(frozen=True)
-class Picture:
+class InputImage:
     """What a detector looks at: RGB [H, W, 3], uint8, of a file, or of a frame of a video."""
 
     path: Path
@@ -38,12 +38,12 @@ class Picture:
     frame: int | None = None  # from 0
 
 
-def find_pictures(paths: Sequence[str | os.PathLike[str]], *, videos: bool = True) -> list[Path]:
-    """The files named, those in the folders named and those that patterns fit, by name.
+def find_images(paths: Sequence[str | os.PathLike[str]], *, videos: bool = True) -> list[Path]:
+    """The files named, those in the directories named and those that patterns fit, by name.
 
-    In folders and by patterns (`*`, `?`, `[...]`, and `**` for folders at any depth) only files
-    with the suffix of a picture or a video are found. Raises ValueError for a path that is not
-    there, a folder or pattern without pictures, two files whose overlays would have one name, and
+    In directories and by patterns (`*`, `?`, `[...]`, and `**` for directories at any depth) only files
+    with the suffix of an image or a video are found. Raises ValueError for a path that is not
+    there, a directory or pattern without images, two files whose overlays would have one name, and
     without `videos` for a video.
     """
     suffixes = SUFFIXES + VIDEO_SUFFIXES if videos else SUFFIXES
@@ -51,21 +51,21 @@ def find_pictures(paths: Sequence[str | os.PathLike[str]], *, videos: bool = Tru
     for path in map(Path, paths):
         if os.path.isfile(path):  # no error for a name that is too long
             if is_video(path) and not videos:
-                raise ValueError(f"{path} is a video, and pictures are needed here")
+                raise ValueError(f"{path} is a video, and images are needed here")
             found.append(path)
         elif os.path.isdir(path):
-            found += _known(path.iterdir(), suffixes, f"folder {path} holds")
+            found += _known(path.iterdir(), suffixes, f"directory {path} holds")
         elif glob.has_magic(str(path)):
             matches = map(Path, glob.glob(str(path), recursive=True))
             found += _known(matches, suffixes, f"pattern {path} fits")
         else:
-            raise ValueError(f"picture {path} does not exist")
+            raise ValueError(f"image {path} does not exist")
     overlays: dict[str, Path] = {}
     for path in dict.fromkeys(found):
         other = overlays.setdefault(overlay_name(path), path)
         if other != path:
             raise ValueError(
-                f"{other} and {path} would have overlays of one name; predict them into two folders"
+                f"{other} and {path} would have overlays of one name; predict them into two directories"
             )
     return list(overlays.values())
 
@@ -82,41 +82,41 @@ def overlay_name(path: Path) -> str:
 
 
 def check_readable(path: Path) -> None:
-    """Read a picture, or the first frame of a video, for its errors alone."""
+    """Read an image, or the first frame of a video, for its errors alone."""
     if is_video(path):
         next(Video(path).frames())
     else:
-        read_picture(path)
+        read_image(path)
 
 
-def count_pictures(paths: Sequence[Path], every: int = 1) -> int:
-    """How many `read_pictures` will give; videos by the number of frames that they announce."""
+def count_images(paths: Sequence[Path], every: int = 1) -> int:
+    """How many `read_images` will give; videos by the number of frames that they announce."""
     return sum(-(-Video(path).length // every) if is_video(path) else 1 for path in paths)
 
 
-def read_pictures(paths: Iterable[Path], every: int = 1) -> Iterator[Picture]:
-    """The pictures of files in their order, of videos each `every`-th frame from the first on.
+def read_images(paths: Iterable[Path], every: int = 1) -> Iterator[InputImage]:
+    """The images of files in their order, of videos each `every`-th frame from the first on.
 
-    Raises ValueError as `read_picture` and `Video.frames`.
+    Raises ValueError as `read_image` and `Video.frames`.
     """
     for path in paths:
         if is_video(path):
             for frame, pixels in Video(path).frames(every):
-                yield Picture(path, pixels, frame)
+                yield InputImage(path, pixels, frame)
         else:
-            yield Picture(path, read_picture(path))
+            yield InputImage(path, read_image(path))
 
 
-def open_picture(path: str | os.PathLike[str]) -> Image.Image:
+def open_image(path: str | os.PathLike[str]) -> Image.Image:
     """Open a file of one of `FORMATS` and read its header, as `Image.open`, whose errors it has."""
     Image.init()
     return Image.open(path, formats=[kind for kind in FORMATS if kind in Image.OPEN])
 
 
-def read_picture(path: str | os.PathLike[str]) -> np.ndarray:
-    """A picture file as RGB [H, W, 3], uint8, turned upright as its EXIF data says.
+def read_image(path: str | os.PathLike[str]) -> np.ndarray:
+    """An image file as RGB [H, W, 3], uint8, turned upright as its EXIF data says.
 
-    Colours are those that a training sees, which reads by OpenCV: alpha is dropped, in TIFF files
+    Colors are those that a training sees, which reads by OpenCV: alpha is dropped, in TIFF files
     that declare it laid over black; of 16 bits the upper 8 are taken. CMYK may differ by 1. OpenCV
     does not read 32 bits; here they are 0 to 255, or 0 to 65535 if integers and above 255.
 
@@ -124,7 +124,7 @@ def read_picture(path: str | os.PathLike[str]) -> np.ndarray:
     more than `MAX_PIXELS`.
     """
     try:
-        with open_picture(path) as image:
+        with open_image(path) as image:
             if odd_maxval(image):
                 return _read_by_opencv(path)
             image.load()
@@ -135,25 +135,25 @@ def read_picture(path: str | os.PathLike[str]) -> np.ndarray:
             if upright.mode == "RGBA" and image.format == "TIFF" and _EXTRA_SAMPLES in image.tag_v2:
                 black = Image.new("RGBA", upright.size, (0, 0, 0, 255))
                 upright = Image.alpha_composite(black, upright)
-            picture = np.asarray(upright if deep else upright.convert("RGB"))
+            pixels = np.asarray(upright if deep else upright.convert("RGB"))
     except Exception as error:  # Pillow's decoders meet any bytes: anything can come out of them
-        raise ValueError(f"picture {path} cannot be read: {why_unreadable(error)}") from error
-    if picture.size == 0:
-        raise ValueError(f"picture {path} has no pixels")
+        raise ValueError(f"image {path} cannot be read: {why_unreadable(error)}") from error
+    if pixels.size == 0:
+        raise ValueError(f"image {path} has no pixels")
     if not deep:
-        return picture
-    if not np.isfinite(picture).all():
-        raise ValueError(f"picture {path} holds NaN or infinite values")
+        return pixels
+    if not np.isfinite(pixels).all():
+        raise ValueError(f"image {path} holds NaN or infinite values")
     if sixteen:
-        picture = picture // 256
-    elif picture.dtype.kind in "iu" and picture.max() > 255:
-        picture = picture / 257.0  # 65535 -> 255, where Pillow's own conversion would clip
-    gray = np.clip(np.round(picture), 0, 255).astype(np.uint8)
+        pixels = pixels // 256
+    elif pixels.dtype.kind in "iu" and pixels.max() > 255:
+        pixels = pixels / 257.0  # 65535 -> 255, where Pillow's own conversion would clip
+    gray = np.clip(np.round(pixels), 0, 255).astype(np.uint8)
     return np.repeat(gray[:, :, None], 3, axis=2)
 
 
 def exif_orientation(image: Image.Image) -> int | None:
-    """The EXIF orientation of an open picture, 1 (upright) to 8; None if its EXIF data is damaged.
+    """The EXIF orientation of an open image, 1 (upright) to 8; None if its EXIF data is damaged.
 
     From EXIF alone, as OpenCV does, never from XMP or the text that ImageMagick writes into PNG
     files; damaged data is upright to OpenCV.
@@ -180,7 +180,7 @@ def odd_maxval(image: Image.Image) -> int | None:
 def why_unreadable(error: Exception) -> str:
     """What an error of Pillow's means, in one line."""
     if isinstance(error, UnidentifiedImageError):
-        return "not a picture, or cut short"
+        return "not an image, or truncated"
     return " ".join(str(error).split()) or type(error).__name__
 
 
@@ -227,7 +227,7 @@ class Video:
     def _open(self) -> cv2.VideoCapture:
         capture = cv2.VideoCapture(str(self.path))
         if not capture.isOpened():
-            raise ValueError(f"video {self.path} cannot be read: not a video, or cut short")
+            raise ValueError(f"video {self.path} cannot be read: not a video, or truncated")
         return capture
 
 
@@ -257,15 +257,15 @@ def _known(paths: Iterable[Path], suffixes: tuple[str, ...], found: str) -> list
     """The files with one of the suffixes, in order of name; ValueError if there is none."""
     known = sorted(path for path in paths if path.suffix.lower() in suffixes)
     if not known:
-        raise ValueError(f"{found} no pictures ({', '.join(suffixes)})")
+        raise ValueError(f"{found} no images ({', '.join(suffixes)})")
     return known
 
 
 def _read_by_opencv(path: str | os.PathLike[str]) -> np.ndarray:
-    picture = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR)
-    if picture is None:
+    image = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR)
+    if image is None:
         raise ValueError("OpenCV cannot decode it")
-    return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
 def _size(shape: tuple[int, ...]) -> str:

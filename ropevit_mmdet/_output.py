@@ -1,4 +1,4 @@
-"""Files that appear together or not at all: written into a hidden folder, then moved."""
+"""Files that appear together or not at all: written into a hidden directory, then moved."""
 
 import os
 import shutil
@@ -8,15 +8,15 @@ from pathlib import Path
 
 
 @contextmanager
-def output_folder(out_dir: str | os.PathLike[str]) -> Iterator[Path]:
-    """An empty folder whose files are moved to the same places below `out_dir` in the end.
+def output_directory(out_dir: str | os.PathLike[str]) -> Iterator[Path]:
+    """An empty directory whose files are moved to the same places below `out_dir` in the end.
 
     Files of the same names there are replaced, others stay. After an exception nothing is moved,
-    and nothing is left behind. Raises ValueError as `check_output_folder`.
+    and nothing is left behind. Raises ValueError as `check_output_directory`.
     """
-    check_output_folder(out_dir)
+    check_output_directory(out_dir)
     out_dir = Path(out_dir).resolve()
-    # In a folder that is there: it may be a disk of its own, and what it lies in not writable.
+    # In a directory that is there: it may be a disk of its own, and what it lies in not writable.
     place = out_dir if out_dir.is_dir() else out_dir.parent
     partial = place / f".{out_dir.name}.partial-{os.getpid()}"
     try:
@@ -30,13 +30,13 @@ def output_folder(out_dir: str | os.PathLike[str]) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def check_output_folder(out_dir: str | os.PathLike[str]) -> None:
-    """Raise ValueError for a folder that cannot be one, before any work is done for it."""
+def check_output_directory(out_dir: str | os.PathLike[str]) -> None:
+    """Raise ValueError for a directory that cannot be one, before any work is done for it."""
     out_dir = Path(out_dir).resolve()
     place = next(path for path in (out_dir, *out_dir.parents) if os.path.exists(path))
     if not place.is_dir():
-        raise ValueError(f"cannot write into {out_dir}: {place} is a file, give another folder")
+        raise ValueError(f"cannot write into {out_dir}: {place} is a file, give another directory")
     if not os.access(place, os.W_OK | os.X_OK):
         raise ValueError(
-            f"cannot write into {out_dir}: {place} is not writable, give another folder"
+            f"cannot write into {out_dir}: {place} is not writable, give another directory"
         )

@@ -15,8 +15,8 @@ from torch import distributed
 # Raised by this package's own lines, these are addressed to the user; raised anywhere else they
 # may be a bug and keep their traceback.
 _ADDRESSED = (ValueError, OSError, ImportError, NotImplementedError)
-# mmcv, on a picture that OpenCV cannot decode; the text comes through data loader workers too.
-_UNREADABLE_PICTURE = re.compile(r"failed to load image: (.+)")
+# mmcv, on an image that OpenCV cannot decode; the text comes through data loader workers too.
+_UNREADABLE_IMAGE = re.compile(r"failed to load image: (.+)")
 # torch.utils.data, around the traceback of an error in a worker process.
 _FROM_WORKER = re.compile(r"Caught (\w+) in \w+ worker process \d+\.\n")
 # PyTorch, where the system ends one of its processes.
@@ -66,14 +66,14 @@ def _message(error: Exception) -> str | None:
 
 def user_message(error: BaseException) -> str | None:
     """What to tell the user about an exception, or None if it is not addressed to them."""
-    unreadable = _UNREADABLE_PICTURE.search(str(error))
+    unreadable = _UNREADABLE_IMAGE.search(str(error))
     if isinstance(error, AssertionError) and unreadable:
-        return f"picture {unreadable[1].strip()} cannot be read: truncated or not a picture"
+        return f"image {unreadable[1].strip()} cannot be read: truncated or not an image"
     lost = _LOST_WORKER.search(str(error))
     if isinstance(error, RuntimeError) and lost:
         return (
             f"data loader worker {lost[1]} was ended by {lost[2] or 'the system'}: mostly memory "
-            "ran out; try fewer num_workers or a smaller batch_size. --resume goes on from the last"
+            "ran out; try fewer num_workers or a smaller batch_size. --resume continues from the last"
             " checkpoint"
         )
     if isinstance(error, ValueError) and _OTHER_GROUPS.search(str(error)):

@@ -1,6 +1,6 @@
 """Trainings that something happens to: killed, told to go, out of disk, with broken numbers.
 
-`train_with` runs one in processes of its own, with a `Misfortune`; what is left can be resumed and
+`train_with` runs one in processes of its own, with a `Failure`; what is left can be resumed and
 compared with a run that nothing happened to.
 """
 
@@ -27,7 +27,7 @@ FORKSERVER = multiprocessing.get_context("forkserver")
 FORKSERVER.set_forkserver_preload(["tests.fault_injection"])
 # Configs are printed into logs and checkpoints; making them pretty takes half of a short run.
 UNFORMATTED = mock.patch("mmengine.config.config.FormatCode", lambda text, **_: (text, False))
-PATIENCE = 120  # seconds
+TIMEOUT = 120  # seconds
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
 HOOK = """
 import math, multiprocessing, os, resource, signal, subprocess
@@ -38,7 +38,7 @@ from mmengine.hooks import Hook
 
 
 @HOOKS.register_module(force=True)
-class Misfortune(Hook):
+class Failure(Hook):
     priority = 'VERY_HIGH'
 
     def __init__(self, kind, iteration, rank=0, stage='before_train_iter'):
@@ -84,7 +84,7 @@ class Misfortune(Hook):
     def weights_broken(self, runner):
         next(iter(runner.model.parameters())).data.fill_(math.nan)
 """
-# A picture's flip is drawn by numpy, its drop path by torch: both must go on where they were.
+# An image's flip is drawn by numpy, its drop path by torch: both must continue where they were.
 CONFIG = """
 _base_ = './tiny.py'
 model = dict(
@@ -117,7 +117,7 @@ MORE = """
 default_hooks.update(preemption=dict(type='PreemptionHook'))
 """
 ADDED = """
-custom_imports = dict(imports=['ropevit_mmdet', 'misfortunes_hook'], allow_failed_imports=False)
+custom_imports = dict(imports=['ropevit_mmdet', 'failures_hook'], allow_failed_imports=False)
 custom_hooks = [*locals().get('custom_hooks', []), {hook!r}]
 """
 
@@ -126,8 +126,8 @@ ITERATIONS = dict(type="IterBasedTrainLoop", max_iters=9, val_interval=2)
 EPOCHS = dict(type="EpochBasedTrainLoop", max_epochs=4, val_interval=1)
 
 
-def write_config(folder, *, loop, workers, accumulated, ema):
-    write_tiny(folder)
+def write_config(directory, *, loop, workers, accumulated, ema):
+    write_tiny(directory)
     by_epoch = loop is EPOCHS
     text = CONFIG.format(
         loop=loop,
@@ -138,14 +138,14 @@ def write_config(folder, *, loop, workers, accumulated, ema):
         sampler="DefaultSampler" if by_epoch else "InfiniteSampler",
         interval=1 if by_epoch else 3,
     )
-    path = folder / "resumed.py"
+    path = directory / "resumed.py"
     path.write_text(text)
     return path
 
 
-def prepared(folder, **settings):
+def prepared(directory, **settings):
     """The config of a run that can be told to go."""
-    config = write_config(folder, **settings)
+    config = write_config(directory, **settings)
     config.write_text(config.read_text() + MORE)
     return config
 
@@ -168,13 +168,13 @@ def assert_same(found, expected):
         torch.testing.assert_close(found.get(key), expected.get(key), rtol=0, atol=0)
 
 
-def train_with(config: Path, work_dir: Path, misfortune: dict, *, command=(), arguments=()):
-    """Run tools/train.py, in a process group of its own, on a config with a Misfortune in it.
+def train_with(config: Path, work_dir: Path, failure: dict, *, command=(), arguments=()):
+    """Run tools/train.py, in a process group of its own, on a config with a Failure in it.
 
     `command` starts it, as torchrun does; without one it is forked off a process that has imported
     everything, which saves most of the time.
     """
-    argv = [ROOT / "tools" / "train.py", unlucky(config, misfortune), "--work-dir", work_dir]
+    argv = [ROOT / "tools" / "train.py", faulty(config, failure), "--work-dir", work_dir]
     argv = [*map(str, argv), *arguments]
     if not command:
         return forked(argv, config.parent, [{}])[0]
@@ -188,7 +188,7 @@ def train_with(config: Path, work_dir: Path, misfortune: dict, *, command=(), ar
         start_new_session=True,
     )
     try:
-        said = process.communicate(timeout=PATIENCE)
+        said = process.communicate(timeout=TIMEOUT)
     except subprocess.TimeoutExpired:
         process.terminate()  # torchrun takes its processes along, by force after 30 s
         process.communicate()
@@ -196,38 +196,38 @@ def train_with(config: Path, work_dir: Path, misfortune: dict, *, command=(), ar
     return subprocess.CompletedProcess(argv, process.returncode, *said)
 
 
-def train_two_with(config: Path, work_dir: Path, misfortune: dict):
+def train_two_with(config: Path, work_dir: Path, failure: dict):
     """As `train_with`, by two processes that nobody looks after; what has become of each."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     environments = [{"RANK": rank, "LOCAL_RANK": rank, **group} for rank in "01"]
-    argv = [ROOT / "tools" / "train.py", unlucky(config, misfortune), "--work-dir", work_dir]
+    argv = [ROOT / "tools" / "train.py", faulty(config, failure), "--work-dir", work_dir]
     return forked([*map(str, argv), "--launcher", "pytorch"], config.parent, environments)
 
 
-def unlucky(config: Path, misfortune: dict) -> Path:
+def faulty(config: Path, failure: dict) -> Path:
     changed = config.with_name(f"unlucky_{config.name}")
-    hook = dict(type="Misfortune", **misfortune)
+    hook = dict(type="Failure", **failure)
     changed.write_text(config.read_text() + ADDED.format(hook=hook))
-    config.with_name("misfortunes_hook.py").write_text(HOOK)
+    config.with_name("failures_hook.py").write_text(HOOK)
     return changed
 
 
-def forked(argv: list[str], folder: Path, environments: list[dict[str, str]]):
-    """Run a program once per environment, side by side; `folder` is one more to import from."""
+def forked(argv: list[str], directory: Path, environments: list[dict[str, str]]):
+    """Run a program once per environment, side by side; `directory` is one more to import from."""
     # With as many threads as the runs that it is compared with to the bit, whatever a test has set.
     with mock.patch.dict(os.environ, OMP_NUM_THREADS=str(torch.get_num_threads())):
         forkserver.ensure_running()  # starts it once
     started = []
     for number, environment in enumerate(environments):
-        said = [folder / f"said_{number}_{stream}.txt" for stream in ("out", "err")]
-        settings = (argv, str(folder), environment, *map(str, said))
+        said = [directory / f"said_{number}_{stream}.txt" for stream in ("out", "err")]
+        settings = (argv, str(directory), environment, *map(str, said))
         process = FORKSERVER.Process(target=_run_program, args=settings)
         process.start()
         started.append((process, said))
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + TIMEOUT
     for process, _ in started:
         process.join(max(0.0, deadline - time.monotonic()))
     alive = [process for process, _ in started if process.is_alive()]
@@ -240,13 +240,13 @@ def forked(argv: list[str], folder: Path, environments: list[dict[str, str]]):
     return [subprocess.CompletedProcess(argv, *done) for done in zip(codes, *zip(*texts))]
 
 
-def _run_program(argv, folder, environment, out, err):
+def _run_program(argv, directory, environment, out, err):
     os.setsid()
     for file, stream in ((out, 1), (err, 2)):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
     os.environ.update(environment)
     os.chdir(ROOT.parent)
-    sys.path[:0] = [folder]
+    sys.path[:0] = [directory]
     sys.argv = argv
     with UNFORMATTED:
         runpy.run_path(argv[0], run_name="__main__")

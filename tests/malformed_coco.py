@@ -1,4 +1,4 @@
-"""Data sets in COCO's format with one thing wrong in the annotations; see also hostile_pictures."""
+"""Datasets in COCO's format with one thing wrong in the annotations; see also malformed_images."""
 
 import json
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from PIL import Image
 from pycocotools import mask as rle
 
 CLASSES = ("circle", "square", "triangle", "star", "ring")
-HEIGHT, WIDTH = 84, 112  # of the sound pictures
+HEIGHT, WIDTH = 84, 112  # of the sound images
 NAN, INFINITY = float("nan"), float("inf")
 Document = dict[str, Any]
 
@@ -19,15 +19,15 @@ class Case(NamedTuple):
     """One thing wrong: how it comes about, as what it is reported, how a run ends."""
 
     spoil: Callable[..., None]
-    kind: str  # of trouble, to a training
+    kind: str  # of finding, to a training
     stops: str | None = None  # what the error of a training says; None: it trains
-    refused: str | None = None  # the kind of trouble for which an evaluation alone is refused
+    refused: str | None = None  # the kind of finding for which an evaluation alone is refused
 
 
-def document(pictures: int = 3) -> Document:
-    """A sound annotation file: two objects in each picture, with polygons."""
+def document(num_images: int = 3) -> Document:
+    """A sound annotation file: two objects in each image, with polygons."""
     images, annotations = [], []
-    for number in range(1, pictures + 1):
+    for number in range(1, num_images + 1):
         images.append(dict(id=number, file_name=f"{number}.png", height=HEIGHT, width=WIDTH))
         for x, label in ((10, number % 5), (56, (number + 1) % 5)):
             polygon = [x, 12, x + 40, 12, x + 40, 60, x, 60]
@@ -47,20 +47,20 @@ def scene(height: int = HEIGHT, width: int = WIDTH) -> np.ndarray:
 
 
 def write(
-    folder: Path, content: Document | str, spoil_picture: Callable[[Path], None] | None = None
+    directory: Path, content: Document | str, spoil_image: Callable[[Path], None] | None = None
 ) -> Path:
-    """Write `annotations.json` and `pictures/`, the first picture spoilt; returns `folder`."""
-    pictures = folder / "pictures"
-    pictures.mkdir(parents=True)
+    """Write `annotations.json` and `images/`, the first image spoilt; returns `directory`."""
+    images = directory / "images"
+    images.mkdir(parents=True)
     for image in document()["images"]:
-        Image.fromarray(scene()).save(pictures / image["file_name"])
-    if spoil_picture is not None:
+        Image.fromarray(scene()).save(images / image["file_name"])
+    if spoil_image is not None:
         name = content["images"][0]["file_name"]
-        (pictures / "1.png").unlink()
-        spoil_picture(pictures / name)
+        (images / "1.png").unlink()
+        spoil_image(images / name)
     text = content if isinstance(content, str) else json.dumps(content)
-    (folder / "annotations.json").write_text(text, encoding="utf-8")
-    return folder
+    (directory / "annotations.json").write_text(text, encoding="utf-8")
+    return directory
 
 
 def _first(**fields: Any) -> Callable[[Document], None]:
@@ -198,9 +198,9 @@ ANNOTATION_CASES = {
         _first(segmentation=_run_lengths(80, 70)), "run lengths", r"size \[80, 70\]"
     ),
     "run lengths turned": Case(
-        _first(segmentation=_run_lengths(WIDTH, HEIGHT)), "run lengths", r"picture has \[84, 112\]"
+        _first(segmentation=_run_lengths(WIDTH, HEIGHT)), "run lengths", r"image has \[84, 112\]"
     ),
-    "run lengths cut short": Case(
+    "run lengths truncated": Case(
         _first(segmentation=dict(size=[HEIGHT, WIDTH], counts=[30, 40])), "run lengths", "70 of 94"
     ),
     "run lengths too long": Case(

@@ -21,7 +21,7 @@ class Payload:
         return self.call
 
 
-def picture(kind):
+def image(kind):
     buffer = io.BytesIO()
     Image.new("RGB", (40, 30)).save(buffer, kind)
     return buffer.getvalue()
@@ -61,8 +61,8 @@ PROTOCOL = b"\x80\x02"
 WRONG = {
     "empty": b"",
     "a web page": b"<!DOCTYPE html><html><body>404 Not Found</body></html>",
-    "PNG": picture("png"),
-    "JPEG": picture("jpeg"),
+    "PNG": image("png"),
+    "JPEG": image("jpeg"),
     "text": "Gewichte für Straßenbilder\n".encode() * 400,
     "JSON": b'{"state_dict": {"a": [1, 2, 3]}}',
     "a pointer of git lfs": b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n",
@@ -88,7 +88,7 @@ WRONG = {
 }
 
 
-def write_lies(folder):
+def write_lies(directory):
     tensor = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
     row = json.dumps(tensor)
     lies = {
@@ -103,7 +103,7 @@ def write_lies(folder):
     }
     for name, header in lies.items():
         header += b" " * (-len(header) % 8)
-        (folder / f"{name}.safetensors").write_bytes(
+        (directory / f"{name}.safetensors").write_bytes(
             struct.pack("<Q", len(header)) + header + bytes(4)
         )
 

@@ -1,4 +1,4 @@
-"""Picture files of a data set in COCO's format with something uncommon or wrong about each."""
+"""Image files of a dataset in COCO's format with something uncommon or wrong about each."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +13,7 @@ from tests.malformed_coco import HEIGHT, WIDTH, Document, document, scene
 
 
 def _saved(mode: str, **options: Any) -> Callable[[Path], None]:
-    """A picture of some mode of Pillow's."""
+    """An image of some mode of Pillow's."""
 
     def save(path: Path) -> None:
         image = Image.fromarray(scene())
@@ -102,15 +102,15 @@ def _lossless(path: Path) -> None:
     )
 
 
-class PictureCase(NamedTuple):
-    """A picture file: how it is written, as what it is reported, how a run on it ends."""
+class ImageCase(NamedTuple):
+    """An image file: how it is written, as what it is reported, how a run on it ends."""
 
     save: Callable[[Path], None]
     kind: str
     size: tuple[int, int] = (HEIGHT, WIDTH)  # that the annotations say
     stops: str | None = None  # what the error of a training says
     refused: str | None = None  # what the error of a prediction says
-    off: int = 0  # by how much colours may differ between both
+    off: int = 0  # by how much colors may differ between both
     decoded: bool = False  # only found by decoding
 
 
@@ -128,88 +128,88 @@ def _cut_frames(path: Path) -> None:
 
 CUT = r"1\.(png|jpg|tif|gif|tga) cannot be (decoded|read)"
 STORED = "turned upright by EXIF.*84 x 112, annotated as 112 x 84"
-PICTURE_CASES = {
-    "gray.png": PictureCase(_saved("L"), "gray"),
-    "gray.jpg": PictureCase(_saved("L"), "gray"),
-    "one bit.png": PictureCase(_saved("1"), "gray"),
-    "palette.png": PictureCase(_saved("P"), ""),
-    "palette.bmp": PictureCase(_saved("P"), ""),
-    "RGBA.png": PictureCase(_saved("RGBA"), "alpha"),
-    "RGBA.tif": PictureCase(_saved("RGBA"), "alpha", off=1),
-    "LA.png": PictureCase(_saved("LA"), "alpha"),
-    "RGBA.webp": PictureCase(_saved("RGBA", lossless=True, exact=True), "alpha"),
-    "CMYK.jpg": PictureCase(_saved("CMYK"), "CMYK", off=1),
-    "CMYK.tif": PictureCase(_saved("CMYK"), "CMYK", off=1),
-    "YCbCr.jpg": PictureCase(_saved("YCbCr"), ""),
-    "Lab.tif": PictureCase(_saved("LAB"), "Lab", off=255),
-    "16 bits.png": PictureCase(_sixteen, "16 bits"),
-    "16 bits.tif": PictureCase(_sixteen, "16 bits"),
-    "16 bits.pgm": PictureCase(_sixteen, "16 bits"),
-    "16 bits in colour.png": PictureCase(lambda path: _sixteen(path, True), ""),
-    "16 bits with alpha.tif": PictureCase(_sixteen_with_alpha, "alpha", off=1),
-    "12 bits.pgm": PictureCase(_maxval, "other maxval"),
-    "up to 100.pgm": PictureCase(lambda path: _maxval(path, 100), "other maxval"),
-    "signed.tif": PictureCase(_signed, "signed", stops="signed numbers"),
-    "32 bits.tif": PictureCase(_lossless, "32 bits", stops="32 bits a channel"),
-    "turned.jpg": PictureCase(_turned, "turned", (WIDTH, HEIGHT)),
-    "turned.png": PictureCase(_turned, "turned", (WIDTH, HEIGHT)),
-    "turned.tif": PictureCase(_turned, "turned", (WIDTH, HEIGHT)),
-    "transposed.tif": PictureCase(lambda path: _turned(path, 5), "turned", (WIDTH, HEIGHT)),
-    "turned.webp": PictureCase(_turned, "turned", (WIDTH, HEIGHT)),
-    "turned behind the pixels.png": PictureCase(_turned_late, "turned", (WIDTH, HEIGHT)),
-    "turned by a text.png": PictureCase(_turned_by_text, ""),
-    "turned, annotated as stored.jpg": PictureCase(_turned, "stored size", stops=STORED),
-    "turned, annotated as stored.tif": PictureCase(_turned, "stored size", stops=STORED),
-    "turned late, annotated as stored.png": PictureCase(_turned_late, "stored size", stops=STORED),
-    "upside down.jpg": PictureCase(lambda path: _turned(path, 3), "turned"),
-    "EXIF of garbage.jpg": PictureCase(_with_exif(b"garbage!"), "damaged EXIF"),
-    "EXIF of garbage.webp": PictureCase(_with_exif(b"garbage!"), "damaged EXIF", off=8),
-    "EXIF cut short.jpg": PictureCase(_with_exif(b"II*\0"), "damaged EXIF"),
-    "EXIF cut short.png": PictureCase(_with_exif(b"II*\0"), "damaged EXIF"),
-    "cut between frames.gif": PictureCase(_cut_frames, "unreadable", stops=CUT),
-    "larger.png": PictureCase(_sized(90, 112), "other size", stops=r"1\.png is not of the size"),
-    "one pixel.png": PictureCase(_sized(1, 1), "small", (1, 1)),
-    "one pixel.jpg": PictureCase(_sized(1, 1), "small", (1, 1)),
-    "long.png": PictureCase(_sized(210, 20000), "", (210, 20000)),
-    "thin.png": PictureCase(
+IMAGE_CASES = {
+    "gray.png": ImageCase(_saved("L"), "gray"),
+    "gray.jpg": ImageCase(_saved("L"), "gray"),
+    "one bit.png": ImageCase(_saved("1"), "gray"),
+    "palette.png": ImageCase(_saved("P"), ""),
+    "palette.bmp": ImageCase(_saved("P"), ""),
+    "RGBA.png": ImageCase(_saved("RGBA"), "alpha"),
+    "RGBA.tif": ImageCase(_saved("RGBA"), "alpha", off=1),
+    "LA.png": ImageCase(_saved("LA"), "alpha"),
+    "RGBA.webp": ImageCase(_saved("RGBA", lossless=True, exact=True), "alpha"),
+    "CMYK.jpg": ImageCase(_saved("CMYK"), "CMYK", off=1),
+    "CMYK.tif": ImageCase(_saved("CMYK"), "CMYK", off=1),
+    "YCbCr.jpg": ImageCase(_saved("YCbCr"), ""),
+    "Lab.tif": ImageCase(_saved("LAB"), "Lab", off=255),
+    "16 bits.png": ImageCase(_sixteen, "16 bits"),
+    "16 bits.tif": ImageCase(_sixteen, "16 bits"),
+    "16 bits.pgm": ImageCase(_sixteen, "16 bits"),
+    "16 bits in color.png": ImageCase(lambda path: _sixteen(path, True), ""),
+    "16 bits with alpha.tif": ImageCase(_sixteen_with_alpha, "alpha", off=1),
+    "12 bits.pgm": ImageCase(_maxval, "other maxval"),
+    "up to 100.pgm": ImageCase(lambda path: _maxval(path, 100), "other maxval"),
+    "signed.tif": ImageCase(_signed, "signed", stops="signed numbers"),
+    "32 bits.tif": ImageCase(_lossless, "32 bits", stops="32 bits a channel"),
+    "turned.jpg": ImageCase(_turned, "turned", (WIDTH, HEIGHT)),
+    "turned.png": ImageCase(_turned, "turned", (WIDTH, HEIGHT)),
+    "turned.tif": ImageCase(_turned, "turned", (WIDTH, HEIGHT)),
+    "transposed.tif": ImageCase(lambda path: _turned(path, 5), "turned", (WIDTH, HEIGHT)),
+    "turned.webp": ImageCase(_turned, "turned", (WIDTH, HEIGHT)),
+    "turned behind the pixels.png": ImageCase(_turned_late, "turned", (WIDTH, HEIGHT)),
+    "turned by a text.png": ImageCase(_turned_by_text, ""),
+    "turned, annotated as stored.jpg": ImageCase(_turned, "stored size", stops=STORED),
+    "turned, annotated as stored.tif": ImageCase(_turned, "stored size", stops=STORED),
+    "turned late, annotated as stored.png": ImageCase(_turned_late, "stored size", stops=STORED),
+    "upside down.jpg": ImageCase(lambda path: _turned(path, 3), "turned"),
+    "EXIF of garbage.jpg": ImageCase(_with_exif(b"garbage!"), "damaged EXIF"),
+    "EXIF of garbage.webp": ImageCase(_with_exif(b"garbage!"), "damaged EXIF", off=8),
+    "EXIF truncated.jpg": ImageCase(_with_exif(b"II*\0"), "damaged EXIF"),
+    "EXIF truncated.png": ImageCase(_with_exif(b"II*\0"), "damaged EXIF"),
+    "cut between frames.gif": ImageCase(_cut_frames, "unreadable", stops=CUT),
+    "larger.png": ImageCase(_sized(90, 112), "other size", stops=r"1\.png is not of the size"),
+    "one pixel.png": ImageCase(_sized(1, 1), "small", (1, 1)),
+    "one pixel.jpg": ImageCase(_sized(1, 1), "small", (1, 1)),
+    "long.png": ImageCase(_sized(210, 20000), "", (210, 20000)),
+    "thin.png": ImageCase(
         _sized(2, 20000), "thin", (2, 20000), stops="more than 100 times", refused="100 times"
     ),
-    "bomb.png": PictureCase(
+    "bomb.png": ImageCase(
         _bomb, "too large", stops=r"1\.png cannot be read: Image size", refused="exceeds limit"
     ),
-    "cut.jpg": PictureCase(_cut(0.6), "unreadable", stops=CUT, refused=CUT),
-    "cut.png": PictureCase(_cut(0.6), "unreadable", stops=CUT, refused=CUT),
-    "cut.tif": PictureCase(_cut(0.6), "unreadable", stops=CUT, refused=CUT, decoded=True),
-    "without its last bytes.jpg": PictureCase(_cut(2), "unreadable", stops=CUT, refused=CUT),
-    "header alone.png": PictureCase(_cut(0.002), "unreadable", stops=CUT, refused=CUT),
-    "bit flipped.png": PictureCase(
+    "cut.jpg": ImageCase(_cut(0.6), "unreadable", stops=CUT, refused=CUT),
+    "cut.png": ImageCase(_cut(0.6), "unreadable", stops=CUT, refused=CUT),
+    "cut.tif": ImageCase(_cut(0.6), "unreadable", stops=CUT, refused=CUT, decoded=True),
+    "without its last bytes.jpg": ImageCase(_cut(2), "unreadable", stops=CUT, refused=CUT),
+    "header alone.png": ImageCase(_cut(0.002), "unreadable", stops=CUT, refused=CUT),
+    "bit flipped.png": ImageCase(
         _flipped_bit, "unreadable", stops=CUT, refused=CUT, decoded=True
     ),
-    "empty.jpg": PictureCase(
+    "empty.jpg": ImageCase(
         lambda path: path.write_bytes(b""), "unreadable", stops=CUT, refused=CUT
     ),
-    "Targa.tga": PictureCase(_saved("RGB"), "unreadable", stops=f"{CUT}: OpenCV.* knows no TGA"),
-    "packed by zstd.tif": PictureCase(_saved("RGB", compression="zstd"), "unreadable", stops=CUT),
-    "EPS, which would start a program.jpg": PictureCase(
-        _saved("RGB", format="EPS"), "unreadable", stops=CUT, refused=f"{CUT}: not a picture"
+    "Targa.tga": ImageCase(_saved("RGB"), "unreadable", stops=f"{CUT}: OpenCV.* knows no TGA"),
+    "packed by zstd.tif": ImageCase(_saved("RGB", compression="zstd"), "unreadable", stops=CUT),
+    "EPS, which would start a program.jpg": ImageCase(
+        _saved("RGB", format="EPS"), "unreadable", stops=CUT, refused=f"{CUT}: not an image"
     ),
-    "text.jpg": PictureCase(
+    "text.jpg": ImageCase(
         lambda path: path.write_text("<html>not found</html>"), "unreadable", stops=CUT, refused=CUT
     ),
-    "missing.png": PictureCase(
+    "missing.png": ImageCase(
         lambda path: None, "missing", stops=r"1\.png does not exist", refused="cannot be read"
     ),
-    "other case.png": PictureCase(
+    "other case.png": ImageCase(
         lambda path: _sized(HEIGHT, WIDTH)(path.with_name("1.PNG")), "missing",
         stops=r"1\.png does not exist: there is '1\.PNG'", refused="cannot be read",
     ),
 }  # fmt: skip
 
 
-def with_picture(name: str) -> Document:
-    """The annotations of a case of `PICTURE_CASES`, whose file is the first picture."""
+def with_image(name: str) -> Document:
+    """The annotations of a case of `IMAGE_CASES`, whose file is the first image."""
     content = document()
-    height, width = PICTURE_CASES[name].size
+    height, width = IMAGE_CASES[name].size
     image = content["images"][0]
     image.update(file_name=f"1{Path(name).suffix}", height=height, width=width)
     x, y = min(10, width - 1), min(12, height - 1)

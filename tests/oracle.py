@@ -66,13 +66,13 @@ def birder_net(
 
 
 def write_checkpoint(
-    net: nn.Module, folder: Path, name: str = "net", *, config: dict[str, Any] | None = None
+    net: nn.Module, directory: Path, name: str = "net", *, config: dict[str, Any] | None = None
 ) -> Path:
     """A float32 checkpoint file, written by birder's own function."""
     from birder.common import fs_ops
     from birder.net.base import get_signature
 
-    models_dir, fs_ops.settings.MODELS_DIR = fs_ops.settings.MODELS_DIR, folder
+    models_dir, fs_ops.settings.MODELS_DIR = fs_ops.settings.MODELS_DIR, directory
     dtype = next(net.parameters()).dtype
     try:
         fs_ops.checkpoint_model(
@@ -95,13 +95,13 @@ def write_checkpoint(
 
 
 def write_safetensors(
-    net: nn.Module, folder: Path, name: str = "net", *, config: dict[str, Any] | None = None
+    net: nn.Module, directory: Path, name: str = "net", *, config: dict[str, Any] | None = None
 ) -> Path:
     """The same as safetensors, written by birder's own function."""
     from birder.common import fs_ops
     from birder.net.base import get_signature
 
-    path, dtype = folder / f"{name}.safetensors", next(net.parameters()).dtype
+    path, dtype = directory / f"{name}.safetensors", next(net.parameters()).dtype
     fs_ops.save_st(
         net.float(),
         str(path),

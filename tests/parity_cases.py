@@ -169,10 +169,12 @@ def published_networks() -> list[tuple[str, int]]:
     return sorted({(weights.network, weights.side) for weights in WEIGHTS.values()})
 
 
-def full_errors(name: str, side: int, folder: Path) -> Iterator[tuple[str, tuple[int, int], float]]:
+def full_errors(
+    name: str, side: int, directory: Path
+) -> Iterator[tuple[str, tuple[int, int], float]]:
     """(rope_interpolation, pixels, relative error) of a network in full, in float64."""
     config, pretrain = birder_config(name), (side, side)
-    path = write_checkpoint(birder_net(name, size=pretrain, dtype=torch.float32), folder)
+    path = write_checkpoint(birder_net(name, size=pretrain, dtype=torch.float32), directory)
     patch = config["patch_size"]
     other = (side - 3 * patch, side + 2 * patch)
     for mode in modes_of(config):

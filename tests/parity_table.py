@@ -1,6 +1,6 @@
 """Writes the tables of docs/parity.md: what was compared with birder, where, and with which error.
 
-``python -m tests.parity_table`` measures the small networks anew (a minute), with ``--full`` the
+``python -m tests.parity_table`` measures the small networks again (a minute), with ``--full`` the
 published ones in full too (a quarter of an hour on 2 cores, 6 GB of memory). Prose and the tables
 that are not measured stay.
 """
@@ -31,7 +31,7 @@ from tests.parity_cases import (
     small_config,
     worst_error,
 )
-from tests.test_models.test_layers.test_resample import BARE, draw_pictures, error, kernel
+from tests.test_models.test_layers.test_resample import BARE, draw_images, error, kernel
 
 DOCS = Path(__file__).parents[1] / "docs" / "parity.md"
 HEADER = "| {} | compared as | sizes, pixels | `rope_interpolation` | largest relative error |\n"
@@ -56,8 +56,8 @@ def main() -> None:
 
 def row(title: str, name: str, config: dict[str, Any]) -> str:
     pretrain, sizes = pixels(config, (GRID, GRID)), [pixels(config, grid) for grid in GRIDS]
-    with tempfile.TemporaryDirectory() as folder:
-        path = write_checkpoint(birder_net(name, config, size=pretrain), Path(folder))
+    with tempfile.TemporaryDirectory() as directory:
+        path = write_checkpoint(birder_net(name, config, size=pretrain), Path(directory))
         error = max(
             worst_error(path, config, sizes, mode=mode, name=name, pretrain=pretrain)
             for mode in modes_of(config)
@@ -67,13 +67,13 @@ def row(title: str, name: str, config: dict[str, Any]) -> str:
 
 def kernels() -> str:
     """Errors of the tokens after resampling 14 -> 16, per method."""
-    methods, pictures = ("pinv", "bicubic", BARE), draw_pictures(16)
-    table = f"| pictures scaled | kernels | {' | '.join(methods)} |\n|---|---|---|---|---|\n"
+    methods, images = ("pinv", "bicubic", BARE), draw_images(16)
+    table = f"| images scaled | kernels | {' | '.join(methods)} |\n|---|---|---|---|---|\n"
     for scaled_by in ("bilinear", "bicubic"):
         for blur in (0, 1, 2):
             torch.manual_seed(0)
             weight = kernel(blur)
-            errors = (error(pictures, weight, 16, scaled_by=scaled_by, method=m) for m in methods)
+            errors = (error(images, weight, 16, scaled_by=scaled_by, method=m) for m in methods)
             name = f"random, blurred by {blur} pixels" if blur else "random"
             table += f"| {scaled_by} | {name} | {' | '.join(f'{e:.4f}' for e in errors)} |\n"
     return table
@@ -81,8 +81,8 @@ def kernels() -> str:
 
 def full_rows() -> Iterator[str]:
     for network, side in published_networks():
-        with tempfile.TemporaryDirectory() as folder:
-            modes, sizes, errors = zip(*full_errors(network, side, Path(folder)))
+        with tempfile.TemporaryDirectory() as directory:
+            modes, sizes, errors = zip(*full_errors(network, side, Path(directory)))
         text = line(f"`{network}`", "full", dict.fromkeys(sizes), dict.fromkeys(modes), max(errors))
         print(text, end="", flush=True)
         yield text

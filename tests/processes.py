@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 def run_python(*argv: object, path: Path | None = None) -> subprocess.CompletedProcess[str]:
     """Run `python *argv` outside the repository: only PYTHONPATH leads to the package.
 
-    ``path`` is one more folder to import from.
+    ``path`` is one more directory to import from.
     """
     return subprocess.run(
         [sys.executable, *map(str, argv)],

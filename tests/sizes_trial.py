@@ -54,7 +54,7 @@ PYRAMIDS = {  # scale_factors, num_outs, add_extra_convs
 
 @dataclass(frozen=True)
 class Case:
-    """One draw: a model, a batch of pictures of one size, a number type."""
+    """One draw: a model, a batch of images of one size, a number type."""
 
     height: int  # pixels
     width: int
@@ -81,7 +81,7 @@ class Case:
 
 @st.composite
 def cases(draw: Callable[[Any], Any]) -> Case:
-    """Sides of 1 to 1500 pixels; the largest pictures are cut into windows, as global attention
+    """Sides of 1 to 1500 pixels; the largest images are cut into windows, as global attention
     over 11,000 tokens takes long and shows nothing new."""
     ranges = ((1, 40), (41, 200), (201, 600), (601, LARGEST))
     side = st.one_of(*(st.integers(low, high) for low, high in ranges))
@@ -113,7 +113,7 @@ def cases(draw: Callable[[Any], Any]) -> Case:
 def check(case: Case) -> None:
     """Raise AssertionError for what does not hold."""
     run, backbone, neck = _models(case)
-    pictures, images = _pictures(case)
+    raw, images = _images(case)
     maps = run(backbone, images)
     height, width = images.shape[-2:]
     grid = tuple(-(-side // case.patch_size) for side in (height, width))
@@ -130,10 +130,10 @@ def check(case: Case) -> None:
     if case.dtype == "bfloat16":
         assert all(level.dtype == torch.float32 for level in levels)
 
-    _check_padding(case, run, backbone, pictures, images, maps)
+    _check_padding(case, run, backbone, raw, images, maps)
     order = torch.randperm(len(images))
     _close(case, run(backbone, images[order]), [m[order] for m in maps], "another order")
-    _close(case, run(backbone, images[:1]), [m[:1] for m in maps], "a picture alone")
+    _close(case, run(backbone, images[:1]), [m[:1] for m in maps], "an image alone")
     _close(case, run(neck, (maps[-1][:1],)), [level[:1] for level in levels], "a pyramid alone")
     if case.window_size is not None and not backbone.global_attn_indices:
         _check_windows(case, run, backbone, images, maps)
@@ -180,29 +180,29 @@ def _models(case: Case) -> tuple[Callable, RoPEViT, SimpleFeaturePyramid]:
     return run, backbone, neck
 
 
-def _pictures(case: Case) -> tuple[list[Tensor], Tensor]:
-    """Pictures [3, H, W], uint8, all but the first smaller, and the batch that is made of them."""
-    pictures = []
+def _images(case: Case) -> tuple[list[Tensor], Tensor]:
+    """Images [3, H, W], uint8, all but the first smaller, and the batch that is made of them."""
+    images = []
     for number in range(case.batch):
         height, width = (max(1, side * (4 - number) // 4) for side in (case.height, case.width))
-        pictures.append(torch.randint(0, 256, (3, height, width), dtype=torch.uint8))
+        images.append(torch.randint(0, 256, (3, height, width), dtype=torch.uint8))
     preprocessor = DetDataPreprocessor(
         mean=[127.5] * 3, std=[64.0] * 3, bgr_to_rgb=True, pad_size_divisor=case.divisor
     )
-    batch = preprocessor({"inputs": pictures, "data_samples": None})["inputs"]
-    return pictures, batch.to(torch.float64 if case.dtype == "float64" else torch.float32)
+    batch = preprocessor({"inputs": images, "data_samples": None})["inputs"]
+    return images, batch.to(torch.float64 if case.dtype == "float64" else torch.float32)
 
 
 def _check_padding(
     case: Case,
     run: Callable,
     backbone: RoPEViT,
-    pictures: Sequence[Tensor],
+    raw: Sequence[Tensor],
     images: Tensor,
     maps: Sequence[Tensor],
 ) -> None:
     """What the preprocessor and the backbone add is zeros at the right and at the bottom."""
-    last = (pictures[-1].flip(0).to(images.dtype) - 127.5) / 64
+    last = (raw[-1].flip(0).to(images.dtype) - 127.5) / 64
     height, width = (-(-side // case.divisor) * case.divisor for side in (case.height, case.width))
     assert images.shape[-2:] == (height, width)
     patch = case.patch_size

@@ -17,7 +17,7 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import init_default_scope
 from mmengine.structures import InstanceData
 
-from ropevit_mmdet.engine.hooks.rope_vit_checks import check_colours, check_strides
+from ropevit_mmdet.engine.hooks.rope_vit_checks import check_colors, check_strides
 from ropevit_mmdet.weights.checkpoint import read_checkpoint
 from tests import oracle
 
@@ -25,27 +25,27 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 FILES = sorted(CONFIGS.glob("*.py"))
 COCO = [path for path in FILES if path.stem.startswith("ropevit_")]
 SMALL = "rope_vit_t14"
-COCO_PICTURES = 118_000  # of train2017, as ViTDet's 184,375 iterations of 64 for 100 epochs count
+COCO_IMAGES = 118_000  # of train2017, as ViTDet's 184,375 iterations of 64 for 100 epochs count
 
 
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory):
     """A function that has birder write a checkpoint file of an architecture, once each."""
     pytest.importorskip("birder")
-    folder = tmp_path_factory.mktemp("checkpoints")
+    directory = tmp_path_factory.mktemp("checkpoints")
 
     @cache
     def write(name, settings, side):
         config = dict(settings) or None
         net = oracle.birder_net(name, config, size=(side, side))
         name = f"net{side}_{abs(hash(settings))}"
-        return oracle.write_checkpoint(net, folder, name, config=config)
+        return oracle.write_checkpoint(net, directory, name, config=config)
 
     return write
 
 
 def load(path: Path, checkpoints: Callable[..., Path] | None = None) -> Config:
-    """The config with a small architecture, by name, small pictures and two passes a step."""
+    """The config with a small architecture, by name, small images and two passes a step."""
     config = Config.fromfile(path)
     init_default_scope(config.default_scope)
     backbone = backbone_of(config)
@@ -73,8 +73,8 @@ def load(path: Path, checkpoints: Callable[..., Path] | None = None) -> Config:
     return config
 
 
-def pictures(num_classes: int) -> dict:
-    """Two pictures of unequal size with two objects each, as a data loader gives them."""
+def images(num_classes: int) -> dict:
+    """Two images of unequal size with two objects each, as a data loader gives them."""
     inputs, samples = [], []
     for height, width in ((120, 150), (112, 100)):
         boxes = torch.tensor([[10.0, 20, 60, 70], [30, 10, 90, 100]])
@@ -103,7 +103,7 @@ def test_loads_takes_two_optimizer_steps_and_a_test_step(path, checkpoints):
     model.init_weights()
     check_strides(model)
     if path in COCO:
-        check_colours(model)
+        check_colors(model)
     backbone = backbone_of(config)
     if backbone.type == "RoPEViT":
         key = "blocks.0.attn.qkv.weight"
@@ -114,7 +114,7 @@ def test_loads_takes_two_optimizer_steps_and_a_test_step(path, checkpoints):
     optim_wrapper = build_optim_wrapper(model, config.optim_wrapper)
     optim_wrapper.initialize_count_status(model, 0, 2 * passes)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    data = pictures(head_of(config).num_classes)
+    data = images(head_of(config).num_classes)
     model.train()
     for _ in range(2 * passes):
         losses = model.train_step(data, optim_wrapper)
@@ -158,7 +158,7 @@ def test_the_schedule_fits_the_batch_that_the_learning_rate_is_for(path):
     interval = config.default_hooks.checkpoint.interval
     assert interval % passes == config.train_cfg.val_interval % passes == 0  # not amid a step
     assert config.optim_wrapper.optimizer.lr == pytest.approx(1e-4 * per_step / 64)
-    epochs = config.train_cfg.max_iters * per_pass / COCO_PICTURES
+    epochs = config.train_cfg.max_iters * per_pass / COCO_IMAGES
     assert epochs == pytest.approx(epochs_of(path), rel=1e-3)
     warmup, steps = config.param_scheduler
     assert warmup.end == 250 * passes
@@ -203,7 +203,7 @@ def test_the_frozen_probe_is_frozen_at_any_depth(layers):
 
 
 @pytest.mark.parametrize("path", COCO, ids=lambda path: path.stem)
-def test_pictures_are_as_large_as_the_rope_coordinates_are_fitted_to(path):
+def test_images_are_as_large_as_the_rope_coordinates_are_fitted_to(path):
     config = Config.fromfile(path)
     backbone, preprocessor = backbone_of(config), config.model.data_preprocessor
     (pad,) = preprocessor.batch_augments
@@ -249,7 +249,7 @@ def test_soft_nms_is_one_switch(name, checkpoints):
     torch.manual_seed(0)
     model = MODELS.build(config.model).eval()
     with torch.no_grad():
-        (result, _) = model.test_step(pictures(2))
+        (result, _) = model.test_step(images(2))
     boxes, labels = result.pred_instances.bboxes, result.pred_instances.labels
     overlaps = bbox_overlaps(boxes, boxes).masked_fill(labels[:, None] != labels, 0)
     assert overlaps.fill_diagonal_(0).max() > 0.6  # hard NMS would have removed one of the two

@@ -15,7 +15,7 @@ from ropevit_mmdet import RoPEViT
 from tests import oracle
 from tests.test_compat.test_boxes import random_boxes
 from tests.test_compat.test_sampling import SCALE, maps_and_rois
-from tests.test_engine.test_precision import NAMES, assert_boxes_are_meant, detector, wide_picture
+from tests.test_engine.test_precision import NAMES, assert_boxes_are_meant, detector, wide_image
 from tests.test_models.test_layers.test_window_attention import RECIPE, STYLES, run, small
 
 pytestmark = pytest.mark.gpu
@@ -182,7 +182,7 @@ def test_detections_are_those_of_the_cpu(name):
     (model.roi_head if hasattr(model, "roi_head") else model.bbox_head).test_cfg.score_thr = 0.0
     if hasattr(model, "roi_head"):
         model.roi_head.mask_head = None  # pastes float32 alone
-    data = wide_picture(model)
+    data = wide_image(model)
     found = []
     for device in ("cpu", DEVICE):
         samples = [sample.to(device) for sample in data["data_samples"]]
@@ -202,4 +202,4 @@ def test_boxes_are_those_that_the_outputs_mean(name, half):
     model = detector(name).to(DEVICE)
     assert_boxes_are_meant(model, half)
     with torch.no_grad(), torch.autocast("cuda", half):
-        model(**wide_picture(model), mode="predict")  # RoI heads too
+        model(**wide_image(model), mode="predict")  # RoI heads too

@@ -8,7 +8,7 @@ import torch
 from torch.testing import assert_close
 
 from ropevit_mmdet import FrozenBackbone
-from tests.fault_injection import ITERATIONS, assert_same, train, unlucky, write_config
+from tests.fault_injection import ITERATIONS, assert_same, faulty, train, write_config
 from tests.processes import ROOT, run_python
 from tests.test_engine.test_strategies import test_block_fsdp_strategy as distributed
 from tests.tiny_coco import write_tiny
@@ -20,7 +20,7 @@ LAUNCH = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=1")
 @pytest.mark.parametrize("half", ["bfloat16", "float16"])
 @pytest.mark.parametrize("kind", ["plain", "fsdp"])
 def test_mixed_precision_learns_and_resumes(kind, half, tmp_path):
-    write_tiny(tmp_path, pictures=12)
+    write_tiny(tmp_path, num_images=12)
     more, command = "", ()
     if kind == "fsdp":
         more, command = distributed.FSDP.replace("gloo", "nccl"), LAUNCH
@@ -39,7 +39,7 @@ def test_a_killed_run_resumes_to_the_bit_where_the_gpu_is_deterministic(tmp_path
     config.write_text(config.read_text() + "randomness = dict(seed=0, deterministic=True)\n")
     expected = train(config, tmp_path / "whole")
     torch.use_deterministic_algorithms(False)
-    unlucky_config = unlucky(config, dict(kind="killed", iteration=7, stage="after_train_iter"))
+    unlucky_config = faulty(config, dict(kind="killed", iteration=7, stage="after_train_iter"))
     run = (ROOT / "tools" / "train.py", unlucky_config, "--work-dir", tmp_path / "killed")
     killed = run_python(*run, path=tmp_path)
     assert killed.returncode == -9, killed.stderr[-3000:]
@@ -55,7 +55,7 @@ def test_predict_finds_on_a_gpu_what_a_cpu_finds(tmp_path):
         out = tmp_path / device.replace(":", "")
         run = (ROOT / "tools" / "predict.py", config, tmp_path / "run" / "iter_2.pth")
         more = ("--out-dir", out, "--device", device, "--score-thr", "0")
-        done = run_python(*run, tmp_path / "data" / "pictures", *more)
+        done = run_python(*run, tmp_path / "data" / "images", *more)
         assert done.returncode == 0, done.stderr[-3000:]
         objects = json.loads((out / "predictions.json").read_text())["annotations"]
         keys = ("image_id", "category_id", "score", "bbox")

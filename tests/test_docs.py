@@ -57,32 +57,34 @@ default_hooks = dict(logger=dict(type="LoggerHook", interval=1))
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """Pictures, a config, a checkpoint of birder and one of a detector, under the docs' names."""
+def directory(tmp_path_factory):
+    """Images, a config, a checkpoint of birder and one of a detector, under the docs' names."""
     pytest.importorskip("birder")
-    folder = tmp_path_factory.mktemp("docs")
-    write_tiny(folder)
+    directory = tmp_path_factory.mktemp("docs")
+    write_tiny(directory)
     net = oracle.birder_net("rope_vit_t14", None)
-    checkpoint = oracle.write_checkpoint(net, folder, "net")
-    (folder / "stand_in.py").write_text(STAND_IN.format(checkpoint=str(checkpoint)))
-    tool("train").main([str(folder / "stand_in.py"), "--work-dir", str(folder / "run")])
-    (folder / "more").mkdir()
+    checkpoint = oracle.write_checkpoint(net, directory, "net")
+    (directory / "stand_in.py").write_text(STAND_IN.format(checkpoint=str(checkpoint)))
+    tool("train").main([str(directory / "stand_in.py"), "--work-dir", str(directory / "run")])
+    (directory / "more").mkdir()
     for copy in ("photo.png", "more/one.png"):
-        shutil.copy(folder / "data" / "pictures" / "1.png", folder / copy)
-    clip = cv2.VideoWriter(str(folder / "clip.mp4"), cv2.VideoWriter_fourcc(*"mp4v"), 5, (64, 48))
+        shutil.copy(directory / "data" / "images" / "1.png", directory / copy)
+    clip = cv2.VideoWriter(
+        str(directory / "clip.mp4"), cv2.VideoWriter_fourcc(*"mp4v"), 5, (64, 48)
+    )
     clip.write(np.zeros((48, 64, 3), np.uint8))
     clip.release()
-    return folder
+    return directory
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_every_command_runs(page, folder, monkeypatch, capsys):
-    monkeypatch.chdir(folder)
+def test_every_command_runs(page, directory, monkeypatch, capsys):
+    monkeypatch.chdir(directory)
     for command in commands(page):
         if not any(command.startswith(beginning) for beginning in (*ELSEWHERE, *BELOW)):
             words = shlex.split(command)
             assert words[0] == "python", f"{page.name}: nothing runs {command!r}"
-            argv = stand_ins(words[2:], folder) + FEW.get(Path(words[1]).stem, [])
+            argv = stand_ins(words[2:], directory) + FEW.get(Path(words[1]).stem, [])
             monkeypatch.setattr(sys, "argv", [words[1], *argv])
             tool(Path(words[1]).stem).main()
             capsys.readouterr()
@@ -130,7 +132,7 @@ def test_commands_for_several_processes(page, tmp_path, monkeypatch):
             assert options["node_rank"] == "0"
 
 
-def test_the_table_of_parity_is_written(folder, tmp_path, monkeypatch):
+def test_the_table_of_parity_is_written(directory, tmp_path, monkeypatch):
     page = tmp_path / "parity.md"
     shutil.copy(parity_table.DOCS, page)
     monkeypatch.setattr(parity_table, "DOCS", page)
@@ -146,19 +148,19 @@ def test_the_table_of_parity_is_written(folder, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("neck", [{}, {"model.neck.out_strides": (4, 8, 16, 32, 64)}], ids=str)
-def test_the_readme_config_passes_its_own_checks(neck, folder):
+def test_the_readme_config_passes_its_own_checks(neck, directory):
     """Over mmdet's Mask R-CNN; with ``out_strides`` its heads stay as they are."""
     snippet = next(code for code in blocks(ROOT / "README.md", "python") if "_delete_" in code)
     if neck:
         snippet = snippet[: snippet.index("    rpn_head=")] + ")"
     base = Path(mmdet.__file__).parent / ".mim/configs/_base_/models/mask-rcnn_r50_fpn.py"
-    file = folder / "own.py"
+    file = directory / "own.py"
     file.write_text(f"_base_ = {str(base)!r}\n{snippet}")
     config = Config.fromfile(file)
     config.merge_from_dict(neck)
     init_default_scope("mmdet")
     model = MODELS.build(config.model)
-    model.backbone.init_cfg["checkpoint"] = str(next(folder.glob("net*.pt")))  # its colours
+    model.backbone.init_cfg["checkpoint"] = str(next(directory.glob("net*.pt")))  # its colors
     (hook,) = config.custom_hooks
     HOOKS.build(hook).before_run(SimpleNamespace(model=model))
 
@@ -236,16 +238,16 @@ def without_blocks(page: Path) -> str:
     return re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
 
 
-def stand_ins(words: list[str], folder: Path) -> list[str]:
+def stand_ins(words: list[str], directory: Path) -> list[str]:
     """A command's arguments with the docs' names replaced by what is there, for a CPU."""
     known = {
         r"CONFIG|configs/.*": "stand_in.py",
         r"CHECKPOINT|work_dirs/.*\.pth": "run/iter_2.pth",
-        r"path/to/checkpoint.pt|birder://.*": str(next(folder.glob("net*.pt"))),
+        r"path/to/checkpoint.pt|birder://.*": str(next(directory.glob("net*.pt"))),
         r"work_dirs/\w+": "run",
-        r"PICTURES|photos/|holiday/|data/shapes/test": "data/pictures",
-        r"picture.jpg|photo.jpg": "photo.png",
-        r"data/shapes/test/00000(\d.png)": r"data/pictures/\1",
+        r"IMAGES|photos/|holiday/|data/shapes/test": "data/images",
+        r"image.jpg|photo.jpg": "photo.png",
+        r"data/shapes/test/00000(\d.png)": r"data/images/\1",
         r"data/shapes/annotations/.*": "data/annotations.json",
     }
     found = []

@@ -11,7 +11,7 @@ PACKAGE = ROOT / "ropevit_mmdet"
 # other.
 FLOORS = [
     {"rope_kernel"},
-    {"stack", "arch", "linear", "rope", "windows"} | {"errors", "output", "palette", "pictures"},
+    {"stack", "arch", "linear", "rope", "windows"} | {"errors", "output", "palette", "images"},
     {"facts", "resample", "arguments", "tables", "frozen", "data_checks"}
     | {"datasets", "figure_file"},
     {"vit", "checkpoint"},
@@ -27,8 +27,8 @@ TORCH_ONLY |= {"arguments", "facts", "resample"}
 TORCH_ONLY |= {f"weights/{name}" for name in ("download", "identify", "lookup", "published")}
 SOURCES = [
     path
-    for folder in ("ropevit_mmdet", "configs", "tools", "tests")
-    for path in sorted((ROOT / folder).rglob("*.py"))
+    for directory in ("ropevit_mmdet", "configs", "tools", "tests")
+    for path in sorted((ROOT / directory).rglob("*.py"))
 ]
 
 

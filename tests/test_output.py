@@ -1,11 +1,11 @@
-"""Folders that results are written into: tried before the work, written to whole or not at all."""
+"""Directories that results are written into: tried before the work, written to whole or not at all."""
 
 import os
 from pathlib import Path
 
 import pytest
 
-from ropevit_mmdet._output import check_output_folder, output_folder
+from ropevit_mmdet._output import check_output_directory, output_directory
 from ropevit_mmdet.visualization.figure_file import check_png
 from tests.test_cli.test_tools import fails, load_tool
 from tests.tiny_coco import write_tiny
@@ -13,11 +13,13 @@ from tests.tiny_coco import write_tiny
 
 @pytest.fixture
 def locked(tmp_path, monkeypatch):
-    """A folder that may not be written to, for root too."""
-    folder, may = tmp_path / "locked", os.access
-    folder.mkdir()
-    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != folder and may(path, mode))
-    return folder
+    """A directory that may not be written to, for root too."""
+    directory, may = tmp_path / "locked", os.access
+    directory.mkdir()
+    monkeypatch.setattr(
+        os, "access", lambda path, mode: Path(path) != directory and may(path, mode)
+    )
+    return directory
 
 
 @pytest.mark.parametrize(
@@ -30,7 +32,7 @@ def locked(tmp_path, monkeypatch):
         ("show_features", ["gone.pth", "gone.png", "--out"]),
     ],
 )
-def test_tools_try_a_folder_before_the_work(locked, capsys, tool, argv):
+def test_tools_try_a_directory_before_the_work(locked, capsys, tool, argv):
     name = "run.png" if argv[-1] == "--out" else "new/out"
     said = fails(capsys, load_tool(tool).main, *argv, locked / name)
     assert f"{locked} is not writable" in said
@@ -46,21 +48,23 @@ def test_files_that_cannot_be_figures_are_found_before_the_work(tmp_path, monkey
         os, "access", lambda path, mode: Path(path).name[0] != "b" and may(path, mode)
     )
     for name in ("a.png", "b.png"):
-        with pytest.raises(ValueError, match=rf"cannot write .*{name}: a folder, or not writable"):
+        with pytest.raises(
+            ValueError, match=rf"cannot write .*{name}: a directory, or not writable"
+        ):
             check_png(tmp_path / name)
 
 
-def test_a_folder_that_is_there_needs_nothing_of_the_one_it_lies_in(locked, tmp_path):
+def test_a_directory_that_is_there_needs_nothing_of_the_one_it_lies_in(locked, tmp_path):
     """As with a disk that is mounted there: nothing can be renamed into it from outside."""
     (locked / "out").mkdir()
-    check_output_folder(locked / "out")
-    with output_folder(locked / "out") as folder:
-        assert folder.parent == locked / "out"
-        (folder / "a").touch()
+    check_output_directory(locked / "out")
+    with output_directory(locked / "out") as directory:
+        assert directory.parent == locked / "out"
+        (directory / "a").touch()
     assert [path.name for path in (locked / "out").iterdir()] == ["a"]
-    with output_folder(tmp_path / "new") as folder:
+    with output_directory(tmp_path / "new") as directory:
         assert not (tmp_path / "new").exists()
-        (folder / "a").touch()
+        (directory / "a").touch()
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["a"]
 
 
@@ -70,4 +74,4 @@ def test_a_work_dir_that_cannot_be_one(tool, tmp_path, capsys):
     config = write_tiny(tmp_path)
     argv = dict(train=[config], test=[config, "none.pth"]).get(tool, ["--config", config])
     line = fails(capsys, load_tool(tool).main, *argv, "--work-dir", tmp_path / "file" / "run")
-    assert "is a file, give another folder" in line
+    assert "is a file, give another directory" in line

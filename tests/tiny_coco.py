@@ -1,4 +1,4 @@
-"""For the tests of tools: a few pictures in COCO's format and a detector that is quick on them."""
+"""For the tests of tools: a few images in COCO's format and a detector that is quick on them."""
 
 import json
 from pathlib import Path
@@ -19,7 +19,7 @@ pipeline = [
                                           'scale_factor')),
 ]
 dataset = dict(type='CocoDataset', data_root=root, ann_file='annotations.json',
-               data_prefix=dict(img='pictures/'), metainfo=dict(classes={classes!r}),
+               data_prefix=dict(img='images/'), metainfo=dict(classes={classes!r}),
                pipeline=pipeline)
 train_dataloader = dict(batch_size=2, num_workers=0, dataset=dataset,
                         sampler=dict(type='InfiniteSampler', shuffle=False))
@@ -55,19 +55,21 @@ model = dict(
 """
 
 
-def write_tiny(folder: Path, *, categories=CLASSES, classes=CLASSES, pictures: int = 4) -> Path:
-    """Write `<folder>/data` and `<folder>/tiny.py`; returns the config's path."""
-    root = folder / "data"
-    (root / "pictures").mkdir(parents=True)
+def write_tiny(
+    directory: Path, *, categories=CLASSES, classes=CLASSES, num_images: int = 4
+) -> Path:
+    """Write `<directory>/data` and `<directory>/tiny.py`; returns the config's path."""
+    root = directory / "data"
+    (root / "images").mkdir(parents=True)
     random = np.random.default_rng(0)
     images, annotations = [], []
-    for number in range(1, pictures + 1):
+    for number in range(1, num_images + 1):
         height, width = 48 + 8 * (number % 2), 64
-        picture = random.integers(100, 156, (height, width, 3), dtype=np.uint8)
+        image = random.integers(100, 156, (height, width, 3), dtype=np.uint8)
         label = number % 2
-        picture[10:30, 20:44] = 20 + 200 * label
+        image[10:30, 20:44] = 20 + 200 * label
         name = f"{number}.png"
-        Image.fromarray(picture).save(root / "pictures" / name)
+        Image.fromarray(image).save(root / "images" / name)
         images.append({"id": number, "file_name": name, "height": height, "width": width})
         annotations.append(
             {"id": number, "image_id": number, "category_id": label + 1, "iscrowd": 0,
@@ -81,6 +83,6 @@ def write_tiny(folder: Path, *, categories=CLASSES, classes=CLASSES, pictures: i
         "categories": [{"id": i, "name": name} for i, name in enumerate(categories, start=1)],
     }
     (root / "annotations.json").write_text(json.dumps(document))
-    config = folder / "tiny.py"
+    config = directory / "tiny.py"
     config.write_text(CONFIG.format(root=str(root), classes=classes))
     return config

@@ -1,4 +1,4 @@
-"""Benchmark the backbone against its peers: time, memory and operations over picture sizes.
+"""Benchmark the backbone against its peers: time, memory and operations over image sizes.
 
 The peers come with `pip install -e .[bench]`: segment-anything's ImageEncoderViT (ViTDet's ViT-B
 with relative positions, windows of 14, patch 16), birder's own network with the same weights,
@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 
 try:
-    import ropevit_mmdet  # makes the mm packages usable, ahead of all that need them
+    import ropevit_mmdet  # makes the mm packages usable, before all that need them
 except ImportError as error:
     sys.exit(f"error: {error}; more is said by: python tools/doctor.py")
 

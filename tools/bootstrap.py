@@ -30,7 +30,7 @@ FIRST_IMPORTS = "import ropevit_mmdet, cv2, torch, torchvision, mmdet.apis"
 
 
 class BootstrapError(Exception):
-    """Something the user can mend; shown as one line."""
+    """Something the user can fix; shown as one line."""
 
 
 def main(argv):
@@ -48,7 +48,7 @@ def main(argv):
         sys.stderr.write("error: {}\n".format(error))
         return 1
     except KeyboardInterrupt:
-        sys.stderr.write("\ninterrupted; run the same command again to go on\n")
+        sys.stderr.write("\ninterrupted; run the same command again to continue\n")
         return 130
 
 
@@ -107,11 +107,11 @@ class Environment:
 
     def __init__(self, root):
         self.root = root
-        self.folder = os.path.join(root, ".venv")
-        self.record = os.path.join(self.folder, "ropevit-installed.json")
-        self.marker = os.path.join(self.folder, "made-by-bootstrap")
+        self.directory = os.path.join(root, ".venv")
+        self.record = os.path.join(self.directory, "ropevit-installed.json")
+        self.marker = os.path.join(self.directory, "made-by-bootstrap")
         self.constraints = os.path.join(root, "requirements", "constraints.txt")
-        self.python = os.path.join(self.folder, "bin", "python")
+        self.python = os.path.join(self.directory, "bin", "python")
 
     def ensure(self, extras):
         """Bring the environment up to date with the extras asked for; returns its python."""
@@ -139,7 +139,7 @@ class Environment:
         try:
             with open(self.record) as file:
                 state = json.load(file)
-        except ValueError:  # cut short, say by a full disk
+        except ValueError:  # truncated, say by a full disk
             return None
         same = state["root"] == self.root and state["python"] == platform.python_version()
         return state if same else None
@@ -167,18 +167,20 @@ class Environment:
 
     def create(self):
         """Make an empty environment, in place of an unfinished one of ours."""
-        if os.path.lexists(self.folder):
+        if os.path.lexists(self.directory):
             if not os.path.exists(self.marker):
                 raise BootstrapError(
                     "{} exists and was not made by this script; move it away, or install into "
-                    "it yourself: pip install -c requirements/constraints.txt .".format(self.folder)
+                    "it yourself: pip install -c requirements/constraints.txt .".format(
+                        self.directory
+                    )
                 )
-            shutil.rmtree(self.folder)
+            shutil.rmtree(self.directory)
         say("[1/3] creating .venv with Python {}".format(platform.python_version()))
-        os.mkdir(self.folder)
+        os.mkdir(self.directory)
         with open(self.marker, "w") as file:
-            file.write("tools/bootstrap.py may delete and remake this folder.\n")
-        self.run("creating .venv", [sys.executable, "-m", "venv", self.folder])
+            file.write("tools/bootstrap.py may delete and remake this directory.\n")
+        self.run("creating .venv", [sys.executable, "-m", "venv", self.directory])
 
     def install(self, extras, amount):
         """Install the package, editable, with the tested versions of what it needs."""
@@ -199,7 +201,7 @@ class Environment:
 
     def run(self, step, command):
         """Run one step with its output in a log and a sign of life; raises BootstrapError."""
-        log = os.path.join(self.folder, "bootstrap.log")
+        log = os.path.join(self.directory, "bootstrap.log")
         process = subprocess.Popen(
             command,
             cwd=self.root,
@@ -225,7 +227,7 @@ class Environment:
             sys.stderr.write("".join(telling[-5:]))
             raise BootstrapError(
                 "the step '{}' failed with status {}; its whole output is in {}. Run the same "
-                "command again to go on.".format(step, process.returncode, log)
+                "command again to continue.".format(step, process.returncode, log)
             )
 
 
@@ -251,7 +253,7 @@ def show_progress(process, lines):
         sys.stdout.write("\r{:<76}\r".format(""))
 
 
-def write_opencv_alias(folder, version):
+def write_opencv_alias(directory, version):
     """Write a wheel named opencv-python that holds nothing and needs opencv-python-headless.
 
     mmengine and mmcv-lite ask for opencv-python, whose cv2 needs libGL; the headless package has
@@ -267,7 +269,7 @@ def write_opencv_alias(folder, version):
         "Root-Is-Purelib: true\nTag: py3-none-any\n",
     }
     files[info + "RECORD"] = "".join(path + ",,\n" for path in list(files) + [info + "RECORD"])
-    path = os.path.join(folder, name + "-py3-none-any.whl")
+    path = os.path.join(directory, name + "-py3-none-any.whl")
     with zipfile.ZipFile(path, "w") as wheel:
         for member, text in files.items():
             wheel.writestr(member, text)

@@ -1,4 +1,4 @@
-"""See what the pipeline feeds the model: pictures after augmentation, boxes and masks over them."""
+"""See what the pipeline feeds the model: images after augmentation, boxes and masks over them."""
 
 import argparse
 import os
@@ -8,7 +8,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 try:
-    import ropevit_mmdet  # noqa: F401  makes the mm packages usable, ahead of all that need them
+    import ropevit_mmdet  # noqa: F401  makes the mm packages usable, before all that need them
 except ImportError as error:
     sys.exit(f"error: {error}; more is said by: python tools/doctor.py")
 
@@ -16,54 +16,54 @@ from mmengine.visualization import Visualizer
 from PIL import Image
 from tqdm import tqdm
 
-from ropevit_mmdet._output import check_output_folder, output_folder
-from ropevit_mmdet.apis.browse import FedDataset, FedPicture, file_name, spread_indices
+from ropevit_mmdet._output import check_output_directory, output_directory
+from ropevit_mmdet.apis.browse import FedDataset, FedImage, file_name, spread_indices
 from ropevit_mmdet.engine.config import add_cfg_options, load_config
 from ropevit_mmdet.errors import one_line_errors
 from ropevit_mmdet.visualization.overlays import contact_sheet
 
 SHEET = "contact_sheet.png"
-ON_SHEET = 48  # pictures; more would be too small to see
+ON_SHEET = 48  # images; more would be too small to see
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     with one_line_errors():
         if args.output_dir:
-            check_output_folder(args.output_dir)
+            check_output_directory(args.output_dir)
         config = load_config(args.config, args.cfg_options)
         data = FedDataset(config, args.split, batch=args.batch)
         indices = spread_indices(len(data), args.num or None)
-        pictures = tqdm(
-            data.pictures(indices, seed=args.seed),
+        images = tqdm(
+            data.images(indices, seed=args.seed),
             total=len(indices),
             desc="browsing",
-            unit="picture",
+            unit="image",
             disable=None,
         )
-        with output_folder(args.output_dir) if args.output_dir else nullcontext() as folder:
-            browse(pictures, folder, None if args.not_show else args.show_interval)
-    print(f"{len(indices)} of the {len(data)} pictures of the {args.split} split")
+        with output_directory(args.output_dir) if args.output_dir else nullcontext() as directory:
+            browse(images, directory, None if args.not_show else args.show_interval)
+    print(f"{len(indices)} of the {len(data)} images of the {args.split} split")
     if args.output_dir:
         which = "all of them" if len(indices) <= ON_SHEET else f"the first {ON_SHEET}"
         print(f"{which} on one sheet: {Path(args.output_dir) / SHEET}")
 
 
-def browse(pictures: Iterator[FedPicture], folder: Path | None, seconds: float | None) -> None:
-    """Write overlays and their sheet into a folder, show them for some seconds each, or both."""
+def browse(images: Iterator[FedImage], directory: Path | None, seconds: float | None) -> None:
+    """Write overlays and their sheet into a directory, show them for some seconds each, or both."""
     drawn = []
     window = Visualizer() if seconds is not None else None
-    for picture in pictures:
+    for image in images:
         if window is not None:
-            title = f"{picture.index} {Path(picture.path).name}"
-            window.show(picture.overlay, win_name=title, wait_time=seconds)
-        if folder is not None:
-            Image.fromarray(picture.overlay).save(folder / file_name(picture))
-            drawn.append(picture.overlay)
-    if folder is not None:
-        # Few pictures are as large as many small ones, so that labels can be read.
+            title = f"{image.index} {Path(image.path).name}"
+            window.show(image.overlay, win_name=title, wait_time=seconds)
+        if directory is not None:
+            Image.fromarray(image.overlay).save(directory / file_name(image))
+            drawn.append(image.overlay)
+    if directory is not None:
+        # Few images are as large as many small ones, so that labels can be read.
         cell = 480 if len(drawn) <= 16 else 360
-        Image.fromarray(contact_sheet(drawn[:ON_SHEET], cell=cell)).save(folder / SHEET)
+        Image.fromarray(contact_sheet(drawn[:ON_SHEET], cell=cell)).save(directory / SHEET)
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -71,8 +71,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("config", help="config file")
     parser.add_argument(
         "--output-dir",
-        metavar="FOLDER",
-        help=f"write pictures there, and {ON_SHEET} at most on one {SHEET}",
+        metavar="DIRECTORY",
+        help=f"write images there, and {ON_SHEET} at most on one {SHEET}",
     )
     parser.add_argument("--not-show", action="store_true", help="do not show them on the screen")
     parser.add_argument(
@@ -80,7 +80,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--split", choices=["train", "val", "test"], default="train")
     parser.add_argument(
-        "--num", type=int, default=16, help="pictures, spread over the data; 0: all (default: 16)"
+        "--num", type=int, default=16, help="images, spread over the data; 0: all (default: 16)"
     )
     parser.add_argument(
         "--batch",
@@ -95,7 +95,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     if args.not_show and not args.output_dir:
         parser.error("--not-show without --output-dir leaves nothing to see")
     if not args.not_show and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
-        parser.error("no screen here (DISPLAY is not set): use --not-show --output-dir FOLDER")
+        parser.error("no screen here (DISPLAY is not set): use --not-show --output-dir DIRECTORY")
     return args
 
 

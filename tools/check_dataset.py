@@ -1,4 +1,4 @@
-"""Find all that is wrong with a data set in COCO's format, before a run finds it."""
+"""Find all that is wrong with a dataset in COCO's format, before a run finds it."""
 
 import argparse
 import json
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 try:
-    import ropevit_mmdet  # noqa: F401  makes the mm packages usable, ahead of all that need them
+    import ropevit_mmdet  # noqa: F401  makes the mm packages usable, before all that need them
 except ImportError as error:
     sys.exit(f"error: {error}; more is said by: python tools/doctor.py")
 
@@ -23,7 +23,7 @@ from ropevit_mmdet.errors import one_line_errors
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """0 if no data set has an error, 1 if one has; warnings do not count."""
+    """0 if no dataset has an error, 1 if one has; warnings do not count."""
     args = parse_args(argv)
     sys.stdout.reconfigure(errors="backslashreplace")  # file names can be of any bytes
     reports: list[tuple[str, Report]] = []
@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 files,
                 decode=args.decode,
                 progress=lambda items, total, title=title: tqdm(
-                    items, total=total, desc=title, unit="picture", disable=None, leave=False
+                    items, total=total, desc=title, unit="image", disable=None, leave=False
                 ),
             )
             print(f"{title}:", "\n".join(report.lines(args.show)))
@@ -44,17 +44,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             fileio.put(text.encode(), args.json)
     print(", ".join(f"{number:,} {key}{'s' * (number != 1)}" for key, number in totals.items()))
     if not args.decode:
-        print("only the headers of pictures were read; --decode reads every pixel")
+        print("only the headers of images were read; --decode reads every pixel")
     return 1 if totals[ERROR] else 0
 
 
 def data_sets(args: argparse.Namespace) -> dict[CocoFiles, str]:
-    """The data sets to look at, each with what to call it."""
+    """The datasets to look at, each with what to call it."""
     if args.ann_file:
         files = CocoFiles(
             Path(args.ann_file), Path(args.img_dir), masks=None, evaluated=True, classes=None
         )
-        return {files: "data set"}
+        return {files: "dataset"}
     return coco_files(load_config(args.config, args.cfg_options), args.split)
 
 
@@ -71,14 +71,14 @@ def document(
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("config", nargs="?", help="config file, whose data sets are looked at")
+    parser.add_argument("config", nargs="?", help="config file, whose datasets are looked at")
     parser.add_argument(
         "--split", nargs="+", choices=SPLITS, help="of the config (default: all that it has)"
     )
     parser.add_argument("--ann-file", metavar="COCO.json", help="instead of a config")
-    parser.add_argument("--img-dir", metavar="FOLDER", help="the pictures of --ann-file")
+    parser.add_argument("--img-dir", metavar="DIRECTORY", help="the images of --ann-file")
     parser.add_argument(
-        "--decode", action="store_true", help="decode every picture, on all cores; takes longer"
+        "--decode", action="store_true", help="decode every image, on all cores; takes longer"
     )
     parser.add_argument("--json", metavar="FILE", help="write all that was found there")
     parser.add_argument(

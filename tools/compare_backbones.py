@@ -2,7 +2,7 @@
 
 Each NAME=SOURCE is trained and tested by the same config, seeds and data order. SOURCE is a birder
 checkpoint (path, URL or birder://NAME), 'scratch', or a config whose model.backbone is compared.
-Started again, the tool goes on where it was stopped.
+Started again, the tool continues where it was stopped.
 """
 
 import argparse
@@ -14,7 +14,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 try:
-    import ropevit_mmdet  # noqa: F401  makes the mm packages usable, ahead of all that need them
+    import ropevit_mmdet  # noqa: F401  makes the mm packages usable, before all that need them
 except ImportError as error:
     sys.exit(f"error: {error}; more is said by: python tools/doctor.py")
 
@@ -61,14 +61,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         candidates = parse_candidates(args.candidates, protocol)
         root = Path(args.work_dir or Path("work_dirs") / f"compare_{Path(args.protocol).stem}")
         runs = {candidate.name: seeded(args, candidate, options) for candidate in candidates}
-        folders = {name: root / of_seeds[0].folder for name, of_seeds in runs.items()}
-        if kept_costs(folders.values(), root) is None:
-            check_weights(folders.values())
+        directories = {name: root / of_seeds[0].directory for name, of_seeds in runs.items()}
+        if kept_costs(directories.values(), root) is None:
+            check_weights(directories.values())
         results, failed = train_and_test(runs, root)
         if not results:
             raise next(iter(failed.values()))
-        folders = {name: folders[name] for name in results}
-        costs = dict(zip(folders, costs_of(folders.values(), root), strict=True))
+        directories = {name: directories[name] for name in results}
+        costs = dict(zip(directories, costs_of(directories.values(), root), strict=True))
         rows = rows_of(results, costs)
         without = "".join(f"\nWithout {name}: {error}\n" for name, error in failed.items())
         written = {"md": markdown(rows) + without}
@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for suffix, text in written.items():
             fileio.put(text.encode(), root / f"comparison.{suffix}")
         plot_cost(rows, root / "ap_over_latency.png")
-        logs = [read_run(folder, name) for name, folder in folders.items()]
+        logs = [read_run(directory, name) for name, directory in directories.items()]
         plot_runs(logs, root / "learning_curves.png", metric=validated(logs))
     print(written["md"])
     print(f"tables: {root / 'comparison.md'}, .csv, .json")
@@ -95,7 +95,7 @@ def train_and_test(
 ) -> tuple[dict[str, list[dict]], dict[str, RunFailed]]:
     """All results by candidate, seed by seed, so that early figures are of every backbone.
 
-    One of which a run fails has no results, but that error, and the others go on without it.
+    One of which a run fails has no results, but that error, and the others continue without it.
     """
     command = [sys.executable, __file__, "--execute"]
     results: dict[str, list[dict]] = {name: [] for name in runs}
@@ -120,36 +120,40 @@ def train_and_test(
             seconds.append(time.monotonic() - start)
         results[run.name].append(result)
         metric, value = next(iter(result["metrics"].items()))
-        say(f"{run.folder}: {metric} {'none' if value is None else f'{100 * value:.1f} percent'}")
+        say(
+            f"{run.directory}: {metric} {'none' if value is None else f'{100 * value:.1f} percent'}"
+        )
     return results, failed
 
 
-def costs_of(folders: Collection[Path], root: Path) -> list[dict[str, float]]:
+def costs_of(directories: Collection[Path], root: Path) -> list[dict[str, float]]:
     """Measured together, since they are compared; kept as long as the runs are the same."""
-    costs = kept_costs(folders, root)
+    costs = kept_costs(directories, root)
     if costs is None:
-        costs = measure_costs(folders, say)
-        runs = {folder.name: digest_of(folder) for folder in folders}
+        costs = measure_costs(directories, say)
+        runs = {directory.name: digest_of(directory) for directory in directories}
         text = json.dumps({"runs": runs, "costs": costs}, indent=1) + "\n"
         fileio.put(text.encode(), root / COSTS_FILE)
     return costs
 
 
-def kept_costs(folders: Collection[Path], root: Path) -> list[dict[str, float]] | None:
+def kept_costs(directories: Collection[Path], root: Path) -> list[dict[str, float]] | None:
     """Those of an earlier call, if they are of precisely these runs."""
     kept = root / COSTS_FILE
     if not kept.is_file():
         return None
     before = json.loads(kept.read_text(encoding="utf-8"))
-    return before["costs"] if before["runs"] == {f.name: digest_of(f) for f in folders} else None
+    return (
+        before["costs"] if before["runs"] == {f.name: digest_of(f) for f in directories} else None
+    )
 
 
-def digest_of(folder: Path) -> str | None:
+def digest_of(directory: Path) -> str | None:
     """Of a finished run: another run of the same name has other settings, weights or seconds."""
-    if not (folder / RESULT_FILE).is_file():
+    if not (directory / RESULT_FILE).is_file():
         return None
     files = (CONFIG_FILE, RESULT_FILE)
-    return hashlib.sha256(b"".join((folder / name).read_bytes() for name in files)).hexdigest()
+    return hashlib.sha256(b"".join((directory / name).read_bytes() for name in files)).hexdigest()
 
 
 def validated(logs: Sequence[RunLog]) -> str:
@@ -169,7 +173,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         return parser.parse_args(argv)
     parser.add_argument("protocol", help="config of a detector with a RoPEViT: data, heads, recipe")
     parser.add_argument("candidates", nargs="+", metavar="NAME=SOURCE", help="backbones to compare")
-    parser.add_argument("--work-dir", help="folder (default: work_dirs/compare_<config>)")
+    parser.add_argument("--work-dir", help="directory (default: work_dirs/compare_<config>)")
     parser.add_argument("--seeds", type=int, default=2, help="runs of each backbone (default: 2)")
     add_cfg_options(parser)
     args = parser.parse_args(argv)

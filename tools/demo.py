@@ -1,4 +1,4 @@
-"""The whole job on the embedded data set: make it, train Mask R-CNN on it, evaluate, look at it."""
+"""The whole job on the embedded dataset: make it, train Mask R-CNN on it, evaluate, look at it."""
 
 import argparse
 import io
@@ -31,8 +31,8 @@ from mmengine.runner import Runner
 from PIL import Image
 from tqdm import tqdm
 
-from ropevit_mmdet._images import SUFFIXES, read_picture
-from ropevit_mmdet.apis.predict import OVERLAY_FOLDER, Predictor, predict_files
+from ropevit_mmdet._images import SUFFIXES, read_image
+from ropevit_mmdet.apis.predict import OVERLAY_DIRECTORY, Predictor, predict_files
 from ropevit_mmdet.datasets.checked_coco import check_datasets
 from ropevit_mmdet.datasets.shapes import dataset as shapes
 from ropevit_mmdet.engine.config import add_cfg_options, build_detector, load_config
@@ -43,7 +43,7 @@ from ropevit_mmdet.visualization.overlays import contact_sheet
 from ropevit_mmdet.weights.detector_checkpoint import check_start
 
 CONFIG = "configs/shapes_maskrcnn.py"
-SHOWN = 12  # test pictures to draw predictions over
+SHOWN = 12  # test images to draw predictions over
 SCORE_THR = 0.5
 PARTS = ("bbox", "segm")
 
@@ -79,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def run(config: Config, seed: int) -> dict[str, Any]:
     """Make the data, train, test and draw; what the summary says of that."""
-    print("[1/4] the data set")
+    print("[1/4] the dataset")
     make_data(Path(config.test_dataloader.dataset.data_root))
     prepare(config, seed)
     work_dir = Path(config.work_dir)
@@ -98,20 +98,20 @@ def run(config: Config, seed: int) -> dict[str, Any]:
     print("[4/4] drawing predictions")
     checkpoint = os.path.relpath(latest_checkpoint(work_dir))
     draw_predictions(config, checkpoint, work_dir)
-    pictures = runner.test_dataloader.dataset
+    images = runner.test_dataloader.dataset
     return {
-        **summarize(metrics, pictures.metainfo["classes"]),
+        **summarize(metrics, images.metainfo["classes"]),
         "train_seconds": round(train_seconds, 1),
         "iterations": runner.iter,
         "checkpoint": checkpoint,
-        "test_pictures": len(pictures),
+        "test_images": len(images),
         "device": str(next(runner.model.parameters()).device),
         "threads": torch.get_num_threads(),
     }
 
 
 def make_data(root: Path) -> None:
-    with tqdm(desc="drawing", unit="picture", disable=None, leave=False) as bar:
+    with tqdm(desc="drawing", unit="image", disable=None, leave=False) as bar:
 
         def progress(done: int, total: int) -> None:
             bar.total = total
@@ -136,15 +136,15 @@ def prepare(config: Config, seed: int) -> None:
 
 
 def draw_predictions(config: Config, checkpoint: str, work_dir: Path) -> None:
-    """Write `predictions/`, of some test pictures, and one sheet of them, `predictions.png`."""
+    """Write `predictions/`, of some test images, and one sheet of them, `predictions.png`."""
     dataset = config.test_dataloader.dataset
-    folder = Path(dataset.data_root) / dataset.data_prefix.img
-    files = sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES)
+    directory = Path(dataset.data_root) / dataset.data_prefix.img
+    files = sorted(file for file in directory.iterdir() if file.suffix.lower() in SUFFIXES)
     files = files[:: max(1, len(files) // SHOWN)][:SHOWN]
     predictor = Predictor(config, checkpoint)
     predict_files(predictor, files, work_dir / "predictions", score_thr=SCORE_THR)
-    drawn = sorted((work_dir / "predictions" / OVERLAY_FOLDER).iterdir())
-    sheet = contact_sheet([read_picture(file) for file in drawn])
+    drawn = sorted((work_dir / "predictions" / OVERLAY_DIRECTORY).iterdir())
+    sheet = contact_sheet([read_image(file) for file in drawn])
     Image.fromarray(sheet).save(work_dir / "predictions.png")
 
 
@@ -167,7 +167,7 @@ def table(summary: dict[str, Any]) -> str:
     parts = [part for part in PARTS if f"{part}_mAP" in summary]
     titles = {"bbox": "box", "segm": "mask"}
     figures = ("mAP", "mAP_50", "mAP_75")
-    head = f"{summary['test_pictures']} test pictures"
+    head = f"{summary['test_images']} test images"
     lines = [
         f"{head:22}" + "".join(f"{titles[part]:>7} AP   AP50   AP75" for part in parts),
         f"{'all classes':22}"
@@ -199,8 +199,8 @@ def what_next(config: str, checkpoint: str, work_dir: Path) -> str:
     return f"""look at   {work_dir / "predictions.png"}
 figures   {work_dir / "summary.json"}
 
-next: your own pictures
-    {this_python()} tools/predict.py {config} {checkpoint} PICTURES --out-dir outputs
+next: your own images
+    {this_python()} tools/predict.py {config} {checkpoint} IMAGES --out-dir outputs
 training on COCO, or from your own mmdet config: see README.md"""
 
 
@@ -208,7 +208,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--config", default=CONFIG, help=f"default: {CONFIG}")
     parser.add_argument(
-        "--work-dir", help="folder for all results (default: work_dirs/<name of the config>)"
+        "--work-dir", help="directory for all results (default: work_dirs/<name of the config>)"
     )
     parser.add_argument("--seed", type=int, default=0, help="of weights and order (default: 0)")
     add_cfg_options(parser)

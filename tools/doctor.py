@@ -1,9 +1,9 @@
-"""Say what is installed, what of it works, and every trouble with its cure.
+"""Say what is installed, what of it works, and every finding with its fix.
 
 Needs nothing but Python: runs where the package, or what it needs, cannot be imported. Exit status
-0 if all is well, 1 if something must be mended.
+0 if all is well, 1 if something must be fixed.
 
---install-ops and --uninstall-ops are for programs that import mmcv.ops ahead of ropevit_mmdet: they
+--install-ops and --uninstall-ops are for programs that import mmcv.ops before ropevit_mmdet: they
 put the stand-in for mmcv's compiled ops into the installed mmcv-lite, as mmcv/_ext.py, and take it
 away again.
 """
@@ -47,24 +47,24 @@ def main(argv=None):
 
 
 def install():
-    folder = ops_file.mmcv_folder()
-    if folder is None:
+    directory = ops_file.mmcv_directory()
+    if directory is None:
         raise ops_file.OpsFileError("mmcv is not installed: pip install mmcv-lite==2.1.0")
-    path = ops_file.install_file(folder)
+    path = ops_file.install_file(directory)
     print(f"{path} is in place: `import mmcv.ops` works in every program of this Python")
     print("--uninstall-ops takes it away; `pip uninstall mmcv-lite` would leave it there")
     return 0
 
 
 def uninstall():
-    folder = ops_file.mmcv_folder()
-    path = ops_file.uninstall_file(folder) if folder else None
+    directory = ops_file.mmcv_directory()
+    path = ops_file.uninstall_file(directory) if directory else None
     print(f"removed {path}" if path else "there is no mmcv/_ext.py of ours: nothing to take away")
     return 0
 
 
 def lines(report):
-    """What a person reads: OK, WARN and FAIL in front, troubles with their cures at the end."""
+    """What a person reads: OK, WARN and FAIL in front, findings with their fixes at the end."""
     here = report.machine
     memory = f", {here.memory / 2**30:.1f} GiB of memory" if here.memory else ""
     yield "Machine"
@@ -132,7 +132,7 @@ def finding_lines(findings):
     if not findings:
         yield "All is well."
         return
-    yield "To be mended" if any(one.level == "FAIL" for one in findings) else "To be known"
+    yield "To be fixed" if any(one.level == "FAIL" for one in findings) else "To be known"
     for finding in findings:
         yield f"  {finding.level}  {finding.text}"
         yield f"        more: {DOCS}#{finding.code}"

@@ -1,4 +1,4 @@
-"""Export a detector to ONNX, or its backbone and neck to ONNX or torch.export's .pt2, for pictures
+"""Export a detector to ONNX, or its backbone and neck to ONNX or torch.export's .pt2, for images
 of any height and width; the file is checked against PyTorch before it is written.
 """
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 try:
-    import ropevit_mmdet  # noqa: F401  makes the mm packages usable, ahead of all that need them
+    import ropevit_mmdet  # noqa: F401  makes the mm packages usable, before all that need them
 except ImportError as error:
     sys.exit(f"error: {error}; more is said by: python tools/doctor.py")
 

@@ -1,5 +1,5 @@
 """Look into a checkpoint before training on it: what it is, the config lines that fit it, and
-with a picture the classes that it sees there.
+with an image the classes that it sees there.
 """
 
 import argparse
@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 try:
-    import ropevit_mmdet  # noqa: F401  makes the mm packages usable, ahead of all that need them
+    import ropevit_mmdet  # noqa: F401  makes the mm packages usable, before all that need them
 except ImportError as error:
     sys.exit(f"error: {error}; more is said by: python tools/doctor.py")
 
@@ -43,10 +43,10 @@ def print_config(checkpoint, archs, source: str) -> None:
     print(config_lines(checkpoint, archs[name], source))
 
 
-def print_classes(checkpoint: str, picture: str, arch: str | None, top: int) -> None:
+def print_classes(checkpoint: str, image: str, arch: str | None, top: int) -> None:
     net = load_classifier(checkpoint, arch)
-    probabilities = net.probabilities(net.preprocess(picture))[0]
-    print(f"\n{picture}")
+    probabilities = net.probabilities(net.preprocess(image))[0]
+    print(f"\n{image}")
     values, indices = probabilities.topk(min(top, net.num_classes))
     for value, index in zip(values.tolist(), indices.tolist(), strict=True):
         name = net.class_names[index] if net.class_names else f"class {index}"
@@ -56,7 +56,7 @@ def print_classes(checkpoint: str, picture: str, arch: str | None, top: int) -> 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("file", help="a checkpoint: a path, a URL or birder://NAME")
-    parser.add_argument("--image", metavar="PICTURE", help="print the classes that it sees there")
+    parser.add_argument("--image", metavar="IMAGE", help="print the classes that it sees there")
     parser.add_argument("--arch", metavar="NAME", help="its architecture, where it is not clear")
     parser.add_argument("--top", type=int, default=5, help="classes to print (default 5)")
     return parser.parse_args(argv)

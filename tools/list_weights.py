@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from itertools import groupby
 
 try:
-    from ropevit_mmdet.weights.lookup import cache_folder
+    from ropevit_mmdet.weights.lookup import cache_directory
 except ImportError as error:
     sys.exit(f"error: {error}; more is said by: python tools/doctor.py")
 
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 f"  {weights.name:50}  {weights.side:6}  {weights.megabytes:6.1f}  "
                 f"{weights.trained_on}"
             )
-    print(f"\nIn a config: checkpoint='birder://NAME'\nDownloads are kept in {cache_folder()}")
+    print(f"\nIn a config: checkpoint='birder://NAME'\nDownloads are kept in {cache_directory()}")
 
 
 def matches(weights: PublishedWeights, pattern: str) -> bool:
@@ -48,8 +48,8 @@ def matches(weights: PublishedWeights, pattern: str) -> bool:
 def as_json(weights: PublishedWeights) -> dict[str, object]:
     """The entry as it is, with its name and URL in full and the path of its download."""
     fields = dataclasses.asdict(weights)
-    del fields["folder"]
-    path = cache_folder() / weights.file_name
+    del fields["directory"]
+    path = cache_directory() / weights.file_name
     return {
         "name": weights.name,
         **fields,

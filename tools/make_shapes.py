@@ -1,11 +1,11 @@
-"""Write the embedded shapes data set, on which the demo trains: COCO JSON and PNG files."""
+"""Write the embedded shapes dataset, on which the demo trains: COCO JSON and PNG files."""
 
 import argparse
 import sys
 from typing import Any
 
 try:
-    import ropevit_mmdet  # noqa: F401  makes the mm packages usable, ahead of all that need them
+    import ropevit_mmdet  # noqa: F401  makes the mm packages usable, before all that need them
 except ImportError as error:
     sys.exit(f"error: {error}; more is said by: python tools/doctor.py")
 
@@ -16,7 +16,7 @@ from ropevit_mmdet.datasets.shapes import dataset as shapes
 
 def main() -> None:
     args = parse_args()
-    with tqdm(desc="drawing", unit="picture", disable=None) as bar:
+    with tqdm(desc="drawing", unit="image", disable=None) as bar:
 
         def progress(done: int, total: int) -> None:
             bar.total = total
@@ -55,7 +55,7 @@ def describe(split: str, counts: dict[str, Any]) -> str:
     objects = ", ".join(f"{count} {name}" for name, count in counts["objects"].items())
     sizes = ", ".join(f"{count} {name}" for name, count in counts["sizes"].items())
     return (
-        f"{split:5}  {counts['pictures']} pictures ({counts['empty']} empty), "
+        f"{split:5}  {counts['images']} images ({counts['empty']} empty), "
         f"{sum(counts['objects'].values())} objects ({objects}; {sizes}), {counts['crowds']} crowds"
     )
 
@@ -64,17 +64,17 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    parser.add_argument("root", nargs="?", default="data/shapes", help="folder to write")
-    parser.add_argument("--num-train", type=int, default=2000, help="pictures to train on")
-    parser.add_argument("--num-val", type=int, default=300, help="pictures to validate on")
-    parser.add_argument("--num-test", type=int, default=300, help="pictures to test on")
+    parser.add_argument("root", nargs="?", default="data/shapes", help="directory to write")
+    parser.add_argument("--num-train", type=int, default=2000, help="images to train on")
+    parser.add_argument("--num-val", type=int, default=300, help="images to validate on")
+    parser.add_argument("--num-test", type=int, default=300, help="images to test on")
     parser.add_argument("--size", type=int, default=224, help="longer side in pixels")
     parser.add_argument(
-        "--non-square", type=float, default=0.25, help="share of pictures that are not square"
+        "--non-square", type=float, default=0.25, help="share of images that are not square"
     )
-    parser.add_argument("--seed", type=int, default=0, help="another seed: other pictures")
+    parser.add_argument("--seed", type=int, default=0, help="another seed: other images")
     parser.add_argument("--workers", type=int, help="processes; default: the processors, at most 8")
-    parser.add_argument("--overwrite", action="store_true", help="replace another shapes data set")
+    parser.add_argument("--overwrite", action="store_true", help="replace another shapes dataset")
     return parser.parse_args()
 
 

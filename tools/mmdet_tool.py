@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 try:
-    import ropevit_mmdet  # noqa: F401  makes the mm packages usable, ahead of all that need them
+    import ropevit_mmdet  # noqa: F401  makes the mm packages usable, before all that need them
 except ImportError as error:
     sys.exit(f"error: {error}; more is said by: python tools/doctor.py")
 
@@ -17,7 +17,7 @@ from ropevit_mmdet.compat.mmdet_tools import (
     find_tools,
     run_tool,
     short_name,
-    tools_folder,
+    tools_directory,
 )
 from ropevit_mmdet.errors import one_line_errors
 
@@ -27,7 +27,7 @@ USAGE = "usage: mmdet_tool.py NAME ARGS...   (the tool's own: mmdet_tool.py NAME
 def main(argv: Sequence[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else list(argv)
     with one_line_errors():
-        tools = find_tools(tools_folder())
+        tools = find_tools(tools_directory())
         if not argv or argv[0] in ("--list", "-h", "--help"):
             print(f"{__doc__.splitlines()[0]}\n\n{USAGE}")
             print_table(tools)
@@ -36,11 +36,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def print_table(tools) -> None:
-    folder = None
+    directory = None
     for path, file in sorted(tools.items(), key=lambda item: item[0].rpartition("/")):
-        if path.rpartition("/")[0] != folder:
-            folder = path.rpartition("/")[0]
-            print(f"\n{folder or 'training and testing'}")
+        if path.rpartition("/")[0] != directory:
+            directory = path.rpartition("/")[0]
+            print(f"\n{directory or 'training and testing'}")
         text = description(file)
         text = text if len(text) <= 64 else text[:61] + "..."
         print(f"  {short_name(path, tools):33} {text}".rstrip())

@@ -1,7 +1,7 @@
-"""Detect objects in pictures with a file of tools/export.py, without PyTorch or MMDetection.
+"""Detect objects in images with a file of tools/export.py, without PyTorch or MMDetection.
 
 Stands alone: copy it beside the .onnx file. Needs onnxruntime, numpy and Pillow (which only reads
-the pictures). Prints COCO-style JSON, boxes [x, y, width, height] in pixels of the picture itself.
+the images). Prints COCO-style JSON, boxes [x, y, width, height] in pixels of the image itself.
 """
 
 import argparse
@@ -19,7 +19,7 @@ except ModuleNotFoundError as error:
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 FORMATS = ("BMP", "JPEG", "PNG", "TIFF", "WEBP")  # Pillow's; some of others start programs
-TURNS = {  # EXIF orientation -> what makes the picture upright
+TURNS = {  # EXIF orientation -> what makes the image upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -34,7 +34,7 @@ def main(argv=None):
     args = parse_args(argv)
     try:
         detector = Detector(args.file)
-        result = predict_files(detector, find_pictures(args.pictures), args.score_thr)
+        result = predict_files(detector, find_images(args.images), args.score_thr)
         text = json.dumps(result, indent=1) + "\n"
         if args.out is None:
             sys.stdout.write(text)
@@ -63,22 +63,22 @@ class Detector:
             raise ValueError(f"{path} holds backbone and neck alone: export with --part detector")
         if self.facts["resize"] is None:
             raise ValueError(
-                f"the config of {path} does more than resize its test pictures; this program "
+                f"the config of {path} does more than resize its test images; this program "
                 "does not know how"
             )
 
-    def predict(self, picture):
-        """Detections in an RGB picture [H, W, 3], uint8: boxes [N, 4] (x1, y1, x2, y2), scores,
+    def predict(self, image):
+        """Detections in an RGB image [H, W, 3], uint8: boxes [N, 4] (x1, y1, x2, y2), scores,
         labels; best first.
         """
-        height, width = picture.shape[:2]
+        height, width = image.shape[:2]
         new_height, new_width = new_size(height, width, **self.facts["resize"])
         if 0 in (new_height, new_width):
             raise ValueError(
-                f"a picture of {width} x {height} pixels is too thin: made smaller, it has no "
+                f"an image of {width} x {height} pixels is too thin: made smaller, it has no "
                 "pixel left"
             )
-        image = resized(picture, new_height, new_width)
+        image = resized(image, new_height, new_width)
         if self.facts["channel_order"] == "BGR":
             image = image[:, :, ::-1]
         mean, std = (np.float32(self.facts[key]) for key in ("mean", "std"))
@@ -93,13 +93,13 @@ def predict_files(detector, paths, score_thr):
     """A COCO-style document: images, categories (ids from 1), annotations with scores."""
     images, annotations = [], []
     for path in paths:
-        picture = read_picture(path)
-        height, width = picture.shape[:2]
+        image = read_image(path)
+        height, width = image.shape[:2]
         images.append(
             {"id": len(images) + 1, "file_name": str(path), "width": width, "height": height}
         )
         try:
-            found = detector.predict(picture)
+            found = detector.predict(image)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
         for box, score, label in zip(*found):
@@ -122,8 +122,8 @@ def predict_files(detector, paths, score_thr):
     return {"images": images, "categories": categories, "annotations": annotations}
 
 
-def read_picture(path):
-    """A picture file as RGB [H, W, 3], uint8, turned upright as its EXIF data says."""
+def read_image(path):
+    """An image file as RGB [H, W, 3], uint8, turned upright as its EXIF data says."""
     try:
         with Image.open(path, formats=FORMATS) as image:
             image.load()
@@ -133,7 +133,7 @@ def read_picture(path):
             upright = image if turn is None else image.transpose(turn)
             return np.asarray(upright.convert("RGB"))
     except Exception as error:  # Pillow's decoders meet any bytes: anything can come out of them
-        raise ValueError(f"picture {path} cannot be read: {error}") from error
+        raise ValueError(f"image {path} cannot be read: {error}") from error
 
 
 def exif_orientation(image):
@@ -147,7 +147,7 @@ def exif_orientation(image):
 
 
 def new_size(height, width, *, scale, keep_ratio):
-    """The size that mmdet's Resize gives a picture; `scale` is (width, height), None: as it is."""
+    """The size that mmdet's Resize gives an image; `scale` is (width, height), None: as it is."""
     if scale is None:
         return height, width
     if not keep_ratio:
@@ -156,22 +156,22 @@ def new_size(height, width, *, scale, keep_ratio):
     return int(height * factor + 0.5), int(width * factor + 0.5)
 
 
-def resized(picture, height, width):
+def resized(image, height, width):
     """To the digit what OpenCV's INTER_LINEAR makes of 8 bits: bilinear between pixel centres,
     without smoothing, in integers of 11 fractional bits (opencv, modules/imgproc/src/resize.cpp).
     """
-    if picture.shape[:2] == (height, width):
-        return picture
-    left, right, left_share, right_share = neighbours(picture.shape[1], width)
-    inside = (left >= 0) & (right < picture.shape[1])  # at the sides one pixel alone counts
+    if image.shape[:2] == (height, width):
+        return image
+    left, right, left_share, right_share = neighbours(image.shape[1], width)
+    inside = (left >= 0) & (right < image.shape[1])  # at the sides one pixel alone counts
     left_share = np.where(inside, left_share, 2048)
     right_share = np.where(inside, right_share, 0)
-    columns = picture.astype(np.int64)
+    columns = image.astype(np.int64)
     columns = (
         columns.take(left, 1, mode="clip") * left_share[:, None]
         + columns.take(right, 1, mode="clip") * right_share[:, None]
     )
-    above, below, *shares = neighbours(picture.shape[0], height)
+    above, below, *shares = neighbours(image.shape[0], height)
     parts = (
         ((columns.take(rows, 0, mode="clip") >> 4) * share[:, None, None]) >> 16
         for rows, share in zip((above, below), shares)
@@ -191,8 +191,8 @@ def neighbours(length, size):
     return before, before + 1, *shares
 
 
-def find_pictures(paths):
-    """The files named, and the pictures in the folders named."""
+def find_images(paths):
+    """The files named, and the images in the directories named."""
     found = []
     for path in map(Path, paths):
         if path.is_dir():
@@ -201,9 +201,9 @@ def find_pictures(paths):
         elif path.is_file():
             found.append(path)
         else:
-            raise ValueError(f"picture {path} does not exist")
+            raise ValueError(f"image {path} does not exist")
     if not found:
-        raise ValueError(f"no pictures ({', '.join(SUFFIXES)}) in {', '.join(map(str, paths))}")
+        raise ValueError(f"no images ({', '.join(SUFFIXES)}) in {', '.join(map(str, paths))}")
     return found
 
 
@@ -221,7 +221,7 @@ def write_beside(path, text):
 def parse_args(argv):
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("file", help="detector, exported by tools/export.py")
-    parser.add_argument("pictures", nargs="+", help="picture files, or folders of them")
+    parser.add_argument("images", nargs="+", help="image files, or directories of them")
     parser.add_argument("--out", metavar="FILE", help="JSON file to write (default: print it)")
     parser.add_argument(
         "--score-thr", type=float, default=0.3, help="leave out lower scores (default: 0.3)"

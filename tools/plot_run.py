@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 try:
-    import ropevit_mmdet  # noqa: F401  makes the mm packages usable, ahead of all that need them
+    import ropevit_mmdet  # noqa: F401  makes the mm packages usable, before all that need them
 except ImportError as error:
     sys.exit(f"error: {error}; more is said by: python tools/doctor.py")
 
@@ -53,7 +53,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "runs",
         nargs="+",
         metavar="[NAME=]WORK_DIR",
-        help="working folder of a run, all its parts, or one scalars.json; NAME is for the legend",
+        help="working directory of a run, all its parts, or one scalars.json; NAME is for the legend",
     )
     parser.add_argument("--out", default="run.png", metavar="FILE.png", help="default: run.png")
     parser.add_argument(

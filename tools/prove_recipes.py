@@ -2,7 +2,7 @@
 
 birder's own script pretrains a tiny RoPE ViT on a classification set cut from other shapes; it is
 then fine-tuned for detection in all the ways that are compared. Every run keeps its result in a
-folder of its own: started again, the tool goes on where it was stopped.
+directory of its own: started again, the tool continues where it was stopped.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 try:
-    import ropevit_mmdet  # noqa: F401  makes the mm packages usable, ahead of all that need them
+    import ropevit_mmdet  # noqa: F401  makes the mm packages usable, before all that need them
 except ImportError as error:
     sys.exit(f"error: {error}; more is said by: python tools/doctor.py")
 
@@ -51,7 +51,7 @@ SECTIONS = {  # of the report; their methods of `Proof`
     "From scratch, transferred, frozen": "transfer",
     "Layer decay": "layer_decay",
     "448 pixels": "at_448",
-    "Oblong pictures": "padding",
+    "Non-square images": "padding",
     "Equal time": "resnet",
 }
 
@@ -76,7 +76,7 @@ def main() -> None:
 
 
 class Proof:
-    """All runs, in a folder; ``rows`` collects what the report shows of them.
+    """All runs, in a directory; ``rows`` collects what the report shows of them.
 
     ``jobs`` runs are under way at a time, each with its share of the cores: two cores get a third
     more done of networks this small as two processes than as two threads.
@@ -84,7 +84,7 @@ class Proof:
 
     def __init__(self, root: Path, seeds: int, jobs: int) -> None:
         self.root, self.seeds = root, range(seeds)
-        self.data, self.oblong = root / "shapes", root / "oblong"
+        self.data, self.non_square = root / "shapes", root / "non-square"
         self.cut_side = load_config(SMALL).model.backbone.pretrain_img_size  # pixels
         self.rows: dict[str, dict[str, list[Future]]] = {}
         self.started: dict[str, Future] = {}
@@ -94,15 +94,15 @@ class Proof:
         root.mkdir(parents=True, exist_ok=True)
 
     def make_data(self) -> None:
-        self.say("drawing the data sets")
+        self.say("drawing the datasets")
         shapes.generate(self.data)
-        shapes.generate(self.oblong, num_train=0, num_val=0, non_square=1.0, seed=2)
+        shapes.generate(self.non_square, num_train=0, num_val=0, non_square=1.0, seed=2)
         other = self.root / "pretrain_shapes"
         shapes.generate(other, num_train=12000, num_val=300, num_test=0, seed=1)
         for split in ("train", "val"):
             ann_file = other / "annotations" / f"instances_{split}.json"
-            folder = self.root / "classes" / split
-            cut_objects(other / split, ann_file, folder, side=self.cut_side)
+            directory = self.root / "classes" / split
+            cut_objects(other / split, ann_file, directory, side=self.cut_side)
 
     def pretrain(self) -> None:
         """Runs birder's training script, from its newest checkpoint on."""
@@ -118,7 +118,7 @@ class Proof:
         if newest == EPOCHS:
             return
         arch = load_config(SMALL).model.backbone.arch.to_dict()
-        del arch["pt_grid_size"]  # of the detector: a cut is a piece of its pictures
+        del arch["pt_grid_size"]  # of the detector: a cut is a piece of its images
         command = [sys.executable, "-m", "birder.scripts.train", *PRETRAINING.split()]
         command += ["--model-config", json.dumps(arch), "--size", str(self.cut_side)]
         command += ["--epochs", str(EPOCHS)]
@@ -158,13 +158,13 @@ class Proof:
         for padding, divisor in PADDINGS.items():
             for coordinates, value in COORDINATES.items():
                 for seed in self.seeds:
-                    options = tested_on(self.oblong) | {
+                    options = tested_on(self.non_square) | {
                         "model.data_preprocessor.pad_size_divisor": divisor,
                         "model.backbone.rope_interpolation": value,
                         "load_from": self.detector("transferred", seed),
                     }
                     name = f"{padding}, {coordinates}"
-                    self.run(title, f"oblong {name}", SMALL, options, seed,
+                    self.run(title, f"non-square {name}", SMALL, options, seed,
                              trains=False, shown=name)  # fmt: skip
 
     def resnet(self, title: str) -> None:
@@ -201,17 +201,17 @@ class Proof:
         }
         if trains:
             data["train_dataloader.dataset.data_root"] = str(self.data)
-        folder = name.replace(", ", "-").replace(" ", "-")
-        run = Run(folder, config, data | options, seed, trains)
-        if run.folder not in self.started:
+        directory = name.replace(", ", "-").replace(" ", "-")
+        run = Run(directory, config, data | options, seed, trains)
+        if run.directory not in self.started:
             command = [sys.executable, __file__, "--execute"]
-            self.started[run.folder] = self.pool.submit(
+            self.started[run.directory] = self.pool.submit(
                 result_of, run, self.root / "runs", command, self.say
             )
         if title is not None:
             rows = self.rows.setdefault(title, {}).setdefault(shown or name, [])
-            rows.append(self.started[run.folder])
-        return self.started[run.folder]
+            rows.append(self.started[run.directory])
+        return self.started[run.directory]
 
     def finish_transferred(self) -> None:
         """Wait for the detectors that what comes next starts from, and all that is under way."""
@@ -258,7 +258,7 @@ def result_or_exit(one: Future) -> dict:
 
 
 def tested_on(root: Path) -> dict[str, str]:
-    """Config options: the test pictures of a shapes data set."""
+    """Config options: the test images of a shapes dataset."""
     ann_file = root / "annotations" / "instances_test.json"
     return {
         "test_dataloader.dataset.data_root": str(root),
@@ -268,7 +268,7 @@ def tested_on(root: Path) -> dict[str, str]:
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--root", type=Path, default=Path("work_dirs/recipes"), help="folder")
+    parser.add_argument("--root", type=Path, default=Path("work_dirs/recipes"), help="directory")
     parser.add_argument("--seeds", type=int, default=2, help="runs of everything that is compared")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time (default: 1)")
     parser.add_argument(

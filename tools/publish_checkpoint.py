@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 try:
-    import ropevit_mmdet  # noqa: F401  makes the mm packages usable, ahead of all that need them
+    import ropevit_mmdet  # noqa: F401  makes the mm packages usable, before all that need them
 except ImportError as error:
     sys.exit(f"error: {error}; more is said by: python tools/doctor.py")
 
@@ -41,7 +41,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("checkpoint", help="checkpoint of a detector, say work_dirs/x/iter_9.pth")
-    parser.add_argument("target", help="a name that ends in .pth, or a folder")
+    parser.add_argument("target", help="a name that ends in .pth, or a directory")
     parser.add_argument("--raw", action="store_true", help="the raw weights of a run with EMA")
     return parser.parse_args(argv)
 

@@ -1,7 +1,7 @@
 """Look into a RoPE ViT: what its tokens tell apart, where a patch looks, which tokens are large.
 
-show_features.py CHECKPOINT PICTURES           a birder checkpoint: a file, URL or birder://NAME
-show_features.py CONFIG CHECKPOINT PICTURES    the backbone of a trained detector
+show_features.py CHECKPOINT IMAGES           a birder checkpoint: a file, URL or birder://NAME
+show_features.py CONFIG CHECKPOINT IMAGES    the backbone of a trained detector
 """
 
 import argparse
@@ -11,19 +11,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 try:
-    import ropevit_mmdet  # noqa: F401  makes the mm packages usable, ahead of all that need them
+    import ropevit_mmdet  # noqa: F401  makes the mm packages usable, before all that need them
 except ImportError as error:
     sys.exit(f"error: {error}; more is said by: python tools/doctor.py")
 
 from tqdm import tqdm
 
-from ropevit_mmdet._images import Picture, find_pictures, read_pictures
+from ropevit_mmdet._images import InputImage, find_images, read_images
 from ropevit_mmdet.apis.feature_source import FeatureSource, from_checkpoint, from_detector
 from ropevit_mmdet.engine.config import add_cfg_options, load_config
 from ropevit_mmdet.errors import one_line_errors
 from ropevit_mmdet.visualization.features import block_features, patch_in
 from ropevit_mmdet.visualization.features_figure import (
-    PictureFeatures,
+    ImageFeatures,
     check_rows,
     plot_features,
     plot_heads,
@@ -37,15 +37,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     with one_line_errors():
         check_png(args.out)
-        pictures = find_pictures(args.pictures, videos=False)
-        check_rows(len(pictures), len(args.blocks))
+        images = find_images(args.images, videos=False)
+        check_rows(len(images), len(args.blocks))
         if args.config:
             config = load_config(args.config, args.cfg_options)
             source = from_detector(config, args.checkpoint, device=args.device)
         else:
             source = from_checkpoint(args.checkpoint, args.arch, size=args.size, device=args.device)
-        bar = tqdm(read_pictures(pictures), total=len(pictures), unit="picture", disable=None)
-        looks = [look(source, picture, args.blocks, args.patch) for picture in bar]
+        bar = tqdm(read_images(images), total=len(images), unit="image", disable=None)
+        looks = [look(source, image, args.blocks, args.patch) for image in bar]
         registers = source.backbone.arch.num_reg_tokens
         plot_features(looks, args.out, num_registers=registers)
         print(f"figure: {args.out}")
@@ -56,12 +56,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def look(
-    source: FeatureSource, picture: Picture, blocks: Sequence[int], patch: Sequence[int] | None
-) -> PictureFeatures:
-    image, seen = source.prepare(picture.pixels)
-    features = block_features(source.backbone, image, blocks=blocks, patch=patch)
-    return PictureFeatures(
-        name=picture.path.name,
+    source: FeatureSource, image: InputImage, blocks: Sequence[int], patch: Sequence[int] | None
+) -> ImageFeatures:
+    inputs, seen = source.prepare(image.pixels)
+    features = block_features(source.backbone, inputs, blocks=blocks, patch=patch)
+    return ImageFeatures(
+        name=image.path.name,
         pixels=seen,
         patch=patch_in(features[0].patches.shape[:2], patch),
         patch_size=source.backbone.patch_size,
@@ -80,13 +80,13 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        usage="%(prog)s [CONFIG] CHECKPOINT PICTURES [options]",
+        usage="%(prog)s [CONFIG] CHECKPOINT IMAGES [options]",
     )
     parser.add_argument(
         "paths",
         nargs="+",
         metavar="PATH",
-        help="the config of a detector, if it is one; a checkpoint; pictures, folders, patterns",
+        help="the config of a detector, if it is one; a checkpoint; images, directories, patterns",
     )
     parser.add_argument("--out", default="features.png", metavar="FILE.png", help="the figure")
     parser.add_argument(
@@ -106,8 +106,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--size",
         type=int,
         metavar="PIXELS",
-        help="longer side of a picture for a birder checkpoint (default: as it was trained); a "
-        "detector's pictures go through its test pipeline",
+        help="longer side of an image for a birder checkpoint (default: as it was trained); a "
+        "detector's images go through its test pipeline",
     )
     parser.add_argument(
         "--arch",
@@ -120,8 +120,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     args.config = args.paths.pop(0) if args.paths[0].endswith(CONFIG_SUFFIXES) else None
     if len(args.paths) < 2:
-        parser.error("give a checkpoint and pictures; for a detector, its config ahead of them")
-    args.checkpoint, *args.pictures = args.paths
+        parser.error("give a checkpoint and images; for a detector, its config before them")
+    args.checkpoint, *args.images = args.paths
     if args.size is not None and (args.config or args.size < 1):
         parser.error("--size is for birder checkpoints, a number of pixels")
     return args

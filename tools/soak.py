@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 try:
-    import ropevit_mmdet  # noqa: F401  makes the mm packages usable, ahead of all that need them
+    import ropevit_mmdet  # noqa: F401  makes the mm packages usable, before all that need them
 except ImportError as error:
     sys.exit(f"error: {error}; more is said by: python tools/doctor.py")
 
@@ -40,21 +40,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     with one_line_errors():
         config = load_config(args.config, args.cfg_options, work_dir=args.work_dir)
-        folder = Path(config.work_dir)
+        directory = Path(config.work_dir)
         if args.predict_into:
-            checkpoint = str(latest_checkpoint(folder))
-            watch = soak_prediction(config, checkpoint, args.pictures, progress=with_bar)
+            checkpoint = str(latest_checkpoint(directory))
+            watch = soak_prediction(config, checkpoint, args.images, progress=with_bar)
             args.predict_into.write_text(json.dumps(vars(watch)))
             return 0
-        with lock_work_dir(folder):
+        with lock_work_dir(directory):
             check_datasets(config, ("train",))
             watches = {"training": soak_training(config, args.iters)}
-            watches["prediction"] = in_own_process(argv, folder / "prediction.json")
-            plot_soak(watches, folder / "soak.png", settled=args.settled)
+            watches["prediction"] = in_own_process(argv, directory / "prediction.json")
+            plot_soak(watches, directory / "soak.png", settled=args.settled)
     for name, watch in watches.items():
         grown = watch.growth(args.settled)
         print(f"{name}: {watch.summary(args.settled)}{f': {grown} is growth' if grown else ''}")
-    print(f"plot: {folder / 'soak.png'}")
+    print(f"plot: {directory / 'soak.png'}")
     return 1 if any(watch.growth(args.settled) for watch in watches.values()) else 0
 
 
@@ -69,14 +69,14 @@ def in_own_process(argv: Sequence[str], samples: Path) -> Watch:
 
 
 def with_bar(items: range) -> tqdm:
-    return tqdm(items, desc="predicting", unit="picture", disable=None)
+    return tqdm(items, desc="predicting", unit="image", disable=None)
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--config", default=CONFIG, help=f"default: {CONFIG}")
     parser.add_argument("--iters", type=int, default=2000, help="of training (default: 2000)")
-    parser.add_argument("--pictures", type=int, default=500, help="to predict (default: 500)")
+    parser.add_argument("--images", type=int, default=500, help="to predict (default: 500)")
     parser.add_argument(
         "--settled",
         type=int,
@@ -91,7 +91,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--predict-into", type=Path, help=argparse.SUPPRESS)
     add_cfg_options(parser)
     args = parser.parse_args(argv)
-    for name in ("iters", "pictures"):
+    for name in ("iters", "images"):
         if getattr(args, name) <= args.settled:
             parser.error(f"--{name} {getattr(args, name)} must be more than --settled")
     if not Path("/proc/self/statm").exists():

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 try:
-    import ropevit_mmdet  # noqa: F401  makes the mm packages usable, ahead of all that need them
+    import ropevit_mmdet  # noqa: F401  makes the mm packages usable, before all that need them
 except ImportError as error:
     sys.exit(f"error: {error}; more is said by: python tools/doctor.py")
 
@@ -16,7 +16,7 @@ from mmdet.utils import setup_cache_size_limit_of_dynamo
 from mmengine.config import Config
 from mmengine.runner import Runner
 
-from ropevit_mmdet._output import check_output_folder
+from ropevit_mmdet._output import check_output_directory
 from ropevit_mmdet.datasets.checked_coco import check_datasets
 from ropevit_mmdet.engine.config import (
     add_cfg_options,
@@ -55,7 +55,7 @@ def prepare(args: argparse.Namespace) -> Config:
     config = load_config(
         args.config, args.cfg_options, work_dir=args.work_dir, launcher=args.launcher
     )
-    check_output_folder(config.work_dir)
+    check_output_directory(config.work_dir)
     config.load_from = args.checkpoint
     config.resume = False
     if config.launcher == "none":  # FSDP spreads a training; a checkpoint is of the plain model
@@ -73,19 +73,19 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("config", help="config file")
     parser.add_argument("checkpoint", help="checkpoint of a detector")
-    parser.add_argument("--work-dir", help="folder for logs and metrics")
+    parser.add_argument("--work-dir", help="directory for logs and metrics")
     parser.add_argument("--out", metavar="FILE.pkl", help="also save the predictions")
     parser.add_argument("--show", action="store_true", help="show predictions on the screen")
     parser.add_argument(
-        "--show-dir", help="draw predictions into this folder within the run's time-stamped one"
+        "--show-dir", help="draw predictions into this directory within the run's time-stamped one"
     )
     parser.add_argument(
-        "--wait-time", type=float, default=2, help="seconds that --show stays at a picture"
+        "--wait-time", type=float, default=2, help="seconds that --show stays at an image"
     )
     parser.add_argument(
         "--tta",
         action="store_true",
-        help="test-time augmentation: merge the boxes of a picture and its mirror image, no masks",
+        help="test-time augmentation: merge the boxes of an image and its mirror image, no masks",
     )
     add_cfg_options(parser)
     parser.add_argument(

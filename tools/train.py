@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 try:
-    import ropevit_mmdet  # noqa: F401  makes the mm packages usable, ahead of all that need them
+    import ropevit_mmdet  # noqa: F401  makes the mm packages usable, before all that need them
 except ImportError as error:
     sys.exit(f"error: {error}; more is said by: python tools/doctor.py")
 
@@ -15,7 +15,7 @@ from mmdet.utils import setup_cache_size_limit_of_dynamo
 from mmengine.config import Config
 from mmengine.runner import Runner
 
-from ropevit_mmdet._output import check_output_folder
+from ropevit_mmdet._output import check_output_directory
 from ropevit_mmdet.datasets.checked_coco import check_datasets
 from ropevit_mmdet.engine.config import (
     add_cfg_options,
@@ -27,7 +27,7 @@ from ropevit_mmdet.engine.config import (
     use_tensorboard,
 )
 from ropevit_mmdet.engine.hooks.resumable_checkpoint_hook import latest_checkpoint
-from ropevit_mmdet.engine.hooks.rope_vit_checks import check_colours, check_strides
+from ropevit_mmdet.engine.hooks.rope_vit_checks import check_colors, check_strides
 from ropevit_mmdet.engine.strategies.block_fsdp_strategy import launched
 from ropevit_mmdet.engine.work_dir_lock import lock_work_dir
 from ropevit_mmdet.errors import one_line_errors
@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with one_line_errors():
         config = prepare(args)
         with lock_work_dir(config.work_dir, args.launcher), launched(config):
-            if args.resume == "auto":  # once more: the run before may have been saving until now
+            if args.resume == "auto":  # again: the run before may have been saving until now
                 resume_newest(config)
             runner_type = RUNNERS.get(config.runner_type) if "runner_type" in config else Runner
             runner_type.from_cfg(config).train()
@@ -52,7 +52,7 @@ def prepare(args: argparse.Namespace) -> Config:
     config = load_config(
         args.config, args.cfg_options, work_dir=args.work_dir, launcher=args.launcher
     )
-    check_output_folder(config.work_dir)
+    check_output_directory(config.work_dir)
     if args.amp:
         use_amp(config)
     else:
@@ -71,13 +71,13 @@ def prepare(args: argparse.Namespace) -> Config:
     model = build_detector(config)
     check_strides(model)
     if not config.get("load_from"):
-        check_colours(model)
+        check_colors(model)
     check_start(model, config)
     return config
 
 
 def resume_newest(config: Config) -> None:
-    """Go on from the newest checkpoint of the work dir; start where there is none."""
+    """Continue from the newest checkpoint of the work dir; start where there is none."""
     newest = latest_checkpoint(config.work_dir)
     config.resume = newest is not None
     if newest is not None:
@@ -87,7 +87,7 @@ def resume_newest(config: Config) -> None:
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("config", help="config file")
-    parser.add_argument("--work-dir", help="folder for logs and checkpoints")
+    parser.add_argument("--work-dir", help="directory for logs and checkpoints")
     parser.add_argument("--amp", action="store_true", help="train in mixed precision; needs a GPU")
     parser.add_argument(
         "--auto-scale-lr",
@@ -104,7 +104,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         nargs="?",
         const="auto",
         metavar="CKPT",
-        help="go on from this checkpoint, or without a name from the last one in the work dir",
+        help="continue from this checkpoint, or without a name from the last one in the work dir",
     )
     add_cfg_options(parser)
     parser.add_argument(

@@ -14,7 +14,7 @@ default_hooks = dict(
     non_finite=dict(type="NonFiniteGuard", action="stop"),  # or "skip", with a count
     preemption=dict(type="PreemptionHook"),  # SIGTERM saves, and leaves with status 75
 )
-custom_hooks = [dict(type="RoPEViTChecks")]  # strides, colours, classes: before the first iteration
+custom_hooks = [dict(type="RoPEViTChecks")]  # strides, colors, classes: before the first iteration
 
 env_cfg = dict(
     cudnn_benchmark=False,

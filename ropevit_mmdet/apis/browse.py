@@ -1,4 +1,4 @@
-"""What a pipeline feeds a detector, as pictures: boxes and masks drawn after augmentation."""
+"""What a pipeline feeds a detector, as images: boxes and masks drawn after augmentation."""
 
 import contextlib
 import io
@@ -23,18 +23,18 @@ from ropevit_mmdet.visualization.overlays import Detection, draw_detections
 IGNORED = "ignored"  # what is shown of regions that count neither way
 
 
-class FedPicture(NamedTuple):
-    """A picture that the model gets, with its objects drawn over it, RGB [H, W, 3], uint8."""
+class FedImage(NamedTuple):
+    """An image that the model gets, with its objects drawn over it, RGB [H, W, 3], uint8."""
 
-    index: int  # in the data set
+    index: int  # in the dataset
     path: str  # of its file, the first one of a mosaic; "" if the pipeline does not say
     overlay: np.ndarray
 
 
 class FedDataset:
-    """The data set of one split of a config, looked at behind its pipeline; wrappers included.
+    """The dataset of one split of a config, looked at behind its pipeline; wrappers included.
 
-    With `batch`, pictures are put together as the data loader does, and seen behind the data
+    With `batch`, images are put together as the data loader does, and seen behind the data
     preprocessor with its padding and batch augmentations. Raises ValueError for a split that the
     config does not have, files that are not there and classes that do not fit them.
     """
@@ -43,7 +43,7 @@ class FedDataset:
         if split not in SPLITS or config.get(f"{split}_dataloader") is None:
             raise ValueError(f"the config has no {split}_dataloader")
         if config.model.get("data_preprocessor") is None:
-            raise ValueError("the config's model has no data_preprocessor: colours are not known")
+            raise ValueError("the config's model has no data_preprocessor: colors are not known")
         check_datasets(config, (split,))
         loader = config[f"{split}_dataloader"]
         described = loader.dataset if split == "train" else _annotated_early(loader.dataset)
@@ -57,8 +57,8 @@ class FedDataset:
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def pictures(self, indices: Sequence[int], *, seed: int = 0) -> Iterator[FedPicture]:
-        """The pictures of some indices in turn; augmentation is drawn from the seed."""
+    def images(self, indices: Sequence[int], *, seed: int = 0) -> Iterator[FedImage]:
+        """The images of some indices in turn; augmentation is drawn from the seed."""
         set_random_seed(seed)
         step = self.batch_size or 1
         for start in range(0, len(indices), step):
@@ -66,11 +66,11 @@ class FedDataset:
             items = [self.dataset[index] for index in chosen]
             for index, (image, sample) in zip(chosen, self._fed(items), strict=True):
                 overlay = draw_detections(image, _objects(sample, len(self.names) - 1), self.names)
-                yield FedPicture(index, sample.metainfo.get("img_path", ""), overlay)
+                yield FedImage(index, sample.metainfo.get("img_path", ""), overlay)
 
     def _fed(self, items: list[dict[str, Any]]) -> Iterator[tuple[np.ndarray, DetDataSample]]:
         if not all(isinstance(item["inputs"], torch.Tensor) for item in items):
-            raise ValueError("the pipeline gives several views of a picture: not one to draw")
+            raise ValueError("the pipeline gives several views of an image: not one to draw")
         if self.batch_size is None:
             for item in items:
                 yield _unprocessed(item["inputs"]), item["data_samples"]
@@ -81,7 +81,7 @@ class FedDataset:
 
 
 def _annotated_early(settings: Any) -> Any:
-    """A data set whose pipelines load annotations right behind the picture.
+    """A dataset whose pipelines load annotations right behind the image.
 
     To be evaluated they are loaded behind Resize, in pixels of the file: not to be drawn over what
     the model gets.
@@ -100,15 +100,15 @@ def _annotated_early(settings: Any) -> Any:
 
 
 def spread_indices(length: int, number: int | None) -> list[int]:
-    """At most `number` indices, evenly over a data set; None for all of them."""
+    """At most `number` indices, evenly over a dataset; None for all of them."""
     if number is None or number >= length:
         return list(range(length))
     return np.linspace(0, length - 1, number).round().astype(int).tolist()
 
 
-def file_name(picture: FedPicture) -> str:
+def file_name(image: FedImage) -> str:
     """The name of an overlay's file: index first, as a wrapper may give one file several times."""
-    return f"{picture.index:06d}_{Path(picture.path).stem}.png".replace("_.png", ".png")
+    return f"{image.index:06d}_{Path(image.path).stem}.png".replace("_.png", ".png")
 
 
 def _unprocessed(image: torch.Tensor) -> np.ndarray:

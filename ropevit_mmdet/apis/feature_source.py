@@ -1,4 +1,4 @@
-"""The RoPE ViT of a birder checkpoint or of a detector, with pictures as it takes them."""
+"""The RoPE ViT of a birder checkpoint or of a detector, with images as it takes them."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def from_checkpoint(
 ) -> FeatureSource:
     """The encoder of a birder checkpoint: a file, a URL or `birder://NAME`.
 
-    A picture is resized so that its longer side has `size` pixels, default the side that the
+    An image is resized so that its longer side has `size` pixels, default the side that the
     weights were trained at, and both sides are whole patches. `arch` is as for `RoPEViT`, default
     what the file shows. On grids of another size, rope coordinates are fitted to the pretraining
     grid. Raises ValueError for a file that does not say all this, and for a detector's.
@@ -47,9 +47,9 @@ def from_checkpoint(
     place = choose_device(device)
     content = read_checkpoint(resolve_weights(checkpoint))
     if content.origin != "birder":
-        raise ValueError(f"{checkpoint} is of a detector: give its config ahead of it")
+        raise ValueError(f"{checkpoint} is of a detector: give its config before it")
     if content.img_size is None or content.rgb_stats is None:
-        raise ValueError(f"{checkpoint} does not say for which pictures it was trained")
+        raise ValueError(f"{checkpoint} does not say for which images it was trained")
     backbone = RoPEViT(
         identify(content)[1] if arch is None else arch, pretrain_img_size=content.img_size
     )
@@ -74,7 +74,7 @@ def from_checkpoint(
 
 
 def from_detector(config: Config, checkpoint: str, *, device: str | None = None) -> FeatureSource:
-    """The backbone of a trained detector; pictures go through its test pipeline, padding too.
+    """The backbone of a trained detector; images go through its test pipeline, padding too.
 
     Raises ValueError for a detector with another backbone, and as `Predictor`.
     """
@@ -96,5 +96,5 @@ def seen_pixels(image: Tensor, preprocessor: torch.nn.Module) -> np.ndarray:
     if preprocessor._enable_normalize:
         image = image * preprocessor.std + preprocessor.mean
     pixels = image.clamp(0, 255).round().byte().permute(1, 2, 0).cpu().numpy()
-    # Pictures are loaded as BGR; the channel conversion is the preprocessor's, if there is one.
+    # Images are loaded as BGR; the channel conversion is the preprocessor's, if there is one.
     return pixels if preprocessor._channel_conversion else pixels[:, :, ::-1].copy()

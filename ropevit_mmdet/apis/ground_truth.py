@@ -11,14 +11,14 @@ from pycocotools.coco import COCO
 
 from ropevit_mmdet.datasets.validation.annotations import check_annotations, read_annotation_file
 from ropevit_mmdet.datasets.validation.findings import ERROR
-from ropevit_mmdet.datasets.validation.segmentations import segmentation_trouble
+from ropevit_mmdet.datasets.validation.segmentations import segmentation_finding
 from ropevit_mmdet.visualization.overlays import Detection
 
 
 class GroundTruth:
-    """The objects of an annotation file, by picture.
+    """The objects of an annotation file, by image.
 
-    Labels are positions in `names`: those of the detector, so that colours agree, then the
+    Labels are positions in `names`: those of the detector, so that colors agree, then the
     categories of the file that the detector does not know. Raises ValueError for a file that is
     not there or not in COCO's format.
     """
@@ -32,20 +32,20 @@ class GroundTruth:
         self._images = {Path(image["file_name"]): image for image in self.coco.dataset["images"]}
 
     def count_known(self, paths: Sequence[Path]) -> int:
-        """How many of the pictures the file has; raises ValueError if none."""
+        """How many of the images the file has; raises ValueError if none."""
         known = sum(self._image(path) is not None for path in paths)
         if not known:
             raise ValueError(
-                f"annotation file {self.ann_file} has none of the pictures: their file names are "
+                f"annotation file {self.ann_file} has none of the images: their file names are "
                 f"such as {str(next(iter(self._images), '(none)'))!r} there"
             )
         return known
 
     def of(self, path: Path, size: tuple[int, int]) -> list[Detection] | None:
-        """The objects of a picture of `size` (height, width); None if the file has no such picture.
+        """The objects of an image of `size` (height, width); None if the file has no such image.
 
-        A picture is known by its `file_name`, which may be its name alone or with some of its
-        folders. Crowd regions are left out, as in evaluation. Raises ValueError if the file says
+        An image is known by its `file_name`, which may be its name alone or with some of its
+        directories. Crowd regions are left out, as in evaluation. Raises ValueError if the file says
         another size.
         """
         image = self._image(path)
@@ -54,7 +54,7 @@ class GroundTruth:
         if (image["height"], image["width"]) != tuple(size):
             raise ValueError(
                 f"{self.ann_file} has {path} as {image['width']} x {image['height']} pixels, "
-                f"the picture has {size[1]} x {size[0]}"
+                f"the image has {size[1]} x {size[0]}"
             )
         annotations = self.coco.imgToAnns.get(image["id"], [])
         known = (one for one in annotations if one["category_id"] in self._labels)
@@ -77,7 +77,7 @@ class GroundTruth:
 
     def _check_mask(self, annotation: dict[str, Any]) -> None:
         image = self.coco.imgs[annotation["image_id"]]
-        found = segmentation_trouble(annotation["segmentation"], image["height"], image["width"])
+        found = segmentation_finding(annotation["segmentation"], image["height"], image["width"])
         if found:
             kind, said = found
             raise ValueError(
@@ -89,9 +89,9 @@ class GroundTruth:
 def read_coco(path: str | os.PathLike[str]) -> COCO:
     """An annotation file; raises ValueError if it is not there or not in COCO's format."""
     content = read_annotation_file(path)
-    troubles = check_annotations(content, masks=False, drawn=True)
-    if troubles.of(ERROR):
-        raise ValueError(f"annotation file {path}: {troubles.summary(ERROR)}")
+    findings = check_annotations(content, masks=False, drawn=True)
+    if findings.of(ERROR):
+        raise ValueError(f"annotation file {path}: {findings.summary(ERROR)}")
     for number, one in enumerate(content.get("annotations") or ()):
         one.setdefault("id", f"number {number}")  # the index wants one
     coco = COCO()

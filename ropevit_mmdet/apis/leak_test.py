@@ -24,7 +24,7 @@ from ropevit_mmdet.visualization.palette import line_style
 
 GROWTH = 0.02  # of memory and of open files, that passes
 SETTLED = 200  # steps, after which it counts
-LARGEST = 448  # pixels, of a side of the pictures to predict
+LARGEST = 448  # pixels, of a side of the images to predict
 
 
 class Watch:
@@ -46,7 +46,7 @@ class Watch:
         """What grew by more than `GROWTH` between `settled` steps and the end; None if nothing.
 
         Both are medians, of the first and the last tenth of the samples in between: single ones
-        jump, as memory is freed late and pictures differ in size.
+        jump, as memory is freed late and images differ in size.
         """
         said = []
         for what, values in (("memory", self.memory), ("open files", self.files)):
@@ -100,11 +100,11 @@ def soak_training(config: Config, iters: int) -> Watch:
 def soak_prediction(
     config: Config,
     checkpoint: str,
-    pictures: int,
+    images: int,
     *,
     progress: Callable[[Iterable[int]], Iterable[int]] = lambda items: items,
 ) -> Watch:
-    """Predict pictures of noise of random sizes, each at its own size, and watch it."""
+    """Predict images of noise of random sizes, each at its own size, and watch it."""
     watch, random = Watch(), np.random.default_rng(0)
     config = deepcopy(config)
     dataset = config.test_dataloader.dataset
@@ -113,10 +113,10 @@ def soak_prediction(
         for step in dataset.pipeline
     ]
     predictor = Predictor(config, checkpoint)
-    for number in progress(range(1, pictures + 1)):
+    for number in progress(range(1, images + 1)):
         height, width = random.integers(16, LARGEST, 2)
-        picture = random.integers(0, 256, (height, width, 3), dtype=np.uint8)
-        predictor.predict([picture], score_thr=0.05)
+        image = random.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        predictor.predict([image], score_thr=0.05)
         watch.sample(number)
     return watch
 

@@ -1,4 +1,4 @@
-"""Run a detector over pictures and videos: overlays to look at, one COCO-style JSON to use."""
+"""Run a detector over images and videos: overlays to look at, one COCO-style JSON to use."""
 
 import json
 import os
@@ -18,14 +18,14 @@ from pycocotools import mask as rle
 from torch import nn
 
 from ropevit_mmdet._images import (
-    Picture,
+    InputImage,
     Video,
     VideoWriter,
-    count_pictures,
+    count_images,
     overlay_name,
-    read_pictures,
+    read_images,
 )
-from ropevit_mmdet._output import output_folder
+from ropevit_mmdet._output import output_directory
 from ropevit_mmdet.apis.ground_truth import GroundTruth
 from ropevit_mmdet.datasets.validation.image_files import THINNEST
 from ropevit_mmdet.engine.config import build_detector
@@ -34,16 +34,16 @@ from ropevit_mmdet.visualization.overlays import Detection, draw_detections, sid
 from ropevit_mmdet.weights.checkpoint import check_fit
 from ropevit_mmdet.weights.detector_checkpoint import named, read_detector_checkpoint
 
-OVERLAY_FOLDER = "overlays"
+OVERLAY_DIRECTORY = "overlays"
 RESULT_FILE = "predictions.json"
 _JPEG_SIDE = 65_500  # pixels; the most that libjpeg writes
 
-# Wraps an iteration over so many pictures, as tqdm does.
-Progress = Callable[[Iterator[Picture], int], Iterable[Picture]]
+# Wraps an iteration over so many images, as tqdm does.
+Progress = Callable[[Iterator[InputImage], int], Iterable[InputImage]]
 
 
 class Predictor:
-    """A detector with its weights, its class names and the picture pipeline of its test data.
+    """A detector with its weights, its class names and the image pipeline of its test data.
 
     `checkpoint` must fit the config's model exactly; `device` as PyTorch names it, default the
     first GPU, else the CPU. Raises ValueError for a checkpoint or a device that will not do.
@@ -64,27 +64,27 @@ class Predictor:
         self.pipeline = _array_pipeline(config)
 
     @torch.no_grad()
-    def predict(self, pictures: Sequence[np.ndarray], *, score_thr: float) -> list[list[Detection]]:
-        """The detections of a batch of RGB pictures [H, W, 3], uint8, best first.
+    def predict(self, images: Sequence[np.ndarray], *, score_thr: float) -> list[list[Detection]]:
+        """The detections of a batch of RGB images [H, W, 3], uint8, best first.
 
-        Boxes are in pixels of the picture as given, masks [H, W] likewise. Raises ValueError for a
-        picture without pixels, and for one too thin to be resized.
+        Boxes are in pixels of the image as given, masks [H, W] likewise. Raises ValueError for a
+        image without pixels, and for one too thin to be resized.
         """
-        batch = self.packed(pictures)
+        batch = self.packed(images)
         return [_detections(sample, score_thr) for sample in self.model.test_step(batch)]
 
-    def packed(self, pictures: Sequence[np.ndarray]) -> dict[str, list[Any]]:
-        """A batch of RGB pictures [H, W, 3], uint8, as the model's data preprocessor takes it."""
+    def packed(self, images: Sequence[np.ndarray]) -> dict[str, list[Any]]:
+        """A batch of RGB images [H, W, 3], uint8, as the model's data preprocessor takes it."""
         batch: dict[str, list[Any]] = {"inputs": [], "data_samples": []}
-        for picture in pictures:
-            if picture.ndim != 3 or picture.shape[2] != 3 or picture.size == 0:
-                raise ValueError(f"a picture must be [H, W, 3] with pixels, not {picture.shape}")
-            if max(picture.shape[:2]) > THINNEST * min(picture.shape[:2]):
+        for image in images:
+            if image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
+                raise ValueError(f"an image must be [H, W, 3] with pixels, not {image.shape}")
+            if max(image.shape[:2]) > THINNEST * min(image.shape[:2]):
                 raise ValueError(
-                    f"a picture of {picture.shape[1]} x {picture.shape[0]} pixels is more than "
+                    f"an image of {image.shape[1]} x {image.shape[0]} pixels is more than "
                     f"{THINNEST} times as long as wide: made smaller, it has no pixel left"
                 )
-            bgr = np.ascontiguousarray(picture[:, :, ::-1])  # the order of mmdet's pipelines
+            bgr = np.ascontiguousarray(image[:, :, ::-1])  # the order of mmdet's pipelines
             packed = self.pipeline({"img": bgr, "img_id": 0})
             batch["inputs"].append(packed["inputs"])
             batch["data_samples"].append(packed["data_samples"])
@@ -117,7 +117,7 @@ def lowest_score(config: Config) -> float:
 
 def predict_files(
     predictor: Predictor,
-    pictures: Sequence[Path],
+    paths: Sequence[Path],
     out_dir: str | os.PathLike[str],
     *,
     score_thr: float = 0.3,
@@ -126,29 +126,32 @@ def predict_files(
     every: int = 1,
     batch_size: int = 1,
     truth: GroundTruth | None = None,
-    progress: Progress = lambda pictures, total: pictures,
+    progress: Progress = lambda images, total: images,
 ) -> int:
     """Write `<out_dir>/overlays/*` and `<out_dir>/predictions.json`; returns the number of objects.
 
     The JSON has COCO's `images`, `categories` (ids are positions in the class list, from 1) and
     `annotations`, with a score and a compressed mask, so pycocotools loads it as it is. All is
-    written beside `out_dir` first: a picture that cannot be read leaves nothing behind.
+    written beside `out_dir` first: an image that cannot be read leaves nothing behind.
 
     Args:
-        top_k: keep at most so many objects of a picture, the best.
+        top_k: keep at most so many objects of an image, the best.
         classes: keep objects of these classes only.
         every: of videos, look at every so-manyth frame; the overlay plays at the video's pace. An
             image of the JSON has the number of its `frame`.
-        truth: annotations to draw beside the predictions, where they know the picture.
+        truth: annotations to draw beside the predictions, where they know the image.
 
     Raises:
-        ValueError: a picture that cannot be read, a class that the detector does not know.
+        ValueError: an image that cannot be read, a class that the detector does not know.
     """
     wanted = _labels(predictor.names, classes)
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
-    items = progress(read_pictures(pictures, every), count_pictures(pictures, every))
-    with output_folder(out_dir) as folder, _Overlays(folder / OVERLAY_FOLDER, every) as overlays:
+    items = progress(read_images(paths, every), count_images(paths, every))
+    with (
+        output_directory(out_dir) as directory,
+        _Overlays(directory / OVERLAY_DIRECTORY, every) as overlays,
+    ):
         for batch in _batches(items, batch_size):
             try:
                 found = predictor.predict([item.pixels for item in batch], score_thr=score_thr)
@@ -163,32 +166,32 @@ def predict_files(
                     annotations.append(_annotation(one, len(annotations) + 1, len(images)))
         categories = [{"id": i, "name": name} for i, name in enumerate(predictor.names, start=1)]
         result = {"images": images, "categories": categories, "annotations": annotations}
-        (folder / RESULT_FILE).write_text(json.dumps(result) + "\n", encoding="utf-8")
+        (directory / RESULT_FILE).write_text(json.dumps(result) + "\n", encoding="utf-8")
     return len(annotations)
 
 
 class _Overlays:
-    """Writes overlays into a folder: those of pictures one by one, those of a video as a video."""
+    """Writes overlays into a directory: those of images one by one, those of a video as a video."""
 
-    def __init__(self, folder: Path, every: int) -> None:
-        self.folder, self.every = folder, every
+    def __init__(self, directory: Path, every: int) -> None:
+        self.directory, self.every = directory, every
         self._video: VideoWriter | None = None
 
     def __enter__(self) -> "_Overlays":
-        self.folder.mkdir()
+        self.directory.mkdir()
         return self
 
     def __exit__(self, *error: object) -> None:
         if self._video is not None:
             self._video.close()
 
-    def add(self, item: Picture, overlay: np.ndarray) -> None:
-        path = self.folder / overlay_name(item.path)
+    def add(self, item: InputImage, overlay: np.ndarray) -> None:
+        path = self.directory / overlay_name(item.path)
         if item.frame is None:
             if path.suffix.lower() != ".png" and max(overlay.shape) > _JPEG_SIDE:
                 raise ValueError(
                     f"{item.path}: its overlay has {overlay.shape[1]} x {overlay.shape[0]} pixels, "
-                    f"a JPEG file holds {_JPEG_SIDE} a side; give the picture as PNG"
+                    f"a JPEG file holds {_JPEG_SIDE} a side; give the image as PNG"
                 )
             Image.fromarray(overlay).save(path, quality=92)
             return
@@ -200,7 +203,7 @@ class _Overlays:
 
 
 def _overlay(
-    item: Picture,
+    item: InputImage,
     detections: Sequence[Detection],
     names: Sequence[str],
     truth: GroundTruth | None,
@@ -213,7 +216,7 @@ def _overlay(
     return side_by_side([true, predicted], ["ground truth", "prediction"])
 
 
-def _image(item: Picture, image_id: int) -> dict[str, Any]:
+def _image(item: InputImage, image_id: int) -> dict[str, Any]:
     height, width = item.pixels.shape[:2]
     image = {"id": image_id, "file_name": str(item.path), "width": width, "height": height}
     return image if item.frame is None else image | {"frame": item.frame}
@@ -280,8 +283,8 @@ def class_names(config: Config, checkpoint: dict[str, Any]) -> tuple[str, ...]:
     return (names,) if isinstance(names, str) else tuple(names)
 
 
-def _batches(items: Iterable[Picture], size: int) -> Iterator[list[Picture]]:
-    batch: list[Picture] = []
+def _batches(items: Iterable[InputImage], size: int) -> Iterator[list[InputImage]]:
+    batch: list[InputImage] = []
     for item in items:
         batch.append(item)
         if len(batch) == size:

@@ -16,7 +16,7 @@ def prepare() -> None:
     """Check the environment, stand in for `mmcv._ext` if it was not compiled, make loading safe,
     decoding exact, logs discreet, and files whole.
 
-    A second call does nothing. Raises StackError, one line that names the cure, where the installed
+    A second call does nothing. Raises StackError, one line that names the fix, where the installed
     packages cannot work together.
     """
     checks.check_distributions(checks.installed_versions())

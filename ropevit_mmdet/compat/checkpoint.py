@@ -45,7 +45,7 @@ def load_from_local(filename: str, map_location=None) -> dict:
 def training_globals() -> list:
     """What a training checkpoint of mmengine 0.10 names beyond tensors, for `add_safe_globals`.
 
-    Log buffers, nested settings of a data set, and what stands for numpy. Methods are pickled
+    Log buffers, nested settings of a dataset, and what stands for numpy. Methods are pickled
     through `getattr`: here that name stands for `_pickled_method`, because the builtin would open
     every attribute of everything.
     """

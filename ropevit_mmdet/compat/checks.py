@@ -1,4 +1,4 @@
-"""Checks of the installed packages, each of which names the cure in one line.
+"""Checks of the installed packages, each of which names the fix in one line.
 
 Standard library only at import, and versions are read from file names: the checks must be quick and
 run where torch, cv2 or the mm packages cannot be imported.
@@ -33,7 +33,7 @@ HEADLESS_OPENCV = (
 
 
 class StackError(ImportError):
-    """The installed packages cannot work together; the message names them and the cure.
+    """The installed packages cannot work together; the message names them and the fix.
 
     `code` is the heading in docs/troubleshooting.md.
     """
@@ -58,7 +58,7 @@ def check_distributions(installed: Mapping[str, str]) -> None:
 
 
 def distribution_checks(installed: Mapping[str, str]) -> list[Callable[[], None]]:
-    """The same checks one by one, each of which finds one trouble at most."""
+    """The same checks one by one, each of which finds one finding at most."""
     requirements = (
         importlib.metadata.requires("torchvision") if "torchvision" in installed else None
     )
@@ -261,7 +261,7 @@ def providers(package: str, installed: Mapping[str, str]) -> list[str]:
 
 def is_importable(package: str) -> bool:
     spec = importlib.util.find_spec(package)
-    return spec is not None and spec.origin is not None  # None: a folder that was left behind
+    return spec is not None and spec.origin is not None  # None: a directory that was left behind
 
 
 def _reinstall_torchvision(torch: str) -> str:

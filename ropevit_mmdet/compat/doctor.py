@@ -1,4 +1,4 @@
-"""The doctor: what is installed, what of it works, and every trouble with its cure.
+"""The doctor: what is installed, what of it works, and every finding with its fix.
 
 Runs where neither the package nor what it needs can be imported: standard library only, versions
 are read from file names, imports are tried in processes of their own (`probes`). tools/doctor.py
@@ -25,7 +25,7 @@ SMALL_SHARED_MEMORY = GIB  # Docker gives 64 MiB unless it is told otherwise
 
 @dataclass(frozen=True)
 class Finding:
-    """A trouble; `code` is its heading in docs/troubleshooting.md, `level` FAIL or WARN."""
+    """A finding; `code` is its heading in docs/troubleshooting.md, `level` FAIL or WARN."""
 
     code: str
     level: str
@@ -63,8 +63,8 @@ def examine() -> Report:
     """Look at this Python and this machine. Takes seconds, most of them for importing torch."""
     here = machine.this_machine()
     installed = checks.installed_versions()
-    folder = ops_file.mmcv_folder()
-    source = ops_file.ops_source(folder) if folder else None
+    directory = ops_file.mmcv_directory()
+    source = ops_file.ops_source(directory) if directory else None
     absent = [name for name in probes.NEEDS if not checks.is_importable(name.partition(".")[0])]
     if source is not None and source.kind == "file" and "ropevit_mmdet" in absent:
         absent.append("mmcv._ext")  # its file could only say that it lacks ropevit_mmdet
@@ -189,7 +189,7 @@ def _of_machine(here: Machine, outcomes: Mapping[str, probes.Outcome]) -> Iterat
             "shared-memory",
             "WARN",
             f"/dev/shm holds {here.shared_memory / 2**20:.0f} MiB, through which data loader "
-            "workers hand over their pictures; a bus error may follow: docker run --shm-size=8g, "
+            "workers hand over their images; a bus error may follow: docker run --shm-size=8g, "
             "or --cfg-options train_dataloader.num_workers=0 "
             "train_dataloader.persistent_workers=False",
         )

@@ -1,7 +1,7 @@
 """What logs and checkpoints say of the machine: no absolute path, no secret.
 
 mmengine writes the absolute path of the work dir into every log and checkpoint, beside the whole
-config with its data folders, keys and URLs with the signature that opens them. The config that it
+config with its data directories, keys and URLs with the signature that opens them. The config that it
 dumps into the work dir is the one exception: it is as the user gave it, to be run again.
 """
 
@@ -46,15 +46,15 @@ def install() -> None:
 
 
 def seen_from_here(text: str) -> str:
-    """The text with `.` for the working folder, `~` for home, `<python>` for the environment, and
+    """The text with `.` for the working directory, `~` for home, `<python>` for the environment, and
     of paths elsewhere only the last part, `.../instances_val.json`.
 
     Of URLs, passwords and queries are left out, and what is quoted behind `api_key=` and the like.
     """
     places = {os.getcwd(): ".", os.path.expanduser("~"): "~", sys.prefix: "<python>"}
-    for folder in sorted(filter(lambda place: len(place) > 1, places), key=len, reverse=True):
-        # Neither within a longer path nor of a folder that only begins like this one.
-        text = re.sub(rf"(?<![\w.-]){re.escape(folder)}(?![\w.-])", places[folder], text)
+    for directory in sorted(filter(lambda place: len(place) > 1, places), key=len, reverse=True):
+        # Neither within a longer path nor of a directory that only begins like this one.
+        text = re.sub(rf"(?<![\w.-]){re.escape(directory)}(?![\w.-])", places[directory], text)
     text = _QUOTED_PATH.sub(lambda found: found[0][0] + _end(found[0][1:]), text)
     return without_secrets(_PATH.sub(lambda found: _end(found[0]), text))
 
@@ -103,7 +103,7 @@ def _values_from_here(value: Any) -> Any:
 
 
 def _end(path: str) -> str:
-    """`.../coco/` of `/data/coco/`: a folder keeps its slash. A closing quote counts as text."""
+    """`.../coco/` of `/data/coco/`: a directory keeps its slash. A closing quote counts as text."""
     quote = path[-1] if path[-1] in "'\"" else ""
     whole = path.removesuffix(quote) if quote else path
     last = whole.rstrip("/").rpartition("/")[2]

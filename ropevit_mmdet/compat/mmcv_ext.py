@@ -16,15 +16,17 @@ def _ops() -> ModuleType:
     if loaded is not None:
         return loaded
     found = importlib.util.find_spec("ropevit_mmdet")
-    folder = os.path.join(os.path.dirname(found.origin), "stack") if found and found.origin else ""
-    if not os.path.isfile(os.path.join(folder, "ops.py")):
+    directory = (
+        os.path.join(os.path.dirname(found.origin), "stack") if found and found.origin else ""
+    )
+    if not os.path.isfile(os.path.join(directory, "ops.py")):
         raise ImportError(
             f"{__file__} was written by ropevit_mmdet, which {sys.executable} does not find any "
             "more: install ropevit_mmdet again, or delete that file"
         )
     name = "_ropevit_mmdet_stack"
     spec = importlib.util.spec_from_file_location(
-        name, os.path.join(folder, "__init__.py"), submodule_search_locations=[folder]
+        name, os.path.join(directory, "__init__.py"), submodule_search_locations=[directory]
     )
     sys.modules[name] = stack = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(stack)

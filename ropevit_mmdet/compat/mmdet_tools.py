@@ -25,19 +25,19 @@ DISTRIBUTIONS = {
 UNSAID_NEEDS = {"benchmark": "psutil"}  # ends in an AttributeError of NoneType without it
 
 
-def tools_folder() -> Path:
-    """The folder of the installed mmdet's tools; raises ValueError if it came without them."""
+def tools_directory() -> Path:
+    """The directory of the installed mmdet's tools; raises ValueError if it came without them."""
     (package,) = importlib.util.find_spec("mmdet").submodule_search_locations
-    for folder in (Path(package) / ".mim" / "tools", Path(package).parent / "tools"):
-        if (folder / "analysis_tools").is_dir():
-            return folder
+    for directory in (Path(package) / ".mim" / "tools", Path(package).parent / "tools"):
+        if (directory / "analysis_tools").is_dir():
+            return directory
     raise ValueError(f"mmdet at {package} came without its tools: pip install mmdet==3.3.0")
 
 
-def find_tools(folder: Path) -> dict[str, Path]:
-    """Every program below a folder, by its path there without suffix: 'misc/print_config'."""
-    files = (file for file in folder.rglob("*.py") if _is_program(file))
-    named = {file.relative_to(folder).with_suffix("").as_posix(): file for file in files}
+def find_tools(directory: Path) -> dict[str, Path]:
+    """Every program below a directory, by its path there without suffix: 'misc/print_config'."""
+    files = (file for file in directory.rglob("*.py") if _is_program(file))
+    named = {file.relative_to(directory).with_suffix("").as_posix(): file for file in files}
     return dict(sorted(named.items()))
 
 
@@ -92,7 +92,7 @@ def run_tool(file: Path, argv: Sequence[str]) -> None:
         raise _missing(file, package)
     sys.argv = [str(file), *argv]
     sys.path.insert(0, str(file.parent))
-    sys.path.append(str(tools_folder().parent))  # some import tools.analysis_tools.NAME
+    sys.path.append(str(tools_directory().parent))  # some import tools.analysis_tools.NAME
     try:
         with _safe_pickles():
             runpy.run_path(str(file), run_name="__main__")

@@ -1,4 +1,4 @@
-"""The stand-in as a file, `mmcv/_ext.py`, for programs that import `mmcv.ops` ahead of our package.
+"""The stand-in as a file, `mmcv/_ext.py`, for programs that import `mmcv.ops` before our package.
 
 Only on request, and taken away again on request: `tools/doctor.py --install-ops`,
 `--uninstall-ops`. Python prefers a compiled `_ext` to an `_ext.py` beside it
@@ -33,45 +33,45 @@ class OpsSource(NamedTuple):
     path: Path | None = None
 
 
-def mmcv_folder() -> Path | None:
+def mmcv_directory() -> Path | None:
     """Where mmcv is installed, or what is left of it; None if nowhere. mmcv is not imported."""
     spec = importlib.util.find_spec("mmcv")
-    folders = list(spec.submodule_search_locations or ()) if spec else []
-    return Path(folders[0]) if folders else None
+    directories = list(spec.submodule_search_locations or ()) if spec else []
+    return Path(directories[0]) if directories else None
 
 
-def ops_source(folder: Path) -> OpsSource:
-    """What `import mmcv._ext` finds in mmcv's folder, in Python's order."""
+def ops_source(directory: Path) -> OpsSource:
+    """What `import mmcv._ext` finds in mmcv's directory, in Python's order."""
     for suffix in importlib.machinery.EXTENSION_SUFFIXES:
-        path = folder / f"_ext{suffix}"
+        path = directory / f"_ext{suffix}"
         if path.is_file():
             return OpsSource("compiled", path)
-    path = folder / "_ext.py"
+    path = directory / "_ext.py"
     if path.is_file():
         return OpsSource("file" if _is_ours(path) else "foreign", path)
     return OpsSource("hook")
 
 
-def install_file(folder: Path) -> Path:
-    """Write `_ext.py` into mmcv's folder and return its path. A second call changes nothing.
+def install_file(directory: Path) -> Path:
+    """Write `_ext.py` into mmcv's directory and return its path. A second call changes nothing.
 
     Raises OpsFileError where mmcv has ops of its own, has another file of that name or cannot be
     written to, and where Python does not find ropevit_mmdet, from which the file would load.
     """
-    compiled = sorted(file for file in folder.glob("_ext*") if file.suffix in COMPILED)
+    compiled = sorted(file for file in directory.glob("_ext*") if file.suffix in COMPILED)
     if compiled:
         raise OpsFileError(f"mmcv has compiled ops, {compiled[0]}: nothing needs to be installed")
-    if not (folder / "__init__.py").is_file():
-        raise OpsFileError(f"{folder} holds no mmcv: pip install mmcv-lite==2.1.0")
+    if not (directory / "__init__.py").is_file():
+        raise OpsFileError(f"{directory} holds no mmcv: pip install mmcv-lite==2.1.0")
     if importlib.util.find_spec("ropevit_mmdet") is None:
         raise OpsFileError(
             "Python does not find ropevit_mmdet, from which the file would load: pip install -e ."
         )
-    path = folder / "_ext.py"
+    path = directory / "_ext.py"
     _refuse_foreign(path)
     if path.is_file() and path.read_bytes() == TEMPLATE.read_bytes():
         return path
-    partial = folder / f".{path.name}.partial-{os.getpid()}"
+    partial = directory / f".{path.name}.partial-{os.getpid()}"
     try:
         partial.write_bytes(TEMPLATE.read_bytes())
         os.replace(partial, path)
@@ -83,9 +83,9 @@ def install_file(folder: Path) -> Path:
     return path
 
 
-def uninstall_file(folder: Path) -> Path | None:
+def uninstall_file(directory: Path) -> Path | None:
     """Take `_ext.py` away, if it is there; returns its path then. Raises OpsFileError."""
-    path = folder / "_ext.py"
+    path = directory / "_ext.py"
     if not path.is_file():
         return None
     _refuse_foreign(path)
@@ -93,7 +93,7 @@ def uninstall_file(folder: Path) -> Path | None:
     try:
         path.unlink()
         cached.unlink(missing_ok=True)
-        for left in (cached.parent, folder):  # of an mmcv that was uninstalled before
+        for left in (cached.parent, directory):  # of an mmcv that was uninstalled before
             if left.is_dir() and not any(left.iterdir()):
                 left.rmdir()
     except OSError as error:
@@ -113,6 +113,6 @@ def _refuse_foreign(path: Path) -> None:
 
 def _not_writable(path: Path, error: OSError) -> OpsFileError:
     return OpsFileError(
-        f"{path} cannot be changed: {error.strerror}; run this as the owner of that folder, or "
+        f"{path} cannot be changed: {error.strerror}; run this as the owner of that directory, or "
         "in a virtual environment of your own"
     )

@@ -28,7 +28,7 @@ def roi_align_forward(
 ) -> None:
     """Fill `output` [R, C, aligned_height, aligned_width] from maps [B, C, H, W].
 
-    `rois` [R, 5] are (picture, x1, y1, x2, y2) in pixels, `spatial_scale` map cells per pixel and
+    `rois` [R, 5] are (image, x1, y1, x2, y2) in pixels, `spatial_scale` map cells per pixel and
     `sampling_ratio` samples per side of a bin, 0 for as many as it has cells. Max pooling raises
     NotImplementedError.
     """

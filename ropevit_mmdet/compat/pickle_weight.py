@@ -30,7 +30,7 @@ def check_weight(pickled: bytes | BinaryIO, free: int = FREE) -> None:
     """Follows the operations of one pickle to its end, and adds up what they make.
 
     What is fetched from the memo counts in full each time, as if it were written out again. Raises
-    TooMuchError; ValueError, LookupError or AttributeError where the operations make no sense.
+    TooMuchError; ValueError, LookupError or AttributeError where the operations are invalid.
     """
     made = 0
     stack, marks, memo = [], [], {}  # of weights, in a list where the value may grow

@@ -28,7 +28,7 @@ def unpickle(pickled: bytes, source: str, encoding: str = "ASCII") -> Any:
     except NotPlainError as error:
         raise ValueError(f"{source} is refused: {_NO_NUMBERS}") from error
     except _DAMAGE as error:
-        raise ValueError(f"{source} is cut short or no pickle") from error
+        raise ValueError(f"{source} is truncated or no pickle") from error
 
 
 class _RefusedError(Exception):

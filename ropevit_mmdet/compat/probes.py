@@ -33,7 +33,7 @@ NEEDS = {
 DISTRIBUTIONS = {"cv2": "opencv-python-headless", "mmcv": "mmcv-lite==2.1.0", "PIL": "pillow"}
 TIMEOUT = 300  # seconds for all of them; a cold disk needs a minute or two
 PROGRAM = """import sys
-sys.path[:] = [{package!r}, *(path for path in sys.path if path)]  # not the current folder
+sys.path[:] = [{package!r}, *(path for path in sys.path if path)]  # not the current directory
 from stack import probes  # without ropevit_mmdet/__init__.py
 sys.path.pop(0)
 probes.main({steps!r}, {failed!r})
@@ -45,7 +45,7 @@ Outcome = dict[str, Any]
 def probe(absent: Sequence[str] = (), timeout: float = TIMEOUT) -> dict[str, Outcome]:
     """Import everything in NEEDS; what came of each, in that order.
 
-    An outcome has `facts`; or `error`, one line with the cure, and `code`, its heading in
+    An outcome has `facts`; or `error`, one line with the fix, and `code`, its heading in
     docs/troubleshooting.md; or `skipped`, the name of what it would need. What is `absent` is
     neither tried nor in the result.
     """
@@ -115,8 +115,8 @@ def _attempt(step: str) -> Outcome:
         return {"code": error.code, "error": str(error)}
     except ModuleNotFoundError as error:
         package = (error.name or step).partition(".")[0]
-        cure = f"pip install {DISTRIBUTIONS.get(package, package)}"
-        return {"code": "package-missing", "error": f"import {step}: {error}: {cure}"}
+        fix = f"pip install {DISTRIBUTIONS.get(package, package)}"
+        return {"code": "package-missing", "error": f"import {step}: {error}: {fix}"}
     except (Exception, SystemExit) as error:  # anything: that is what is being asked
         first = str(error).strip().partition("\n")[0]
         said = f"import {step} fails, {type(error).__name__}: {first}: {_reinstall(step)}"

@@ -27,7 +27,7 @@ from ropevit_mmdet.compat.pickle_weight import FREE, TooMuchError, check_weight
 # The machine's fault, not the file's: a device that is not there, memory that is full.
 # (Of a sound file on a CPU nothing is allocated.)
 _MACHINE = re.compile(r"(?!.*alloc_cpu).*(?:CUDA|HIP|XPU|MPS|device|memory)", re.I | re.S)
-# What torch's unpickler and tensors raise on a pickle that makes no sense.
+# What torch's unpickler and tensors raise on a pickle that is invalid.
 _SENSELESS = (
     *(EOFError, struct.error, LookupError, TypeError, AttributeError, AssertionError),
     *(ValueError, OverflowError, RecursionError, MemoryError),

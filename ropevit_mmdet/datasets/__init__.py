@@ -1,1 +1,1 @@
-"""Data sets that come with the package: made on the spot, nothing to download."""
+"""Datasets that come with the package: made on the spot, nothing to download."""

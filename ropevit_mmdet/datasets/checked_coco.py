@@ -1,4 +1,4 @@
-"""Check that a config's data sets are there and fit it, before a model is built or a file written.
+"""Check that a config's datasets are there and fit it, before a model is built or a file written.
 
 mmdet numbers classes in the order of the annotation file, drops those that the file lacks and
 leaves out its other categories (`CocoDataset.load_data_list`), so that names shift and objects go
@@ -22,10 +22,10 @@ from mmengine.registry import init_default_scope
 from ropevit_mmdet.datasets.validation.annotations import check_annotations, read_annotation_file
 from ropevit_mmdet.datasets.validation.categories import check_classes
 from ropevit_mmdet.datasets.validation.findings import ERROR, WARNING
-from ropevit_mmdet.datasets.validation.image_files import picture_error
+from ropevit_mmdet.datasets.validation.image_files import image_error
 
 SPLITS = ("train", "val", "test")
-# Annotation files that were parsed to check them, for the data sets that load them next: a file's
+# Annotation files that were parsed to check them, for the datasets that load them next: a file's
 # size and time, and its content. COCO's own take ten seconds.
 _kept: dict[Path, tuple[tuple[int, int], dict[str, Any]]] = {}
 _CURES = (  # what a path looks like, how to get what it should hold
@@ -34,7 +34,7 @@ _CURES = (  # what a path looks like, how to get what it should hold
         "COCO 2017 is at https://cocodataset.org/#download: unpack it as "
         "data/coco/{annotations,train2017,val2017}",
     ),
-    (re.compile(r"shapes"), "make the shapes data set: python tools/make_shapes.py"),
+    (re.compile(r"shapes"), "make the shapes dataset: python tools/make_shapes.py"),
     (re.compile(""), "set data_root, ann_file and data_prefix in the config"),
 )
 
@@ -45,7 +45,7 @@ class CheckedCocoDataset(CocoDataset):
 
     Raises ValueError when it loads its annotations, as `check_datasets` does and for every error
     that `check_annotations` finds; warnings go to the log in one line. It raises ValueError for a
-    picture that cannot be read or has another size than its annotations say, naming the file.
+    image that cannot be read or has another size than its annotations say, naming the file.
     """
 
     def load_data_list(self) -> list[dict]:
@@ -62,9 +62,9 @@ class CheckedCocoDataset(CocoDataset):
 
     def filter_data(self) -> list[dict]:
         kept = super().filter_data()
-        if not kept:  # mmengine's samplers would look for a first picture for ever
+        if not kept:  # mmengine's samplers would look for a first image for ever
             raise ValueError(
-                f"annotation file {self.ann_file}: none of its {len(self.data_list)} pictures is "
+                f"annotation file {self.ann_file}: none of its {len(self.data_list)} images is "
                 f"left by filter_cfg={dict(self.filter_cfg or {})}"
             )
         return kept
@@ -73,27 +73,27 @@ class CheckedCocoDataset(CocoDataset):
         info = self.get_data_info(idx)
         path, size = info["img_path"], (info["height"], info["width"])
         local = _is_local(vars(self), path)
-        said = picture_error(path, size) if local else None  # its header, ahead of all its pixels
+        said = image_error(path, size) if local else None  # its header, before all its pixels
         if said:
             raise ValueError(said)
         try:
             packed = self.pipeline(info)
         except Exception as error:
-            said = picture_error(path, size, decode=True) if local else None
+            said = image_error(path, size, decode=True) if local else None
             if said:
                 raise ValueError(said) from error
             if hasattr(error, "add_note"):  # Python 3.11
-                error.add_note(f"while picture {path} was prepared")
+                error.add_note(f"while image {path} was prepared")
             raise
         sample = packed.get("data_samples") if isinstance(packed, dict) else None
         loaded = tuple(getattr(sample, "ori_shape", size))
         if loaded != size:  # OpenCV 4 does not turn WebP files
-            raise ValueError(f"picture {path} is loaded as {loaded}, and its header says {size}")
+            raise ValueError(f"image {path} is loaded as {loaded}, and its header says {size}")
         return packed
 
 
 class CocoFiles(NamedTuple):
-    """The files of a data set in COCO's format, and what is done with them."""
+    """The files of a dataset in COCO's format, and what is done with them."""
 
     ann_file: Path
     img_dir: Path
@@ -103,11 +103,11 @@ class CocoFiles(NamedTuple):
 
 
 def coco_files(config: Config, splits: Sequence[str] | None = None) -> dict[CocoFiles, str]:
-    """The local data sets in COCO's format of some splits of a config, those in wrappers too.
+    """The local datasets in COCO's format of some splits of a config, those in wrappers too.
 
     Each with the names of its splits: those of validation and test are often one. By default all
     splits that the config has. Raises ValueError for a split that it does not have, and if there is
-    no such data set.
+    no such dataset.
     """
     init_default_scope(config.get("default_scope") or "mmdet")
     there = [split for split in SPLITS if config.get(f"{split}_dataloader") is not None]
@@ -128,19 +128,19 @@ def coco_files(config: Config, splits: Sequence[str] | None = None) -> dict[Coco
             )
             found[files] = f"{found[files]}, {split}" if files in found else split
     if not found:
-        raise ValueError(f"{', '.join(splits or there)}: no local data set in COCO's format")
+        raise ValueError(f"{', '.join(splits or there)}: no local dataset in COCO's format")
     return found
 
 
 def check_datasets(config: Config, splits: Sequence[str] = SPLITS) -> None:
-    """Check the annotation files and picture folders of some of a config's splits.
+    """Check the annotation files and image directories of some of a config's splits.
 
-    Remote data sets and those without an annotation file are left alone. Raises ValueError: a
-    path that is not there with where to get it, an annotation file that is cut short, and one
+    Remote datasets and those without an annotation file are left alone. Raises ValueError: a
+    path that is not there with where to get it, an annotation file that is truncated, and one
     whose categories are not the config's classes in their order.
     """
     init_default_scope(config.get("default_scope") or "mmdet")
-    awaited: set[Path] = set()  # by the data sets that will load them out of `_kept`
+    awaited: set[Path] = set()  # by the datasets that will load them out of `_kept`
     for split in splits:
         loader = config.get(f"{split}_dataloader")
         if loader is None:
@@ -157,7 +157,7 @@ def check_datasets(config: Config, splits: Sequence[str] = SPLITS) -> None:
 
 
 def _check_dataset(split: str, dataset: dict[str, Any]) -> Path | None:
-    """The annotation file of a data set that has one here, checked."""
+    """The annotation file of a dataset that has one here, checked."""
     ann_file = dataset.get("ann_file")
     if not ann_file or not _is_local(dataset, ann_file, dataset.get("data_root") or ""):
         return None
@@ -166,15 +166,15 @@ def _check_dataset(split: str, dataset: dict[str, Any]) -> Path | None:
     _require(split, "annotation file", path)
     prefixes = dataset.get("data_prefix") or {}
     for prefix in prefixes.values() if isinstance(prefixes, dict) else [prefixes]:
-        _require(split, "picture folder", root / prefix)
+        _require(split, "image directory", root / prefix)
         if not any(os.scandir(root / prefix)):
-            raise ValueError(f"{split} data set: picture folder {root / prefix} is empty")
+            raise ValueError(f"{split} dataset: image directory {root / prefix} is empty")
     classes = _classes(dataset) if _is_coco(dataset) else None
     if classes:
         try:
             check_classes(path, _read(path), classes)
         except ValueError as error:
-            raise ValueError(f"{split} data set: {error}") from error
+            raise ValueError(f"{split} dataset: {error}") from error
     return path
 
 
@@ -210,14 +210,14 @@ class _CheckedCOCO(COCO):
         super().__init__()
         self.dataset = _read(Path(path))
         del _kept[Path(path).absolute()]
-        troubles = check_annotations(self.dataset, masks=masks, evaluated=evaluated)
-        if troubles.of(ERROR):
+        findings = check_annotations(self.dataset, masks=masks, evaluated=evaluated)
+        if findings.of(ERROR):
             raise ValueError(
-                f"annotation file {path}: {troubles.summary(ERROR)}; "
+                f"annotation file {path}: {findings.summary(ERROR)}; "
                 "tools/check_dataset.py lists all that is wrong"
             )
-        if troubles.of(WARNING):
-            said = f"annotation file {path}: {troubles.summary(WARNING)}"
+        if findings.of(WARNING):
+            said = f"annotation file {path}: {findings.summary(WARNING)}"
             MMLogger.get_current_instance().warning(said)
         self.createIndex()
         self.img_ann_map, self.cat_img_map = self.imgToAnns, self.catToImgs  # mmdet's names
@@ -229,7 +229,7 @@ def _is_coco(dataset: dict[str, Any], base: type = CocoDataset) -> bool:
 
 
 def _classes(dataset: dict[str, Any]) -> tuple[str, ...] | None:
-    """The class names of a data set in COCO's format; None where a file lists them."""
+    """The class names of a dataset in COCO's format; None where a file lists them."""
     kind = DATASETS.get(dataset["type"]) if isinstance(dataset["type"], str) else dataset["type"]
     classes = (dataset.get("metainfo") or {}).get("classes") or kind.METAINFO.get("classes")
     return None if not classes or isinstance(classes, str) else tuple(classes)
@@ -238,14 +238,14 @@ def _classes(dataset: dict[str, Any]) -> tuple[str, ...] | None:
 def _require(split: str, what: str, path: Path) -> None:
     if path.exists():
         return
-    cure = next(cure for pattern, cure in _CURES if pattern.search(str(path)))
+    fix = next(fix for pattern, fix in _CURES if pattern.search(str(path)))
     raise ValueError(
-        f"{split} data set: {what} {path} does not exist (looked in {Path.cwd()}); {cure}"
+        f"{split} dataset: {what} {path} does not exist (looked in {Path.cwd()}); {fix}"
     )
 
 
 def _innermost(dataset: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The data sets within wrappers such as RepeatDataset, ConcatDataset, MultiImageMixDataset."""
+    """The datasets within wrappers such as RepeatDataset, ConcatDataset, MultiImageMixDataset."""
     if "dataset" in dataset:
         yield from _innermost(dataset["dataset"])
     elif "datasets" in dataset:

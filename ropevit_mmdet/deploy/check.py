@@ -1,4 +1,4 @@
-"""Whether an exported graph computes what the PyTorch model computes, on pictures of several sizes.
+"""Whether an exported graph computes what the PyTorch model computes, on images of several sizes.
 
 The reference is the model as it is used everywhere else: `extract_feat`, and mmdet's own
 `predict` with its decoding and NMS.
@@ -21,7 +21,7 @@ MAP_TOLERANCE = 1e-4  # of the maps' largest value, at least of 1
 BOX_TOLERANCE = 1e-3  # pixels
 SCORE_TOLERANCE = 1e-4
 
-# The graph that is checked: a picture [1, 3, H, W] and a score threshold (None: the file's own) to
+# The graph that is checked: an image [1, 3, H, W] and a score threshold (None: the file's own) to
 # the graph's outputs.
 Run = Callable[[Tensor, float | None], Sequence[Tensor]]
 
@@ -42,11 +42,11 @@ def check_sizes(model: nn.Module) -> list[tuple[int, int]]:
 def check_features(model: nn.Module, run: Run, sizes: Sequence[tuple[int, int]]) -> Iterator[str]:
     """One line per size; raises ValueError where a map differs by more than MAP_TOLERANCE."""
     for size in sizes:
-        picture = example_picture(size)
+        image = example_image(size)
         with torch.no_grad():
-            expected = model.extract_feat(picture)
+            expected = model.extract_feat(image)
         worst = 0.0
-        for want, got in zip(expected, run(picture, None), strict=True):
+        for want, got in zip(expected, run(image, None), strict=True):
             if want.shape != got.shape:
                 raise ValueError(
                     f"the check failed at {_named(size)}: a map of {tuple(got.shape)}, not "
@@ -65,15 +65,15 @@ def check_features(model: nn.Module, run: Run, sizes: Sequence[tuple[int, int]])
 def check_detections(model: nn.Module, run: Run, sizes: Sequence[tuple[int, int]]) -> Iterator[str]:
     """One line per size; raises ValueError where boxes, scores or labels differ.
 
-    Where PyTorch finds nothing in the picture, which is noise, the threshold is set to 0 for the
+    Where PyTorch finds nothing in the image, which is noise, the threshold is set to 0 for the
     check, in both.
     """
     for size in sizes:
-        picture = example_picture(size)
-        threshold, expected = None, detections(model, picture)
+        image = example_image(size)
+        threshold, expected = None, detections(model, image)
         if not len(expected.scores):
-            threshold, expected = 0.0, detections(model, picture, 0.0)
-        got = Detections(*run(picture, threshold))
+            threshold, expected = 0.0, detections(model, image, 0.0)
+        got = Detections(*run(image, threshold))
         boxes, scores = differences(expected, got, model.bbox_head.test_cfg)
         if not (boxes <= BOX_TOLERANCE and scores <= SCORE_TOLERANCE):
             raise ValueError(
@@ -87,11 +87,11 @@ def check_detections(model: nn.Module, run: Run, sizes: Sequence[tuple[int, int]
         )
 
 
-def detections(model: nn.Module, picture: Tensor, score_thr: float | None = None) -> Detections:
-    """What mmdet finds in a normalised picture [1, 3, H, W], in its pixels."""
+def detections(model: nn.Module, image: Tensor, score_thr: float | None = None) -> Detections:
+    """What mmdet finds in a normalised image [1, 3, H, W], in its pixels."""
     preprocessor, head = model.data_preprocessor, model.bbox_head
-    sample = DetDataSample(metainfo=dict(img_shape=tuple(picture.shape[-2:]), scale_factor=(1, 1)))
-    padded = stack_batch([picture[0]], preprocessor.pad_size_divisor, preprocessor.pad_value)
+    sample = DetDataSample(metainfo=dict(img_shape=tuple(image.shape[-2:]), scale_factor=(1, 1)))
+    padded = stack_batch([image[0]], preprocessor.pad_size_divisor, preprocessor.pad_value)
     cfg = copy.deepcopy(head.test_cfg)
     if score_thr is not None:
         cfg.score_thr = score_thr
@@ -128,8 +128,8 @@ def differences(expected: Detections, got: Detections, test_cfg: dict) -> tuple[
     return boxes, scores
 
 
-def example_picture(size: tuple[int, int], seed: int = 0) -> Tensor:
-    """Smooth blobs and a little noise, [1, 3, height, width], as a normalised picture is."""
+def example_image(size: tuple[int, int], seed: int = 0) -> Tensor:
+    """Smooth blobs and a little noise, [1, 3, height, width], as a normalised image is."""
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.randn(1, 3, *(-(-side // 24) + 1 for side in size), generator=generator)
     blobs = F.interpolate(coarse, size=size, mode="bilinear")

@@ -1,6 +1,6 @@
 """RetinaNet with decoding and NMS, in a form whose graph holds for every height and width.
 
-What `RetinaHead.predict_by_feat` of mmdet 3.3.0 does with a single picture, in the same order,
+What `RetinaHead.predict_by_feat` of mmdet 3.3.0 does with a single image, in the same order,
 without its data-dependent sizes: scores that do not reach the threshold are kept until after NMS,
 at the very end of the ranking, where they can suppress nothing.
 """
@@ -24,7 +24,7 @@ _HEAD_PARTS = {"prior_generator": AnchorGenerator, "bbox_coder": DeltaXYWHBBoxCo
 
 
 class Detections(NamedTuple):
-    """Of one picture, best first: boxes [N, 4] (x1, y1, x2, y2) in pixels, scores, labels [N]."""
+    """Of one image, best first: boxes [N, 4] (x1, y1, x2, y2) in pixels, scores, labels [N]."""
 
     boxes: Tensor
     scores: Tensor
@@ -32,7 +32,7 @@ class Detections(NamedTuple):
 
 
 class DynamicDetector(nn.Module):
-    """A RetinaNet from a normalised picture to its detections.
+    """A RetinaNet from a normalised image to its detections.
 
     Holds the detector's own modules. `score_thr` is a buffer, so that it stands in the file under
     that name. Raises ValueError for a detector that is none, or whose `test_cfg` asks for something
@@ -54,7 +54,7 @@ class DynamicDetector(nn.Module):
         self.register_buffer("score_thr", torch.tensor(float(cfg.get("score_thr", 0))))
 
     def forward(self, image: Tensor) -> Detections:
-        """A picture [1, 3, H, W] of any size, normalised and not padded; boxes in its pixels."""
+        """An image [1, 3, H, W] of any size, normalised and not padded; boxes in its pixels."""
         size = tuple(image.shape[-2:])
         padded = pad_to_multiple(image, self.pad_size_divisor, self.pad_value)
         logits, deltas = self.head(self.features(padded))
@@ -143,7 +143,7 @@ def _check_test_cfg(cfg: dict) -> None:
             raise ValueError(f"test_cfg.{name} must be 1 or more, got {cfg.get(name)}")
     if cfg.get("min_bbox_size", -1) > 0:
         raise ValueError(
-            f"test_cfg.min_bbox_size {cfg['min_bbox_size']} is in pixels of the picture before it "
+            f"test_cfg.min_bbox_size {cfg['min_bbox_size']} is in pixels of the image before it "
             "was resized, which the file does not see: only 0 can be exported"
         )
 

@@ -22,8 +22,8 @@ def file_facts(
 ) -> dict[str, str]:
     """The fields of a file that holds `part` of a model: 'features' or 'detector'.
 
-    Colours are in the order of `channel_order`; `resize` is null where the config's test pipeline
-    does something to pictures that is more than mmdet's `Resize`.
+    Colors are in the order of `channel_order`; `resize` is null where the config's test pipeline
+    does something to images that is more than mmdet's `Resize`.
     """
     facts = {
         "made_by": f"ropevit_mmdet {ropevit_mmdet.__version__}, torch {torch.__version__}",
@@ -32,7 +32,7 @@ def file_facts(
         "model": type(model).__name__,
         "patch_size": model.backbone.patch_size,
         "resize": resizing(config),
-        **_colours(model.data_preprocessor),
+        **_colors(model.data_preprocessor),
         "class_names": list(class_names),
     }
     neck = getattr(model, "neck", None)
@@ -68,7 +68,7 @@ def resizing(config: Config) -> dict[str, Any] | None:
     return {"scale": [int(side) for side in scale], "keep_ratio": step.get("keep_ratio", False)}
 
 
-def _colours(preprocessor: nn.Module) -> dict[str, Any]:
+def _colors(preprocessor: nn.Module) -> dict[str, Any]:
     """How pixels of 0 to 255 become numbers, and how mmdet pads what comes out."""
     normalises = hasattr(preprocessor, "mean")
     mean = preprocessor.mean.flatten().tolist() if normalises else [0.0]

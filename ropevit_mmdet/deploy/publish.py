@@ -52,7 +52,7 @@ def publish(source: str | Path, target: str | Path, *, raw: bool = False) -> Pub
 
     Args:
         source: path of a checkpoint.
-        target: a name that ends in .pth, into which the hash is put, or a folder.
+        target: a name that ends in .pth, into which the hash is put, or a directory.
         raw: of a run with EMA the weights of the last step instead of their average.
 
     Raises:

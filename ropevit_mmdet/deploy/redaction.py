@@ -101,6 +101,6 @@ def _is_private(host: str) -> bool:
 
 
 def _last_part(path: str) -> str:
-    """`coco/` of `/home/anna/coco/`: a folder keeps its slash, since code joins names to it."""
+    """`coco/` of `/home/anna/coco/`: a directory keeps its slash, since code joins names to it."""
     parts = [part for part in re.split(r"[\\/]+", path) if part]
     return parts[-1] + "/" * path.endswith(("/", "\\")) if parts else ""

@@ -24,7 +24,7 @@ from ropevit_mmdet.deploy.check import (
     check_detections,
     check_features,
     check_sizes,
-    example_picture,
+    example_image,
 )
 from ropevit_mmdet.deploy.detector import Detections, DynamicDetector, check_detector
 from ropevit_mmdet.deploy.features import DynamicFeatures
@@ -51,7 +51,7 @@ def export(
     Args:
         part: one of PARTS.
         kind: one of FORMATS.
-        say: hears what is going on, a line at a time.
+        say: hears what is continuing, a line at a time.
 
     Raises:
         ValueError: a detector that cannot be exported, a wrong suffix, or a graph that does not
@@ -95,7 +95,7 @@ def check_request(path: Path, kind: str) -> None:
     if path.suffix != _SUFFIXES[kind]:
         raise ValueError(f"{path}: files of --format {kind} end in {_SUFFIXES[kind]}")
     if path.is_dir():
-        raise ValueError(f"{path} is a folder")
+        raise ValueError(f"{path} is a directory")
     if _NEEDED not in inspect.signature(torch.export.export).parameters:
         raise ImportError(f"export needs a newer PyTorch than {torch.__version__}: tried with 2.15")
     packages = ("onnx", "onnxscript", "onnxruntime") if kind == "onnx" else ()
@@ -108,7 +108,7 @@ def check_request(path: Path, kind: str) -> None:
 
 
 def trace(graph: nn.Module, example: Tensor, shortest: int) -> torch.export.ExportedProgram:
-    """`torch.export` with dynamic height and width, of `shortest` pixels and more, for one picture.
+    """`torch.export` with dynamic height and width, of `shortest` pixels and more, for one image.
 
     Without its guesses at sizes of 0 and 1 the program would be that of the example's number of
     windows: one, or several.
@@ -165,8 +165,8 @@ def onnx_runner(data: bytes) -> Run:
         file = data if score_thr is None else _with_threshold(data, score_thr)
         return onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
 
-    def run(picture: Tensor, score_thr: float | None = None) -> list[Tensor]:
-        outputs = session(score_thr).run(None, {INPUT: picture.numpy()})
+    def run(image: Tensor, score_thr: float | None = None) -> list[Tensor]:
+        outputs = session(score_thr).run(None, {INPUT: image.numpy()})
         return [torch.from_numpy(output) for output in outputs]
 
     return run
@@ -176,10 +176,10 @@ def torch_runner(data: bytes) -> Run:
     """Runs a .pt2 file of backbone and neck."""
     module = torch.export.load(io.BytesIO(data)).module()
 
-    def run(picture: Tensor, score_thr: float | None = None) -> list[Tensor]:
+    def run(image: Tensor, score_thr: float | None = None) -> list[Tensor]:
         assert score_thr is None, "maps have no scores"
         with torch.no_grad():
-            return list(module(picture))
+            return list(module(image))
 
     return run
 
@@ -191,10 +191,10 @@ def shortest_side(model: nn.Module) -> int:
 
 
 def _example(model: nn.Module) -> Tensor:
-    """A picture to trace with, of several windows and of two cells and more at every level."""
+    """An image to trace with, of several windows and of two cells and more at every level."""
     least = 2 * shortest_side(model)
     height, width = (max(least, *sides) for sides in zip(*check_sizes(model)))
-    return example_picture((height + 3, width + 5))
+    return example_image((height + 3, width + 5))
 
 
 def _with_threshold(data: bytes, score_thr: float) -> bytes:

@@ -37,7 +37,7 @@ def load_config(
 ) -> Config:
     """Read a config file and apply `--cfg-options`, `--work-dir` and `--launcher` to it.
 
-    The working folder is `work_dir`, else the config's own, else `work_dirs/<name of the file>`.
+    The working directory is `work_dir`, else the config's own, else `work_dirs/<name of the file>`.
     Raises ValueError if the file is missing, cannot be evaluated or contradicts the options.
     """
     path = Path(path)
@@ -138,9 +138,9 @@ def use_auto_scale_lr(config: Config) -> None:
     meant = config.auto_scale_lr.get("passes", passes)
     if passes != meant:
         raise ValueError(
-            f"--auto-scale-lr scales by the pictures of a pass, and accumulative_counts={passes} "
+            f"--auto-scale-lr scales by the images of a pass, and accumulative_counts={passes} "
             f"is not the {meant} that the learning rate is meant for: set "
-            "optim_wrapper.optimizer.lr by the pictures of a step yourself"
+            "optim_wrapper.optimizer.lr by the images of a step yourself"
         )
     config.auto_scale_lr.enable = True
 
@@ -170,7 +170,7 @@ def use_show(config: Config, *, show: bool, show_dir: str | None, wait_time: flo
     Raises ValueError without a screen to show them on, or a visualization hook to draw them.
     """
     if show and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
-        raise ValueError("--show needs a screen and DISPLAY is not set; use --show-dir FOLDER")
+        raise ValueError("--show needs a screen and DISPLAY is not set; use --show-dir DIRECTORY")
     hook = config.get("default_hooks", {}).get("visualization")
     if hook is None:
         raise ValueError(
@@ -185,7 +185,7 @@ def use_show(config: Config, *, show: bool, show_dir: str | None, wait_time: flo
 
 
 def use_tta(config: Config) -> bool:
-    """Test on every picture and its mirror image, as `--tta` does; the config may say otherwise.
+    """Test on every image and its mirror image, as `--tta` does; the config may say otherwise.
 
     mmdet merges boxes only, so a mask head is taken out, and mask AP with it: True if so.
     """
@@ -211,7 +211,7 @@ def use_tta(config: Config) -> bool:
 
 
 def _mirror_pipeline(pipeline: list[ConfigDict]) -> list[ConfigDict]:
-    """A test pipeline that ends in the picture and its mirror image, each packed."""
+    """A test pipeline that ends in the image and its mirror image, each packed."""
     pack = deepcopy(pipeline[-1])
     keys = ("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")
     pack.meta_keys = (*pack.get("meta_keys", keys), "flip", "flip_direction")

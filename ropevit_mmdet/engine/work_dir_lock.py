@@ -11,7 +11,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from ropevit_mmdet._output import check_output_folder
+from ropevit_mmdet._output import check_output_directory
 from ropevit_mmdet.compat.machine import is_running
 
 LOCK = ".train.lock"
@@ -23,65 +23,65 @@ RANKS = {"pytorch": "RANK", "slurm": "SLURM_PROCID", "mpi": "OMPI_COMM_WORLD_RAN
 
 @contextmanager
 def lock_work_dir(work_dir: str | os.PathLike[str], launcher: str = "none") -> Iterator[None]:
-    """Holds the folder's lock, which the system gives back however this process ends.
+    """Holds the directory's lock, which the system gives back however this process ends.
 
     Of a distributed run, which has a launcher, the first process holds it for all. Where the file
-    system knows no locks, a warning says so and the run goes on.
+    system knows no locks, a warning says so and the run continues.
 
     Raises:
-        ValueError: another training holds it; says which, as far as that is known. Or the folder
+        ValueError: another training holds it; says which, as far as that is known. Or the directory
             cannot be written into.
     """
     # Without a launcher of its own a run that was started several times is several runs.
     if launcher != "none" and os.environ.get(RANKS[launcher], "0") != "0":
         yield
         return
-    check_output_folder(work_dir)
-    folder = Path(work_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / LOCK, fallback_to_soft=False)  # a file would outlive a killed run
+    check_output_directory(work_dir)
+    directory = Path(work_dir)
+    directory.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(directory / LOCK, fallback_to_soft=False)  # a file would outlive a killed run
     try:
-        _acquire(lock, folder)
+        _acquire(lock, directory)
     except (NotImplementedError, OSError) as error:
         if isinstance(error, Timeout):
-            raise ValueError(_taken(folder)) from error
-        logging.getLogger(__name__).warning("%s cannot be locked: %s", folder, error)
+            raise ValueError(_taken(directory)) from error
+        logging.getLogger(__name__).warning("%s cannot be locked: %s", directory, error)
         yield
         return
     try:
         holder = {"process": os.getpid(), "host": socket.gethostname(), "since": time.time()}
-        _holder_file(folder).write_text(json.dumps(holder) + "\n", encoding="utf-8")
+        _holder_file(directory).write_text(json.dumps(holder) + "\n", encoding="utf-8")
         yield
     finally:
-        _holder_file(folder).unlink(missing_ok=True)
+        _holder_file(directory).unlink(missing_ok=True)
         lock.release()
 
 
-def _acquire(lock: FileLock, folder: Path) -> None:
+def _acquire(lock: FileLock, directory: Path) -> None:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        if _is_alive(_holder(folder)):
+        if _is_alive(_holder(directory)):
             raise
         lock.acquire(timeout=ORPHANS)
 
 
-def _taken(folder: Path) -> str:
-    holder = _holder(folder)
+def _taken(directory: Path) -> str:
+    holder = _holder(directory)
     who = "another process"
     if holder:
         since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(holder["since"]))
         who = f"process {holder['process']} on {holder['host']}, since {since},"
     return (
-        f"{who} is training into {folder}: wait for it or end it, or give this run another "
+        f"{who} is training into {directory}: wait for it or end it, or give this run another "
         "--work-dir"
     )
 
 
-def _holder(folder: Path) -> dict:
+def _holder(directory: Path) -> dict:
     """Who has noted down that it holds the lock; empty where nobody has, or no sense is in it."""
     try:
-        holder = json.loads(_holder_file(folder).read_text(encoding="utf-8"))
+        holder = json.loads(_holder_file(directory).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     fields = {"process": int, "host": str, "since": float}
@@ -100,5 +100,5 @@ def _is_alive(holder: dict) -> bool:
     return is_running(holder["process"])
 
 
-def _holder_file(folder: Path) -> Path:
-    return folder / f"{LOCK}.json"
+def _holder_file(directory: Path) -> Path:
+    return directory / f"{LOCK}.json"

@@ -12,8 +12,8 @@ from ropevit_mmdet.compat.reading import local_file
 
 
 @dataclass(frozen=True)
-class PictureResult:
-    """What was found in a picture, by its id in the annotations: N boxes (x1, y1, x2, y2)."""
+class ImageResult:
+    """What was found in an image, by its id in the annotations: N boxes (x1, y1, x2, y2)."""
 
     image_id: int
     boxes: np.ndarray  # [N, 4], pixels
@@ -21,24 +21,24 @@ class PictureResult:
     scores: np.ndarray  # [N]
 
 
-def read_results(path: str | os.PathLike[str]) -> list[PictureResult]:
-    """The boxes of all pictures; raises ValueError for a file of another kind or cut short."""
+def read_results(path: str | os.PathLike[str]) -> list[ImageResult]:
+    """The boxes of all images; raises ValueError for a file of another kind or truncated."""
     named, path = path, local_file(path)
     if path is None:
         raise ValueError(f"result file {named} does not exist; tools/test.py --out writes one")
     content = unpickle(path.read_bytes(), f"result file {path}")
     if not isinstance(content, list) or not content:
-        raise ValueError(f"result file {path} holds no list of pictures, as test.py --out writes")
-    return [_picture(path, entry) for entry in content]
+        raise ValueError(f"result file {path} holds no list of images, as test.py --out writes")
+    return [_image(path, entry) for entry in content]
 
 
-def _picture(path: Path, entry: Any) -> PictureResult:
+def _image(path: Path, entry: Any) -> ImageResult:
     try:
         found = entry["pred_instances"]
         boxes, labels, scores = (
             np.asarray(found[key], dtype) for key, dtype in
             (("bboxes", np.float64), ("labels", np.int64), ("scores", np.float64))
         )  # fmt: skip
-        return PictureResult(int(entry["img_id"]), boxes.reshape(-1, 4), labels, scores)
+        return ImageResult(int(entry["img_id"]), boxes.reshape(-1, 4), labels, scores)
     except (TypeError, ValueError, OverflowError, LookupError, RuntimeError) as error:
-        raise ValueError(f"result file {path} holds no boxes of pictures: {error!r}") from error
+        raise ValueError(f"result file {path} holds no boxes of images: {error!r}") from error

@@ -1,4 +1,4 @@
-"""What a detector takes for what, and its precision over recall, from its results on a data set.
+"""What a detector takes for what, and its precision over recall, from its results on a dataset.
 
 Precision and recall are pycocotools' own (COCOeval), with the settings of mmdet's CocoMetric, so
 that the mean of a curve is the AP that a test reports.
@@ -18,10 +18,10 @@ from pycocotools import mask as rle
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from ropevit_mmdet.evaluation.result_file import PictureResult
+from ropevit_mmdet.evaluation.result_file import ImageResult
 
 IOUS = (0.5, 0.75)
-_MAX_DETECTIONS = (100, 300, 1000)  # of a picture, as CocoMetric counts them; the last one
+_MAX_DETECTIONS = (100, 300, 1000)  # of an image, as CocoMetric counts them; the last one
 
 
 @dataclass(frozen=True)
@@ -52,17 +52,17 @@ class Annotations:
         self.coco, self.names = coco, tuple(names)
         self.category_ids = [ids[name] for name in names]
 
-    def check(self, results: Sequence[PictureResult]) -> None:
-        """Raise ValueError if results are of other pictures or of more classes."""
+    def check(self, results: Sequence[ImageResult]) -> None:
+        """Raise ValueError if results are of other images or of more classes."""
         other = [one.image_id for one in results if one.image_id not in self.coco.imgs]
         if other:
-            raise ValueError(f"the results have a picture {other[0]} that the annotations lack")
+            raise ValueError(f"the results have an image {other[0]} that the annotations lack")
         labels = max((int(one.labels.max()) for one in results if len(one.labels)), default=0)
         if labels >= len(self.names):
             raise ValueError(f"the results have a label {labels}, there are {len(self.names)}")
 
     def of(self, image_id: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Boxes (x, y, width, height) [M, 4], labels [M] and crowd flags [M] of a picture."""
+        """Boxes (x, y, width, height) [M, 4], labels [M] and crowd flags [M] of an image."""
         found = [one for one in self.coco.imgToAnns.get(image_id, [])
                  if one["category_id"] in self.category_ids]  # fmt: skip
         boxes = np.array([one["bbox"] for one in found], np.float64).reshape(-1, 4)
@@ -83,7 +83,7 @@ def annotation_file(config: Config) -> Path:
 
 
 def confusion_matrix(
-    results: Sequence[PictureResult],
+    results: Sequence[ImageResult],
     annotations: Annotations,
     *,
     score_thr: float = 0.3,
@@ -122,7 +122,7 @@ def confusion_matrix(
     return matrix
 
 
-def precision_recall(results: Sequence[PictureResult], annotations: Annotations) -> PrecisionRecall:
+def precision_recall(results: Sequence[ImageResult], annotations: Annotations) -> PrecisionRecall:
     """The curves of every class: all 0 where nothing at all was found."""
     annotations.check(results)
     rows = [

@@ -1,7 +1,7 @@
-"""What a RoPE ViT makes of a picture: tokens, their norms, and a patch's attention, by block.
+"""What a RoPE ViT makes of an image: tokens, their norms, and a patch's attention, by block.
 
 Registers take over what networks without them keep in a few patches of large norm: arXiv
-2309.16588. Principal components of patch tokens as colours: arXiv 2304.07193.
+2309.16588. Principal components of patch tokens as colors: arXiv 2304.07193.
 """
 
 from __future__ import annotations
@@ -106,9 +106,9 @@ def attention_weights(
 def principal_colors(maps: Sequence[Tensor]) -> list[np.ndarray]:
     """Maps [rows, columns, C] as RGB in 0..1: their first three principal components, in common.
 
-    Tokens are normalised one by one first, so that a few of large norm do not decide. Colours span
+    Tokens are normalised one by one first, so that a few of large norm do not decide. Colors span
     the 1st to the 99th percentile of each component; a component's sign is that of its largest
-    loading, so that equal maps have equal colours.
+    loading, so that equal maps have equal colors.
     """
     channels = maps[0].shape[-1]
     tokens = torch.cat([part.reshape(-1, channels) for part in maps]).double()
@@ -134,7 +134,7 @@ def patch_in(grid: tuple[int, int], patch: tuple[int, int] | None) -> tuple[int,
         return grid[0] // 2, grid[1] // 2
     if not (0 <= patch[0] < grid[0] and 0 <= patch[1] < grid[1]):
         raise ValueError(
-            f"patch {patch[0]} {patch[1]} is outside of the picture's {grid[0]} rows and "
+            f"patch {patch[0]} {patch[1]} is outside of the image's {grid[0]} rows and "
             f"{grid[1]} columns of patches"
         )
     return tuple(patch)

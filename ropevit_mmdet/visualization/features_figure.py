@@ -1,4 +1,4 @@
-"""Draw the features of pictures, block by block: components, attention, norms; and single heads."""
+"""Draw the features of images, block by block: components, attention, norms; and single heads."""
 
 import os
 from collections.abc import Sequence
@@ -18,8 +18,8 @@ _MOST_ROWS = 48  # more are too much for a figure, and for its reader
 
 
 @dataclass(frozen=True)
-class PictureFeatures:
-    """A picture as the network saw it, RGB [H, W, 3], and its features at the same blocks."""
+class ImageFeatures:
+    """An image as the network saw it, RGB [H, W, 3], and its features at the same blocks."""
 
     name: str
     pixels: np.ndarray
@@ -28,44 +28,44 @@ class PictureFeatures:
     blocks: list[BlockFeatures]
 
 
-def check_rows(pictures: int, blocks: int) -> None:
-    """Raise ValueError for more pictures times blocks than there can be rows in a figure."""
-    if pictures * blocks > _MOST_ROWS:
+def check_rows(images: int, blocks: int) -> None:
+    """Raise ValueError for more images times blocks than there can be rows in a figure."""
+    if images * blocks > _MOST_ROWS:
         raise ValueError(
-            f"{pictures} pictures at {blocks} blocks are {pictures * blocks} rows of a figure: "
+            f"{images} images at {blocks} blocks are {images * blocks} rows of a figure: "
             f"give fewer, {_MOST_ROWS} rows at most"
         )
 
 
 def plot_features(
-    pictures: Sequence[PictureFeatures], path: str | os.PathLike[str], *, num_registers: int
+    images: Sequence[ImageFeatures], path: str | os.PathLike[str], *, num_registers: int
 ) -> None:
-    """Write a PNG with a row per picture and block.
+    """Write a PNG with a row per image and block.
 
-    Panels: the picture with the chosen patch; principal components of its tokens as colours, of
-    this picture alone and in common with the others; the patch's attention, the mean over heads;
+    Panels: the image with the chosen patch; principal components of its tokens as colors, of
+    this image alone and in common with the others; the patch's attention, the mean over heads;
     the norms of tokens, as a map and as a distribution beside those of the special tokens, of
     which the first `num_registers` are registers.
     """
-    joint = len(pictures) > 1
+    joint = len(images) > 1
     together = [
-        principal_colors([picture.blocks[row].patches for picture in pictures])
-        for row in range(len(pictures[0].blocks) if joint else 0)
+        principal_colors([image.blocks[row].patches for image in images])
+        for row in range(len(images[0].blocks) if joint else 0)
     ]
     panels = 5 + joint
-    rows = [(picture, block) for picture in pictures for block in picture.blocks]
+    rows = [(image, block) for image in images for block in image.blocks]
     figure = Figure(figsize=(_SIDE * panels * 1.1, _SIDE * len(rows) + 0.4), layout="constrained")
     axes = figure.subplots(len(rows), panels, squeeze=False)
-    for line, (picture, block), row in zip(range(len(rows)), rows, axes, strict=True):
-        number, place = divmod(line, len(picture.blocks))
+    for line, (image, block), row in zip(range(len(rows)), rows, axes, strict=True):
+        number, place = divmod(line, len(image.blocks))
         row = iter(row)
-        _picture(next(row), picture, f"block {block.block}{' (windowed)' * block.windowed}")
+        _image(next(row), image, f"block {block.block}{' (windowed)' * block.windowed}")
         _map(next(row), principal_colors([block.patches])[0], "components")
         if joint:
             _map(next(row), together[place][number], "components in common")
         special = float(block.special_attention.sum(dim=1).mean())
         title = f"attention ({special:.0%} to special)" if len(block.special) else "attention"
-        _attention(next(row), picture, block.attention.mean(dim=0).numpy(), title)
+        _attention(next(row), image, block.attention.mean(dim=0).numpy(), title)
         norms = block.patches.norm(dim=-1).numpy()
         axis = next(row)
         image = _map(axis, norms, "norm of tokens", cmap="viridis")
@@ -74,27 +74,27 @@ def plot_features(
     save_figure(figure, path, dpi=100)
 
 
-def plot_heads(pictures: Sequence[PictureFeatures], path: str | os.PathLike[str]) -> None:
-    """Write a PNG with a row per picture and block: the chosen patch's attention, head by head."""
-    rows = [(picture, block) for picture in pictures for block in picture.blocks]
+def plot_heads(images: Sequence[ImageFeatures], path: str | os.PathLike[str]) -> None:
+    """Write a PNG with a row per image and block: the chosen patch's attention, head by head."""
+    rows = [(image, block) for image in images for block in image.blocks]
     heads = max(len(block.attention) for _, block in rows)
     size = (0.8 * _SIDE * (1 + heads), 0.8 * _SIDE * len(rows) + 0.4)
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots(len(rows), 1 + heads, squeeze=False)
-    for (picture, block), row in zip(rows, axes, strict=True):
-        _picture(row[0], picture, f"block {block.block}{' (windowed)' * block.windowed}")
+    for (image, block), row in zip(rows, axes, strict=True):
+        _image(row[0], image, f"block {block.block}{' (windowed)' * block.windowed}")
         for head, axis in enumerate(row[1:]):
             special = float(block.special_attention[head].sum())
             title = f"head {head} ({special:.0%} to special)"
-            _attention(axis, picture, block.attention[head].numpy(), title)
+            _attention(axis, image, block.attention[head].numpy(), title)
     save_figure(figure, path, dpi=80)
 
 
-def _picture(axis: Axes, picture: PictureFeatures, label: str) -> None:
-    axis.imshow(picture.pixels, extent=_extent(picture))
-    axis.set_title(plain(_short(picture.name)), fontsize=9)
+def _image(axis: Axes, image: ImageFeatures, label: str) -> None:
+    axis.imshow(image.pixels, extent=_extent(image))
+    axis.set_title(plain(_short(image.name)), fontsize=9)
     axis.set_ylabel(label, fontsize=9)
-    _mark(axis, picture.patch)
+    _mark(axis, image.patch)
     _bare(axis)
 
 
@@ -106,18 +106,18 @@ def _map(axis: Axes, values: np.ndarray, title: str, **settings: object):
     return image
 
 
-def _attention(axis: Axes, picture: PictureFeatures, weights: np.ndarray, title: str) -> None:
-    """Weights over the picture in gray; what is outside of the patch's window is the gray alone.
+def _attention(axis: Axes, image: ImageFeatures, weights: np.ndarray, title: str) -> None:
+    """Weights over the image in gray; what is outside of the patch's window is the gray alone.
 
-    Colours go by the square root of weights: most are far below the largest.
+    Colors go by the square root of weights: most are far below the largest.
     """
-    gray = picture.pixels.mean(axis=2) * 0.5 + 90
-    axis.imshow(gray, extent=_extent(picture), cmap="gray", vmin=0, vmax=255)
+    gray = image.pixels.mean(axis=2) * 0.5 + 90
+    axis.imshow(gray, extent=_extent(image), cmap="gray", vmin=0, vmax=255)
     shares = np.sqrt(weights / np.nanmax(weights))
     colors = matplotlib.colormaps["inferno"](shares)
     colors[..., 3] = np.nan_to_num(0.5 + 0.45 * shares)
     _map(axis, colors, title)
-    _mark(axis, picture.patch)
+    _mark(axis, image.patch)
 
 
 def _distribution(
@@ -153,10 +153,10 @@ def _mark(axis: Axes, patch: tuple[int, int]) -> None:
     axis.plot(across, down, color="white", linewidth=1.2)
 
 
-def _extent(picture: PictureFeatures) -> tuple[float, float, float, float]:
-    """The picture's sides in patches, so that it lies under its maps."""
-    height, width = picture.pixels.shape[:2]
-    return 0, width / picture.patch_size, height / picture.patch_size, 0
+def _extent(image: ImageFeatures) -> tuple[float, float, float, float]:
+    """The image's sides in patches, so that it lies under its maps."""
+    height, width = image.pixels.shape[:2]
+    return 0, width / image.patch_size, height / image.patch_size, 0
 
 
 def _short(name: str, at_most: int = 28) -> str:

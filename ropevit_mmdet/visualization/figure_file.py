@@ -7,11 +7,11 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from mmengine import fileio
 
-from ropevit_mmdet._output import check_output_folder
+from ropevit_mmdet._output import check_output_directory
 
 
 def save_figure(figure: Figure, path: str | os.PathLike[str], *, dpi: int = 120) -> None:
-    """Write a figure as a PNG file, whose folder is made; raises ValueError as `check_png`."""
+    """Write a figure as a PNG file, whose directory is made; raises ValueError as `check_png`."""
     check_png(path)
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=dpi, format="png")
@@ -41,6 +41,6 @@ def check_png(path: str | os.PathLike[str]) -> None:
     path = Path(path)
     if path.suffix.lower() != ".png":
         raise ValueError(f"figures are PNG files: {path} must end in .png")
-    check_output_folder(path.parent)
+    check_output_directory(path.parent)
     if path.exists() and not (path.is_file() and os.access(path, os.W_OK)):
-        raise ValueError(f"cannot write {path}: a folder, or not writable")
+        raise ValueError(f"cannot write {path}: a directory, or not writable")

@@ -1,4 +1,4 @@
-"""Names and scores beside boxes, placed so that they hide little of each other and of a picture."""
+"""Names and scores beside boxes, placed so that they hide little of each other and of an image."""
 
 import logging
 from collections.abc import Iterable, Sequence
@@ -16,7 +16,7 @@ from ropevit_mmdet.visualization.figure_file import shortened
 FONT = str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf")
 ROOM = 160  # pixels; as wide as a usual name with its score in the smallest letters
 _HIDDEN = 0.1  # the share of a label that may lie over better ones
-_COVERED = 0.25  # the share of a picture from which on no more labels are written
+_COVERED = 0.25  # the share of an image from which on no more labels are written
 
 Rectangle = tuple[float, float, float, float]  # left, top, right, bottom
 Color = tuple[int, int, int]
@@ -35,8 +35,8 @@ class Label:
 def draw_labels(canvas: Image.Image, labels: Sequence[Label], names: Sequence[str]) -> None:
     """Write labels, best first, each at the corner of its box that hides least of better ones.
 
-    A label wider than half the picture is shortened, but not its score. One that would hide too
-    much of better ones is left out, and so are all once labels cover a quarter of the picture.
+    A label wider than half the image is shortened, but not its score. One that would hide too
+    much of better ones is left out, and so are all once labels cover a quarter of the image.
     `names` are all that may come: what the usual font lacks is written in one font for all.
     """
     size = font_size(canvas.size)
@@ -62,7 +62,7 @@ def draw_labels(canvas: Image.Image, labels: Sequence[Label], names: Sequence[st
 
 
 def font_size(size: tuple[int, int]) -> int:
-    """Of labels in a picture of a size, pixels."""
+    """Of labels in an image of a size, pixels."""
     return min(36, max(13, round(min(max(size) / 48, min(size) / 12))))
 
 
@@ -118,7 +118,7 @@ def _other_font(characters: frozenset[str]) -> str:
         try:
             font = font_manager.get_font(path)
             ImageFont.truetype(path, 13)
-        except (OSError, RuntimeError):  # damaged, or of pictures of one size
+        except (OSError, RuntimeError):  # damaged, or of images of one size
             continue
         lacks = _lacking(font, characters)
         ranked = len(lacks), font.style_name not in ("Regular", "Book")

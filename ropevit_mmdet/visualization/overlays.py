@@ -1,4 +1,4 @@
-"""Draw detections so that they can be read on small pictures and on large ones, with Pillow."""
+"""Draw detections so that they can be read on small images and on large ones, with Pillow."""
 
 import colorsys
 import math
@@ -10,8 +10,8 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from ropevit_mmdet.visualization.labels import FONT, ROOM, Color, Label, Rectangle, draw_labels
 
-_READABLE_SIDE = 640  # pixels; smaller pictures are enlarged by a whole number to at least this
-_LONGEST_SIDE = 4096  # pixels; up to it, narrow pictures are enlarged until a label has room
+_READABLE_SIDE = 640  # pixels; smaller images are enlarged by a whole number to at least this
+_LONGEST_SIDE = 4096  # pixels; up to it, narrow images are enlarged until a label has room
 _FILL = 0.4  # opacity of masks
 
 
@@ -29,16 +29,16 @@ class Detection:
 
 
 def draw_detections(
-    picture: np.ndarray, detections: Sequence[Detection], names: Sequence[str]
+    image: np.ndarray, detections: Sequence[Detection], names: Sequence[str]
 ) -> np.ndarray:
-    """An RGB picture [H, W, 3], uint8, with masks, boxes, names and scores drawn over it.
+    """An RGB image [H, W, 3], uint8, with masks, boxes, names and scores drawn over it.
 
-    A picture whose longer side is under 640 pixels, or whose shorter one under 160, comes back
+    An image whose longer side is under 640 pixels, or whose shorter one under 160, comes back
     enlarged by a whole number.
     """
-    height, width = picture.shape[:2]
+    height, width = image.shape[:2]
     scale = _scale(height, width)
-    canvas = Image.fromarray(picture)
+    canvas = Image.fromarray(image)
     if scale > 1:
         canvas = canvas.resize((width * scale, height * scale), Image.Resampling.BICUBIC)
     long_side = max(canvas.size)
@@ -64,17 +64,15 @@ def draw_detections(
     return np.asarray(canvas)
 
 
-def contact_sheet(
-    pictures: Sequence[np.ndarray], *, columns: int = 4, cell: int = 480
-) -> np.ndarray:
-    """Pictures [H, W, 3], each fitted into a cell of `cell` x `cell` pixels, row by row."""
+def contact_sheet(images: Sequence[np.ndarray], *, columns: int = 4, cell: int = 480) -> np.ndarray:
+    """Images [H, W, 3], each fitted into a cell of `cell` x `cell` pixels, row by row."""
     gap = max(4, cell // 60)
-    rows = math.ceil(len(pictures) / columns)
-    columns = min(columns, len(pictures))
+    rows = math.ceil(len(images) / columns)
+    columns = min(columns, len(images))
     size = (columns * (cell + gap) + gap, rows * (cell + gap) + gap)
     sheet = Image.new("RGB", size, "white")
-    for index, picture in enumerate(pictures):
-        image = Image.fromarray(picture)
+    for index, image in enumerate(images):
+        image = Image.fromarray(image)
         factor = cell / max(image.size)
         image = image.resize(
             tuple(max(1, round(side * factor)) for side in image.size), Image.Resampling.LANCZOS
@@ -86,20 +84,20 @@ def contact_sheet(
     return np.asarray(sheet)
 
 
-def side_by_side(pictures: Sequence[np.ndarray], titles: Sequence[str]) -> np.ndarray:
-    """Pictures [H, W, 3] of one height next to each other, each under its title."""
-    height = pictures[0].shape[0]
+def side_by_side(images: Sequence[np.ndarray], titles: Sequence[str]) -> np.ndarray:
+    """Images [H, W, 3] of one height next to each other, each under its title."""
+    height = images[0].shape[0]
     gap = max(4, height // 100)
     font = ImageFont.truetype(FONT, min(48, max(16, round(height / 30))))
     bar = round(1.6 * font.size)
     widths = [
-        max(picture.shape[1], math.ceil(font.getlength(title)) + gap)
-        for picture, title in zip(pictures, titles, strict=True)
+        max(image.shape[1], math.ceil(font.getlength(title)) + gap)
+        for image, title in zip(images, titles, strict=True)
     ]
-    sheet = Image.new("RGB", (sum(widths) + gap * (len(pictures) - 1), bar + height), "white")
+    sheet = Image.new("RGB", (sum(widths) + gap * (len(images) - 1), bar + height), "white")
     draw, left = ImageDraw.Draw(sheet), 0
-    for picture, title, width in zip(pictures, titles, widths):
-        sheet.paste(Image.fromarray(picture), (left + (width - picture.shape[1]) // 2, bar))
+    for image, title, width in zip(images, titles, widths):
+        sheet.paste(Image.fromarray(image), (left + (width - image.shape[1]) // 2, bar))
         draw.text((left + width / 2, bar / 2), title, fill="black", font=font, anchor="mm")
         left += width + gap
     return np.asarray(sheet)
@@ -113,7 +111,7 @@ def class_color(label: int) -> Color:
 
 
 def _scale(height: int, width: int) -> int:
-    """By how much a picture is enlarged."""
+    """By how much an image is enlarged."""
     short, long = sorted((height, width))
     room = min(math.ceil(ROOM / short), _LONGEST_SIDE // long)
     return max(1, math.ceil(_READABLE_SIDE / long), room)

@@ -1,6 +1,6 @@
-"""Line styles of every plot: colours that colour-blind people tell apart, then dashes as well.
+"""Line styles of every plot: colors that color-blind people tell apart, then dashes as well.
 
-Colours: Okabe and Ito, "Color universal design", https://jfly.uni-koeln.de/color/, without the
+Colors: Okabe and Ito, "Color universal design", https://jfly.uni-koeln.de/color/, without the
 yellow, which is faint on white.
 """
 

@@ -19,7 +19,7 @@ _NAME_LENGTH = 40  # characters; longer names are shortened
 def plot_confusion_matrix(
     matrix: np.ndarray, names: Sequence[str], path: str | os.PathLike[str], title: str
 ) -> None:
-    """Write a PNG: counts as numbers, the share of the row as colour.
+    """Write a PNG: counts as numbers, the share of the row as color.
 
     `matrix` [classes + 1, classes + 1] is `results.confusion_matrix`'s, ground truth in rows.
     """
@@ -52,7 +52,7 @@ def plot_confusion_matrix(
 def plot_precision_recall(curves: PrecisionRecall, path: str | os.PathLike[str]) -> None:
     """Write a PNG with a panel per IoU: a line per class and their mean, AP in the legend.
 
-    Of more than ten classes, the ten of lowest AP have a colour and a name, the others are gray.
+    Of more than ten classes, the ten of lowest AP have a color and a name, the others are gray.
     Classes without objects are left out.
     """
     figure = Figure(figsize=(6.2 * len(IOUS), 5.2), layout="constrained")
@@ -69,7 +69,7 @@ def _curves(axis: Axes, curves: PrecisionRecall, index: int) -> None:
     precision = curves.precision[index]  # [101, classes]
     known = np.flatnonzero(~np.isnan(precision).any(axis=0))
     by_average = known[np.argsort(precision[:, known].mean(axis=0), kind="stable")]
-    # Few classes have the same colours in all panels; of many, others may be lowest in each.
+    # Few classes have the same colors in all panels; of many, others may be lowest in each.
     named = known if len(known) <= _NAMED_CURVES else by_average[:_NAMED_CURVES]
     for label in np.setdiff1d(known, named):
         axis.plot(curves.recall, precision[:, label], color="0.8", linewidth=0.7, zorder=1)

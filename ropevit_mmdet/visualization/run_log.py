@@ -1,7 +1,7 @@
 """The log of a run as numbers: the scalars of all its parts, each step once.
 
 mmengine's LocalVisBackend writes `<work_dir>/<time of start>/vis_data/scalars.json`, a JSON object
-a line, and begins another such folder when a run is resumed.
+a line, and begins another such directory when a run is resumed.
 """
 
 import json
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# Where the logs are, seen from a work_dir, from the folder of one start, or from vis_data.
+# Where the logs are, seen from a work_dir, from the directory of one start, or from vis_data.
 _PLACES = ("*/vis_data/scalars.json", "vis_data/scalars.json", "scalars.json")
 
 
@@ -28,10 +28,10 @@ class RunLog:
 
 
 def read_run(path: str | os.PathLike[str], name: str | None = None) -> RunLog:
-    """The log of a working folder, of one start within it, or of a file `scalars.json`.
+    """The log of a working directory, of one start within it, or of a file `scalars.json`.
 
-    Where a resumed part repeats steps, or begins anew, the later part counts. `name` defaults to
-    that of the working folder. Raises ValueError if there is no log, or none of a training.
+    Where a resumed part repeats steps, or begins again, the later part counts. `name` defaults to
+    that of the working directory. Raises ValueError if there is no log, or none of a training.
     """
     path = Path(path)
     files = log_files(path)
@@ -92,7 +92,7 @@ def _read_part(file: Path) -> tuple[dict[int, dict[str, float]], dict[int, dict[
 
 
 def _entries(file: Path) -> list[dict[str, float]]:
-    """The numbers of each line; a last line that a kill cut short does not count, if it is one."""
+    """The numbers of each line; a last line that a kill truncated does not count, if it is one."""
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError as error:

@@ -28,15 +28,15 @@ from ropevit_mmdet.weights.settings import (
     arch_argument,
     check_axes,
     contradictions,
+    explicit,
     settings_of,
-    spelt_out,
 )
 
 # Parts of a birder classifier that a detector has no use for: its head.
 IGNORED = ("classifier.", "attn_pool.", "embedding_norm.")
 
 MOST_HEADER = 16 * 2**20  # bytes of JSON in a safetensors file, which take 5 times that to read
-MOST_PIXELS = 8192  # a side of the pictures that a network was trained on
+MOST_PIXELS = 8192  # a side of the images that a network was trained on
 
 _DTYPES = tuple(
     getattr(torch, name)
@@ -86,8 +86,8 @@ def read_checkpoint(path: str | Path, *, prefix: str = "backbone.") -> Checkpoin
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not a checkpoint, cut short, of another kind, one that would run code, or whose
-            weights or metadata make no sense.
+        ValueError: not a checkpoint, truncated, of another kind, one that would run code, or whose
+            weights or metadata are invalid.
     """
     named, path = path, local_file(path)
     if path is None:
@@ -179,7 +179,7 @@ def check_meta(meta: Any, source: str) -> None:
     for name, value, kind in found:
         if value is not None and not isinstance(value, kind):
             raise ValueError(
-                f"checkpoint {source}: its {name} is {reprlib.repr(value)}, which makes no sense"
+                f"checkpoint {source}: its {name} is {reprlib.repr(value)}, which is invalid"
             )
 
 
@@ -216,9 +216,9 @@ def check_arch(checkpoint: Checkpoint, arch: Arch) -> None:
                 f"{path}: the file's config has {key}={getattr(named, key)!r}, the model has "
                 f"{getattr(arch, key)!r}; set arch={arch_argument(named)}"
             )
-    colours = checkpoint.state.get("patch_embed.proj.weight")
-    if colours is not None and colours.shape[1] != 3:
-        raise ValueError(f"{path} is for pictures of {colours.shape[1]} channels, RoPEViT takes 3")
+    colors = checkpoint.state.get("patch_embed.proj.weight")
+    if colors is not None and colors.shape[1] != 3:
+        raise ValueError(f"{path} is for images of {colors.shape[1]} channels, RoPEViT takes 3")
     try:
         found = settings_of(checkpoint.state, checkpoint.head, checkpoint.img_size)
     except ValueError as error:
@@ -230,15 +230,15 @@ def check_arch(checkpoint: Checkpoint, arch: Arch) -> None:
     fitting = [name for name in arch_names() if not contradictions(resolve_arch(name), found)]
     if fitting:
         others = f" (or one of {', '.join(fitting[1:])})" if fitting[1:] else ""
-        cure = f"arch='{fitting[0]}'{others}"
+        fix = f"arch='{fitting[0]}'{others}"
     else:
-        cure = f"arch=dict({spelt_out(arch, changes)})"
-        cure += ", with the num_heads that it was trained with" * ("num_heads=..." in cure)
-    raise ValueError(f"{path} holds another architecture: {differences}; set {cure}")
+        fix = f"arch=dict({explicit(arch, changes)})"
+        fix += ", with the num_heads that it was trained with" * ("num_heads=..." in fix)
+    raise ValueError(f"{path} holds another architecture: {differences}; set {fix}")
 
 
 def check_img_size(checkpoint: Checkpoint, arch: Arch, img_size: tuple[int, int]) -> None:
-    """Refuses a birder checkpoint that was trained on pictures of another size.
+    """Refuses a birder checkpoint that was trained on images of another size.
 
     Args:
         img_size: pixels, (height, width): what the model is built for.
@@ -272,8 +272,8 @@ def check_img_size(checkpoint: Checkpoint, arch: Arch, img_size: tuple[int, int]
     side = math.isqrt(max(positions - special, 0))
     if side * side != positions - special:
         side = 0
-    cure = f"pretrain_img_size={side * arch.patch_size}" if side else "pretrain_img_size to its own"
-    raise ValueError(f"{message}, and no signature; set {cure}")
+    fix = f"pretrain_img_size={side * arch.patch_size}" if side else "pretrain_img_size to its own"
+    raise ValueError(f"{message}, and no signature; set {fix}")
 
 
 def with_overrides(arch: Arch, config: Mapping[str, Any] | None) -> Arch:
@@ -317,7 +317,7 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
             metadata = file.metadata() or {}
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
-        raise ValueError(f"{path}: cut short, or not a safetensors file: {error}") from error
+        raise ValueError(f"{path}: truncated, or not a safetensors file: {error}") from error
     fields = {key: metadata[key] for key in ("birder_version", "task") if key in metadata}
     for key in ("signature", "class_to_idx", "rgb_stats", "config"):
         if metadata.get(key):
@@ -362,7 +362,7 @@ def _field(path: Path, content: Mapping[str, Any], key: str, kind: type) -> Any:
     """What the writer of a file says of it: None, or a value of that kind."""
     value = content.get(key)
     if value is not None and not isinstance(value, kind):
-        raise ValueError(f"{path}: its {key} is {reprlib.repr(value)}, which makes no sense")
+        raise ValueError(f"{path}: its {key} is {reprlib.repr(value)}, which is invalid")
     return value
 
 
@@ -376,7 +376,7 @@ def _img_size(path: Path, content: Mapping[str, Any]) -> tuple[int, int] | None:
         height = width = None
     if not all(isinstance(side, int) and 0 < side <= MOST_PIXELS for side in (height, width)):
         raise ValueError(
-            f"{path}: its signature gives no picture size: {reprlib.repr(dict(signature))}"
+            f"{path}: its signature gives no image size: {reprlib.repr(dict(signature))}"
         )
     return height, width
 

@@ -42,7 +42,7 @@ def read_detector_checkpoint(path: str) -> dict[str, Any]:
     the names of a model that no wrapper holds.
 
     A local file is mapped into memory. Raises FileNotFoundError, DownloadError, or ValueError if it
-    is cut short, not a checkpoint of a detector, not finite, or of no sense: see `check_plain` and
+    is truncated, not a checkpoint of a detector, not finite, or of no sense: see `check_plain` and
     `check_meta`.
     """
     if "://" in str(path):
@@ -98,12 +98,12 @@ def take_over_urls() -> None:
 
 
 def _check_training(checkpoint: dict[str, Any], source: str) -> None:
-    """Refuses what a run cannot go on from: mmengine ends in a KeyError, the folder written."""
+    """Refuses what a run cannot continue from: mmengine ends in a KeyError, the directory written."""
     meta = checkpoint.get("meta") or {}
     missing = [f"meta.{key}" for key in ("epoch", "iter") if not isinstance(meta.get(key), int)]
     missing += [k for k in ("message_hub", "optimizer") if not isinstance(checkpoint.get(k), dict)]
     if missing:
         raise ValueError(
-            f"checkpoint {source} is not of a training, which it could go on from: it has no "
+            f"checkpoint {source} is not of a training, which it could continue from: it has no "
             f"{', '.join(missing)}; to start from its weights, give it as load_from, without resume"
         )

@@ -32,7 +32,7 @@ _LONGEST = 300  # characters of a server that a message quotes
 def fetch(
     url: str, part: Path, *, name: str, limit: int | None, hashed: bool, timeout: float
 ) -> None:
-    """Makes ``part`` the whole file of a URL, flushed to the disk; goes on with what it holds.
+    """Makes ``part`` the whole file of a URL, flushed to the disk; continues with what it holds.
 
     Args:
         name: what the progress bar calls the file.
@@ -80,7 +80,7 @@ def record_of(path: Path) -> Path:
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """What is noted about a file; empty where nothing is, or where the record was cut short."""
+    """What is noted about a file; empty where nothing is, or where the record was truncated."""
     try:
         record = json.loads(record_of(path).read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
@@ -131,10 +131,10 @@ def _fetch(
             _receive(response, part, name=name, offset=offset, total=total, timeout=timeout)
         except _CutShortError as error:
             if hashed or version:
-                raise DownloadError(f"{error}; another attempt goes on from there") from error
+                raise DownloadError(f"{error}; another attempt continues from there") from error
             forget(part)
             raise DownloadError(
-                f"{error}; another attempt starts anew, as nothing says which version it is"
+                f"{error}; another attempt starts again, as nothing says which version it is"
             ) from error
 
 
@@ -235,7 +235,7 @@ def _reason(error: Exception, timeout: float) -> str:
     if isinstance(cause, TimeoutError):
         return f"the server sent nothing for {timeout:g} s"
     if isinstance(cause, http.client.InvalidURL):
-        return "the URL makes no sense"  # what it says quotes it, secrets and all
+        return "the URL is invalid"  # what it says quotes it, secrets and all
     return _line(cause) or type(cause).__name__
 
 

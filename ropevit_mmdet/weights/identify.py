@@ -16,9 +16,9 @@ from ropevit_mmdet.weights.published import WEIGHTS
 from ropevit_mmdet.weights.settings import (
     TRAINING_ONLY,
     contradictions,
+    explicit,
     facts_of,
     settings_of,
-    spelt_out,
 )
 
 
@@ -38,7 +38,7 @@ def identify(checkpoint: Checkpoint) -> tuple[str, Arch]:
     if not fitting:
         raise ValueError(
             f"{checkpoint.path} fits no architecture that has a name; spell it out with "
-            f"arch=dict({_spelt_out(_shown(checkpoint))}), num_heads as it was trained"
+            f"arch=dict({_explicit(_shown(checkpoint))}), num_heads as it was trained"
         )
     name, *others = distinct(fitting)
     if others:
@@ -133,8 +133,8 @@ def _of_inference(arch: Arch) -> dict[str, Any]:
     return {key: value for key, value in settings.items() if key not in TRAINING_ONLY}
 
 
-def _spelt_out(found: Mapping[str, Any]) -> str:
+def _explicit(found: Mapping[str, Any]) -> str:
     """Arguments of ``arch=dict(...)`` for what weights show; they do not show all."""
     start = resolve_arch("rope_vit_t16")
     changes = contradictions(start, found) | {"hidden_dim": (None, found["hidden_dim"])}
-    return spelt_out(start, changes)
+    return explicit(start, changes)

@@ -54,9 +54,9 @@ def facts(checkpoint: Checkpoint, archs: Mapping[str, Arch]) -> list[tuple[str, 
         found.append(("ignored", f"by detectors: {parts}, {_number(checkpoint.head)} parameters"))
     if from_birder:
         size, stats = checkpoint.img_size, checkpoint.rgb_stats
-        colours = f"mean {stats['mean']}, std {stats['std']}" if stats else "no rgb_stats"
-        found.append(("pictures", f"{size[0]} x {size[1]} pixels" if size else "of unknown size"))
-        found.append(("", colours))
+        colors = f"mean {stats['mean']}, std {stats['std']}" if stats else "no rgb_stats"
+        found.append(("images", f"{size[0]} x {size[1]} pixels" if size else "of unknown size"))
+        found.append(("", colors))
         classes = sorted(checkpoint.class_to_idx or {}, key=(checkpoint.class_to_idx or {}).get)
     else:
         classes = ((checkpoint.meta or {}).get("dataset_meta") or {}).get("classes") or ()
@@ -103,7 +103,7 @@ def config_lines(checkpoint: Checkpoint, arch: Arch, source: str) -> str:
 
 
 def _double_quoted(argument: str) -> str:
-    """A value as our configs write it; settings spelt out replace the name that they inherit."""
+    """A value as our configs write it; settings explicit replace the name that they inherit."""
     return argument.replace("'", '"').replace("dict(", "dict(_delete_=True, ", 1)
 
 

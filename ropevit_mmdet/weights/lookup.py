@@ -37,7 +37,7 @@ def resolve_weights(checkpoint: str | Path, *, timeout: float = 30.0) -> Path:
     """The local file of a checkpoint.
 
     Args:
-        checkpoint: a path; ``http(s)://...``, downloaded once into the cache folder; or
+        checkpoint: a path; ``http(s)://...``, downloaded once into the cache directory; or
             ``birder://NAME``, the same for a file of ``weights.published``, whose sha256 must fit.
         timeout: seconds that a server may be silent; it must also send 32 KB/s on average.
 
@@ -47,7 +47,7 @@ def resolve_weights(checkpoint: str | Path, *, timeout: float = 30.0) -> Path:
             the cache belongs to another URL.
         DownloadError: no network, no such file, a server that stalls or cuts short, a wrong hash,
             a page instead of a checkpoint, a full disk; says how to put the file in its place by
-            hand. What came is kept in a ``.part`` file, which the next call goes on with, where
+            hand. What came is kept in a ``.part`` file, which the next call continues with, where
             hash or server tell its version.
     """
     if isinstance(checkpoint, Path) or "://" not in checkpoint:
@@ -62,15 +62,15 @@ def resolve_weights(checkpoint: str | Path, *, timeout: float = 30.0) -> Path:
         source.path.parent.mkdir(parents=True, exist_ok=True)
         lock = _lock(source.path)
     except OSError as error:
-        raise source.failed(f"{error}; TORCH_HOME moves the folder") from error
+        raise source.failed(f"{error}; TORCH_HOME moves the directory") from error
     with lock:
         if not _in_cache(source):
             _download(source, timeout)
     return source.path
 
 
-def cache_folder() -> Path:
-    """Where downloads are kept: ``checkpoints`` in torch.hub's folder, which TORCH_HOME moves."""
+def cache_directory() -> Path:
+    """Where downloads are kept: ``checkpoints`` in torch.hub's directory, which TORCH_HOME moves."""
     return Path(torch.hub.get_dir()) / "checkpoints"
 
 
@@ -112,12 +112,12 @@ def _source(checkpoint: str) -> _Source:
     try:
         file_name = urlsplit(url).path.rpartition("/")[2]
     except ValueError:  # it quotes what may be secret
-        raise ValueError(f"checkpoint {scheme}://...: its host makes no sense") from None
+        raise ValueError(f"checkpoint {scheme}://...: its host is invalid") from None
     if not _FILE_NAME.fullmatch(file_name):
         raise ValueError(f"checkpoint {shown(url)} does not end in the name of a file")
     return _Source(
         url=url,
-        path=cache_folder() / file_name,
+        path=cache_directory() / file_name,
         sha256=published.sha256 if published else None,
         megabytes=published.megabytes if published else None,
     )
@@ -201,7 +201,7 @@ def _note(source: _Source) -> None:
     record = {**origin, "sha256": source.sha256, **_state_of(source.path)}
     try:
         write_record(source.path, record)
-    except OSError as error:  # a cache that may be read only: verified anew each time
+    except OSError as error:  # a cache that may be read only: verified again each time
         logging.getLogger(__name__).info("no record of %s: %s", source.path.name, error)
 
 

@@ -19,7 +19,7 @@ class PublishedWeights:
     megabytes: float  # of 2**20 bytes
     sha256: str
     trained_on: str
-    folder: str | None = None  # URL that the file lies under; None: the folder of its name
+    directory: str | None = None  # URL that the file lies under; None: the directory of its name
 
     @property
     def name(self) -> str:
@@ -31,10 +31,10 @@ class PublishedWeights:
 
     @property
     def url(self) -> str:
-        return f"{self.folder or _FOLDER.format(self.name)}/{self.file_name}"
+        return f"{self.directory or _DIRECTORY.format(self.name)}/{self.file_name}"
 
 
-_FOLDER = "https://huggingface.co/birder-project/{}/resolve/main"
+_DIRECTORY = "https://huggingface.co/birder-project/{}/resolve/main"
 
 _ROWS = (
     PublishedWeights(
@@ -60,7 +60,7 @@ _ROWS = (
         357.2,
         "fb98a4f29a1c6e552a4e22eaf614b0f2d2adedefe2d510fa7e69309208dc0f9f",
         "CAPI, then iNaturalist 2021",
-        folder=_FOLDER.format("rope_vit_reg4_b14_capi-inat21"),
+        directory=_DIRECTORY.format("rope_vit_reg4_b14_capi-inat21"),
     ),
     PublishedWeights(
         "rope_vit_reg4_b14",
@@ -92,7 +92,7 @@ _ROWS = (
         224,
         327.0,
         "69f3055c05133061bfd12ade1dccf0bccb9947bd583c6f979c3c2c0662b8cf0e",
-        "CAPI-DINO on pictures of nature",
+        "CAPI-DINO on images of nature",
     ),
     PublishedWeights(
         "rope_vit_reg8_so150m_p14_swiglu_rms_avg",
@@ -108,7 +108,7 @@ _ROWS = (
         252,
         680.9,
         "57465120826faa1e61accfb0e51b529c6ae431cc1f6960e4cdd5278d8dbd1edf",
-        "CAPI, then which way up a picture is",
+        "CAPI, then which way up an image is",
     ),
     PublishedWeights(
         "rope_vit_s14_swiglu_avg",
@@ -132,7 +132,7 @@ _ROWS = (
         252,
         146.2,
         "0600611934dd31081eec28f8da0e8e19728377fdee71196431ead94aa4373db6",
-        "distilled (DINO v2), pictures of nature",
+        "distilled (DINO v2), images of nature",
     ),
     PublishedWeights(
         "rope_deit3_reg4_m14",
@@ -140,7 +140,7 @@ _ROWS = (
         252,
         147.7,
         "596223dde050561e2045352d4c0816ef874b9e8ccc6e5157f9e112cecfa9fb8c",
-        "the arabian-peninsula data set",
+        "the arabian-peninsula dataset",
     ),
     PublishedWeights(
         "rope_deit3_reg4_t16",
@@ -148,8 +148,8 @@ _ROWS = (
         256,
         21.5,
         "3c0e1500d062d75f1b3c5f1aae5015c48b0736521c5289d039da133eefc3519f",
-        "the il-common data set",
-        folder="https://f000.backblazeb2.com/file/birder/models",
+        "the il-common dataset",
+        directory="https://f000.backblazeb2.com/file/birder/models",
     ),
     PublishedWeights(
         "rope_i_vit_s16_pn_aps_c1",

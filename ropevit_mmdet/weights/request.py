@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from functools import partial
 from urllib.parse import quote, unquote_to_bytes, urljoin, urlsplit
 
-HEADER_PATIENCE = 4  # times the timeout
+HEADER_TIMEOUT = 4  # times the timeout
 MOST_REDIRECTS = 10
 _REDIRECTS = (301, 302, 303, 307, 308)
 
@@ -49,12 +49,11 @@ def ask(url: str, headers: Mapping[str, str], timeout: float) -> http.client.HTT
 
     threading.Thread(target=follow, daemon=True).start()
     try:
-        answer = answers.get(timeout=HEADER_PATIENCE * timeout)
+        answer = answers.get(timeout=HEADER_TIMEOUT * timeout)
     except queue.Empty:
         line.cut()
         raise DownloadError(
-            f"the server has not finished its answer's headers after {HEADER_PATIENCE * timeout:g} "
-            "s"
+            f"the server has not finished its answer's headers after {HEADER_TIMEOUT * timeout:g} s"
         ) from None
     if isinstance(answer, BaseException):
         raise answer

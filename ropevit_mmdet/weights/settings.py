@@ -31,7 +31,7 @@ HEAD = tuple(
     "attn_pool_norm_eps attn_pool_act_layer_type mlp_head head_bias".split()
 )
 
-# Weights whose shape is looked at ahead of a comparison with a model's: the axes that they have.
+# Weights whose shape is looked at before a comparison with a model's: the axes that they have.
 _AXES = {
     "patch_embed.proj.weight": 4,
     "pos_embed": 3,
@@ -159,12 +159,12 @@ def contradictions(arch: Arch, found: Mapping[str, Any]) -> dict[str, tuple[Any,
 
 
 def arch_argument(arch: Arch) -> str:
-    """The value of ``arch=`` in a config, as source: birder's name, or the settings spelt out."""
+    """The value of ``arch=`` in a config, as source: birder's name, or the settings explicit."""
     names = names_of(arch) or names_of(arch, ignore=HEAD)
-    return repr(names[0]) if names else f"dict({spelt_out(arch, {})})"
+    return repr(names[0]) if names else f"dict({explicit(arch, {})})"
 
 
-def spelt_out(arch: Arch, changes: Mapping[str, tuple[Any, Any]]) -> str:
+def explicit(arch: Arch, changes: Mapping[str, tuple[Any, Any]]) -> str:
     """Arguments of ``arch=dict(...)``: the settings that are not birder's defaults, changed."""
     settings = dataclasses.asdict(arch)
     settings |= {key: new for key, (_, new) in changes.items() if key in settings}

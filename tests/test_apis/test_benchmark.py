@@ -75,7 +75,7 @@ def test_figures_of_other_settings_are_not_mixed(tmp_path):
         begin(SETTINGS | {"threads": 4}, path, command="")
 
 
-def test_the_plot_gives_a_variant_one_colour_in_all_parts(tmp_path, monkeypatch):
+def test_the_plot_gives_a_variant_one_color_in_all_parts(tmp_path, monkeypatch):
     from matplotlib.figure import Figure
 
     figures = []
@@ -83,11 +83,11 @@ def test_the_plot_gives_a_variant_one_colour_in_all_parts(tmp_path, monkeypatch)
     made = report()
     add(made, [row("theirs", mode="training"), row("late", mode="training")], [])
     plot(made, tmp_path / "plot.png")
-    colours = {}
+    colors = {}
     for axis in figures[0].axes:
         for line in axis.get_lines():
-            assert colours.setdefault(line.get_label(), line.get_color()) == line.get_color()
-    assert len(set(colours.values())) == 3
+            assert colors.setdefault(line.get_label(), line.get_color()) == line.get_color()
+    assert len(set(colors.values())) == 3
     shown = [text.get_text() for text in figures[0].axes[0].get_legend().get_texts()]
     assert set(shown) == {"ours", "theirs", "late"}
 
@@ -108,8 +108,8 @@ def test_the_tool_measures_and_draws(tmp_path):
     (found,) = json.loads((tmp_path / "r.json").read_text())["rows"]
     assert found["variant"] == "windows" and found["median"] > 0 and found["peak_bytes"] > 0
     assert f"{found['median']:.4f}" in done.stdout
-    with Image.open(tmp_path / "r.png") as picture:
-        assert min(picture.size) > 400
+    with Image.open(tmp_path / "r.png") as image:
+        assert min(image.size) > 400
 
 
 @pytest.mark.parametrize("limit", [0, 1, 2, 3, 37, 64])
@@ -120,7 +120,7 @@ def test_the_largest_batch_is_searched_for(limit):
 
 
 def test_a_gpu_gives_a_step_no_more_memory_than_asked_for(monkeypatch):
-    """37 pictures a GB of what PyTorch may take; one GB of the card is not PyTorch's."""
+    """37 images a GB of what PyTorch may take; one GB of the card is not PyTorch's."""
     bench, shares = Bench({}, batch=8), []
     bench.device = torch.device("cuda", 0)
     properties = SimpleNamespace(total_memory=80 * 2**30)

@@ -1,4 +1,4 @@
-"""Browsing a data set: pictures are those that the pipeline packs, boxes where it moved them."""
+"""Browsing a dataset: images are those that the pipeline packs, boxes where it moved them."""
 
 import json
 
@@ -18,11 +18,11 @@ GREEN = (40, 200, 90)  # no two channels alike
 
 @pytest.fixture
 def config(tmp_path, monkeypatch):
-    """The tiny data, one colour, an object at the left of each 64 x 48 or 64 x 56 picture."""
+    """The tiny data, one color, an object at the left of each 64 x 48 or 64 x 56 image."""
     monkeypatch.setenv("DISPLAY", "")
     monkeypatch.setenv("WAYLAND_DISPLAY", "")
     path = write_tiny(tmp_path)
-    for file in (tmp_path / "data" / "pictures").iterdir():
+    for file in (tmp_path / "data" / "images").iterdir():
         Image.new("RGB", Image.open(file).size, GREEN).save(file)
     annotations = tmp_path / "data" / "annotations.json"
     content = json.loads(annotations.read_text())
@@ -40,11 +40,11 @@ def config(tmp_path, monkeypatch):
 
 def overlays(config, split="train", number=4, **settings):
     data = FedDataset(config, split, **settings)
-    return list(data.pictures(spread_indices(len(data), number)))
+    return list(data.images(spread_indices(len(data), number)))
 
 
 def at(overlay, x, y, size=(64, 48)):
-    """The colour of a pixel of the picture; overlays of small pictures are enlarged."""
+    """The color of a pixel of the image; overlays of small images are enlarged."""
     factor = overlay.shape[1] // size[0]
     return overlay[int((y + 0.5) * factor), int((x + 0.5) * factor)].astype(int)
 
@@ -53,32 +53,32 @@ def filled(color):
     return np.round(0.6 * np.array(GREEN) + 0.4 * np.array(color))
 
 
-def test_pictures_and_masks_stand_where_the_pipeline_packs_them(config):
-    for picture in overlays(config)[1::2]:  # the second has the first label
-        assert picture.path.endswith(".png") and picture.overlay.shape == (480, 640, 3)
-        np.testing.assert_allclose(at(picture.overlay, 10, 20), filled(class_color(0)), atol=3)
-        np.testing.assert_allclose(at(picture.overlay, 53, 20), GREEN, atol=1)
+def test_images_and_masks_stand_where_the_pipeline_packs_them(config):
+    for image in overlays(config)[1::2]:  # the second has the first label
+        assert image.path.endswith(".png") and image.overlay.shape == (480, 640, 3)
+        np.testing.assert_allclose(at(image.overlay, 10, 20), filled(class_color(0)), atol=3)
+        np.testing.assert_allclose(at(image.overlay, 53, 20), GREEN, atol=1)
 
     flip = dict(type="RandomFlip", prob=1.0)
     config.train_dataloader.dataset.pipeline.insert(3, flip)
-    for picture in overlays(config)[1::2]:
-        np.testing.assert_allclose(at(picture.overlay, 53, 20), filled(class_color(0)), atol=3)
-        np.testing.assert_allclose(at(picture.overlay, 10, 20), GREEN, atol=1)
-    for picture in overlays(config, "val")[1::2]:  # not augmented
-        np.testing.assert_allclose(at(picture.overlay, 10, 20), filled(class_color(0)), atol=3)
+    for image in overlays(config)[1::2]:
+        np.testing.assert_allclose(at(image.overlay, 53, 20), filled(class_color(0)), atol=3)
+        np.testing.assert_allclose(at(image.overlay, 10, 20), GREEN, atol=1)
+    for image in overlays(config, "val")[1::2]:  # not augmented
+        np.testing.assert_allclose(at(image.overlay, 10, 20), filled(class_color(0)), atol=3)
 
 
 def test_ignored_regions_are_shown_as_such(config):
     data = FedDataset(config)
     assert data.names == ("dark", "light", "ignored")
-    first = next(data.pictures([0]))
+    first = next(data.images([0]))
     corner = at(first.overlay, 60, 50)  # covered by the crowd's mask
     np.testing.assert_allclose(corner, filled(class_color(2)), atol=3)
 
 
 @pytest.mark.parametrize("bgr_to_rgb", [True, False])
 def test_batches_are_seen_behind_the_preprocessor(config, bgr_to_rgb):
-    """Colours come back through its mean and std; padding is what its zeros stand for."""
+    """Colors come back through its mean and std; padding is what its zeros stand for."""
     preprocessor = config.model.data_preprocessor
     preprocessor.update(bgr_to_rgb=bgr_to_rgb, mean=[10, 20, 30], std=[2, 4, 8])
     pad = dict(type="BatchFixedSizePad", size=(64, 96), img_pad_value=0)
@@ -97,7 +97,7 @@ def test_augmentation_comes_from_the_seed(config):
     config.train_dataloader.dataset.pipeline.insert(3, crop)
     data = FedDataset(config)
     once, again, other = (
-        np.concatenate([one.overlay.ravel() for one in data.pictures(range(4), seed=seed)])
+        np.concatenate([one.overlay.ravel() for one in data.images(range(4), seed=seed)])
         for seed in (0, 0, 1)
     )
     np.testing.assert_array_equal(once, again)
@@ -127,10 +127,10 @@ def test_objects_of_a_test_pipeline_stand_where_the_model_sees_them(config):
     assert [step["type"] for step in steps][1:3] == ["Resize", "LoadAnnotations"]
     steps[1].scale = (128, 128)
     for batch in (False, True):
-        picture = overlays(config, "val", batch=batch)[1]
-        scale = picture.overlay.shape[1] / 64  # of the file's 64 pixels
+        image = overlays(config, "val", batch=batch)[1]
+        scale = image.overlay.shape[1] / 64  # of the file's 64 pixels
         for x, y, color in ((10, 20, filled(class_color(0))), (20, 28, GREEN)):
-            found = picture.overlay[int(y * scale), int(x * scale)]
+            found = image.overlay[int(y * scale), int(x * scale)]
             np.testing.assert_allclose(found, color, atol=3)
 
 
@@ -151,14 +151,14 @@ def test_indices_are_spread():
     assert spread_indices(5, 1) == [0]
 
 
-def test_the_tool_writes_pictures_and_a_sheet(config, tmp_path, capsys):
+def test_the_tool_writes_images_and_a_sheet(config, tmp_path, capsys):
     path, out = config.filename_of_test, tmp_path / "out"
     browse_dataset.main([path, "--not-show", "--output-dir", str(out), "--num", "3"])
     names = sorted(file.name for file in out.iterdir())
     assert names == ["000000_1.png", "000002_3.png", "000003_4.png", "contact_sheet.png"]
     with Image.open(out / "contact_sheet.png") as sheet:
         assert sheet.width > 3 * 480
-    assert "3 of the 4 pictures of the train split" in capsys.readouterr().out
+    assert "3 of the 4 images of the train split" in capsys.readouterr().out
     for argv, said in ((["--not-show"], "leaves nothing to see"), ([], "no screen here")):
         with pytest.raises(SystemExit):
             browse_dataset.main([path, *argv])

@@ -51,7 +51,7 @@ def detector(protocol, spec):
     return config, model
 
 
-def test_a_checkpoint_brings_architecture_colours_and_window(protocol, checkpoint):
+def test_a_checkpoint_brings_architecture_colors_and_window(protocol, checkpoint):
     config, model = detector(protocol, f"ours={checkpoint}")
     backbone = config.model.backbone
     assert backbone.arch == "rope_vit_t14" and backbone.init_cfg.checkpoint == str(checkpoint)
@@ -235,7 +235,7 @@ def test_every_candidate_runs_with_the_same_seeds():
     args = Namespace(protocol="p.py", seeds=3)
     runs = [tool.seeded(args, Candidate(name, {"a": name}), {"b": 1}) for name in "xy"]
     assert [run.seed for run in runs[0]] == [run.seed for run in runs[1]] == [0, 1, 2]
-    assert runs[1][2].options == {"a": "y", "b": 1} and runs[1][2].folder == "y-seed2"
+    assert runs[1][2].options == {"a": "y", "b": 1} and runs[1][2].directory == "y-seed2"
 
 
 def test_the_tool_compares_and_goes_on_where_it_stopped(tmp_path, checkpoint, monkeypatch, capsys):
@@ -253,10 +253,10 @@ def test_the_tool_compares_and_goes_on_where_it_stopped(tmp_path, checkpoint, mo
         "default_hooks = dict(logger=dict(type='LoggerHook', interval=1))\n"
         "test_evaluator = dict(ann_file='nowhere.json')\n"
     )
-    fresh = cost._in_fresh_process  # one is enough: each imports all anew
+    fresh = cost._in_fresh_process  # one is enough: each imports all again
 
-    def in_fresh_process(function, folder):
-        return fresh(function, folder) if folder.name == "ours-seed0" else 5 * 10**6
+    def in_fresh_process(function, directory):
+        return fresh(function, directory) if directory.name == "ours-seed0" else 5 * 10**6
 
     monkeypatch.setattr(cost, "_in_fresh_process", in_fresh_process)
     root = tmp_path / "out"
@@ -273,8 +273,8 @@ def test_the_tool_compares_and_goes_on_where_it_stopped(tmp_path, checkpoint, mo
     assert all(row["costs"]["peak MB"] > 0 and row["costs"]["GFLOP"] > 0 for row in rows)
     assert all(row["AP"]["box AP"] == [0.0, 0.0] for row in rows)
     for name in ("ap_over_latency.png", "learning_curves.png"):
-        with Image.open(root / name) as picture:
-            assert min(picture.size) > 300
+        with Image.open(root / name) as image:
+            assert min(image.size) > 300
 
     measured = []
     monkeypatch.setattr(tool, "measure_costs", lambda *_: measured.append(1) or [COST, COST])
@@ -291,7 +291,7 @@ def test_the_tool_compares_and_goes_on_where_it_stopped(tmp_path, checkpoint, mo
 
     def result_of(run, *rest):
         if run.name == "none":
-            raise RunFailed(f"{run.folder} failed, see log.txt")
+            raise RunFailed(f"{run.directory} failed, see log.txt")
         return kept_result_of(run, *rest)
 
     kept_result_of = tool.result_of
@@ -318,9 +318,9 @@ def test_a_backbone_that_fails_is_left_out_with_all_its_seeds(tmp_path, monkeypa
     called = []
 
     def result_of(run, *_):
-        called.append(run.folder)
+        called.append(run.directory)
         if run.name == "x":
-            raise RunFailed(f"{run.folder} failed")
+            raise RunFailed(f"{run.directory} failed")
         return result(0.5, 0.5)
 
     monkeypatch.setattr(tool, "result_of", result_of)

@@ -21,7 +21,7 @@ COST = dict(
 
 
 def result(ap, circle, kind="box", metric="bbox"):
-    """As it is kept of a run; the pictures have no large object."""
+    """As it is kept of a run; the images have no large object."""
     names = {f"{kind}/{metric}_mAP{end}": ap for end in ("", "_50", "_75", "_s", "_m")}
     metrics = {**names, f"{kind}/{metric}_mAP_l": None, f"{kind}/circle_precision": circle}
     return {"metrics": metrics, "train_seconds": 10.0}

@@ -46,12 +46,12 @@ def finished(tmp_path_factory):
     """A run whose first parent was killed in the midst of it: its settings, root and result."""
     root = tmp_path_factory.mktemp("runs")
     run = Run("first", str(write_tiny(root)), OPTIONS, seed=3)
-    folder = root / run.folder
+    directory = root / run.directory
     arguments = (run, root, COMMAND, lambda message: None)
     parent = multiprocessing.get_context("fork").Process(target=result_of, args=arguments)
     parent.start()
-    while not list(folder.glob("iter_*.pth")):
-        assert parent.is_alive(), (folder / "log.txt").read_text()[-2000:]
+    while not list(directory.glob("iter_*.pth")):
+        assert parent.is_alive(), (directory / "log.txt").read_text()[-2000:]
         time.sleep(0.02)
     parent.kill()
     parent.join()
@@ -64,7 +64,7 @@ def finished(tmp_path_factory):
 def test_a_run_ends_with_who_started_it_and_another_goes_on(finished, tmp_path):
     """What comes out is what comes of a run that nothing disturbs."""
     run, root, result = finished
-    log = (root / run.folder / "log.txt").read_text()
+    log = (root / run.directory / "log.txt").read_text()
     assert log.count("ended: the program that started this run is gone") == 1
     assert "resumed epoch: 0, iter: " in log
     assert result["iterations"] == 60 and result["train_seconds"] > 0
@@ -81,9 +81,9 @@ def test_a_run_ends_with_who_started_it_and_another_goes_on(finished, tmp_path):
 
 def test_a_finished_run_is_kept(finished, monkeypatch):
     run, root, result = finished
-    assert "seed=3" in (root / run.folder / "run.py").read_text()
+    assert "seed=3" in (root / run.directory / "run.py").read_text()
     assert result_of(run, root, ["no such program"], print) == result
-    monkeypatch.chdir(root)  # the same folder by another path
+    monkeypatch.chdir(root)  # the same directory by another path
     assert result_of(run, Path(), ["no such program"], print) == result
     other = run._replace(options={"train_cfg.max_iters": 2})
     with pytest.raises(ValueError, match="holds a run of other settings or weights: move it away"):
@@ -93,7 +93,7 @@ def test_a_finished_run_is_kept(finished, monkeypatch):
 def test_a_run_is_that_of_the_weights_in_its_files(finished, tmp_path):
     run, root, result = finished
     weights = tmp_path / "weights.pth"
-    shutil.copy(root / run.folder / "iter_60.pth", weights)
+    shutil.copy(root / run.directory / "iter_60.pth", weights)
     options = {"load_from": str(weights), "train_cfg.max_iters": 60}
     tested = run._replace(name="tested", options=options, trains=False)
     again = result_of(tested, tmp_path, COMMAND, print)
@@ -133,13 +133,13 @@ def test_a_run_that_fails_names_its_log(tmp_path):
 
 
 def test_seconds_are_added_over_the_parts_of_a_run(tmp_path):
-    """The second part goes on from iteration 10, the first had got to 15."""
+    """The second part continues from iteration 10, the first had got to 15."""
     for part, entries in (("a", [(5, 1.0), (10, 2.0), (15, 9.0)]), ("b", [(15, 3.0), (20, 1.0)])):
-        folder = tmp_path / part / "vis_data"
-        folder.mkdir(parents=True)
+        directory = tmp_path / part / "vis_data"
+        directory.mkdir(parents=True)
         lines = [json.dumps(dict(step=step, time=time, loss=1.0)) for step, time in entries]
         lines.append(json.dumps({"coco/bbox_mAP": 0.5, "step": 20}))
-        (folder / "scalars.json").write_text("\n".join(lines))
+        (directory / "scalars.json").write_text("\n".join(lines))
     assert training_seconds(tmp_path) == 5 * 1.0 + 5 * 2.0 + 5 * 3.0 + 5 * 1.0
 
 
@@ -148,12 +148,12 @@ def test_mean_and_spread():
     assert mean_and_spread([0.1, 0.3]) == pytest.approx((0.2, 0.1))
 
 
-def test_objects_are_cut_into_folders_of_their_classes(tmp_path):
-    write_tiny(tmp_path, pictures=6)
+def test_objects_are_cut_into_directories_of_their_classes(tmp_path):
+    write_tiny(tmp_path, num_images=6)
     data = tmp_path / "data"
     root = tmp_path / "classes"
-    assert cut_objects(data / "pictures", data / "annotations.json", root, side=24) == 6
-    assert {folder.name for folder in root.iterdir()} == set(CLASSES)
+    assert cut_objects(data / "images", data / "annotations.json", root, side=24) == 6
+    assert {directory.name for directory in root.iterdir()} == set(CLASSES)
     for name, bright in zip(CLASSES, (False, True), strict=True):
         files = sorted((root / name).iterdir())
         assert len(files) == 3
@@ -163,5 +163,5 @@ def test_objects_are_cut_into_folders_of_their_classes(tmp_path):
                 red = cut.getpixel((cut.width // 2, cut.height // 2))[0]
                 assert (red == 220) if bright else (red == 20)
     before = {file: file.stat().st_mtime_ns for file in root.glob("*/*")}
-    assert cut_objects(data / "pictures", data / "annotations.json", root, side=24) == 6
+    assert cut_objects(data / "images", data / "annotations.json", root, side=24) == 6
     assert before == {file: file.stat().st_mtime_ns for file in root.glob("*/*")}

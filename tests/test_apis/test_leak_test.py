@@ -78,7 +78,7 @@ def test_the_plot_shows_every_watch(tmp_path):
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_the_tool_watches_both(tmp_path):
     argv = [ROOT / "tools" / "soak.py", "--config", write_tiny(tmp_path)]
-    argv += ["--work-dir", tmp_path / "run", "--iters", 6, "--pictures", 4, "--settled", 2]
+    argv += ["--work-dir", tmp_path / "run", "--iters", 6, "--images", 4, "--settled", 2]
     done = run_python(*argv)
     lines = [line for line in done.stdout.splitlines() if line.startswith(("training: ", "predi"))]
     assert [line.split(" memory")[0] for line in lines] == [

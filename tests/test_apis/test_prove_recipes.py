@@ -19,9 +19,11 @@ def asked(monkeypatch, tmp_path):
     def result_of(run, root, command, say):
         if "load_from" in run.options:
             source = run.options["load_from"].split("/")[-2]
-            assert source in [one.folder for one in done], f"{run.folder} starts from {source}"
+            assert source in [one.directory for one in done], (
+                f"{run.directory} starts from {source}"
+            )
         if run.name == "frozen-probe" and run.seed == 7:
-            raise ValueError(f"{run.folder} failed, see log.txt")
+            raise ValueError(f"{run.directory} failed, see log.txt")
         done.append(run)
         iterations = run.options.get("train_cfg.max_iters", 800) if run.trains else 0
         metrics = {"coco/bbox_mAP": 0.5 + 0.1 * run.seed, "coco/segm_mAP": 0.4}
@@ -49,12 +51,12 @@ def test_every_comparison_is_made_and_reported(asked, tmp_path, capsys):
         "From scratch, transferred, frozen": 3,
         "Layer decay": 4,
         "448 pixels": 4,
-        "Oblong pictures": 4,
+        "Non-square images": 4,
         "Equal time": 2,
     }
     assert "| from scratch | 0.550 ± 0.050 | 0.400 ± 0.000 | 800 | 400 |" in report
-    folders = [run.folder for run in asked]
-    assert len(folders) == len(set(folders)), "a run was asked for twice"
+    directories = [run.directory for run in asked]
+    assert len(directories) == len(set(directories)), "a run was asked for twice"
     counts = {run.options["train_cfg.max_iters"] for run in asked if run.name == "resnet18"}
     assert counts == {1600}  # half the seconds an iteration: twice as many
     scratch = [run for run in asked if run.name == "from-scratch"]
@@ -99,7 +101,7 @@ def test_without_the_package_the_doctor_is_named(name, monkeypatch):
         ("From scratch, transferred, frozen", 3, set()),
         ("Layer decay", 4, set()),
         ("448 pixels", 4, {"transferred"}),
-        ("Oblong pictures", 4, {"transferred"}),
+        ("Non-square images", 4, {"transferred"}),
         ("Equal time", 2, {"trial-shapes_transfer", "trial-shapes_resnet18"}),
     ],
 )

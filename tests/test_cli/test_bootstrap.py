@@ -48,7 +48,7 @@ class Recorded(bootstrap.Environment):
 
 @pytest.fixture
 def project(tmp_path):
-    """A project in a folder with a space in its name."""
+    """A project in a directory with a space in its name."""
     root = tmp_path / "my project"
     (root / "requirements").mkdir(parents=True)
     shutil.copy(ROOT / "requirements" / "constraints.txt", root / "requirements")
@@ -162,7 +162,7 @@ def test_missing_venv_is_one_line(monkeypatch, capsys):
 
 def test_failing_step_is_named(project, capfd):
     environment = bootstrap.Environment(str(project))
-    os.mkdir(environment.folder)
+    os.mkdir(environment.directory)
     code = "import sys; print('ERROR: no such thing'); print('more'); sys.exit(7)"
     with pytest.raises(bootstrap.BootstrapError, match=r"'doing it' failed with status 7.*log"):
         environment.run("doing it", [sys.executable, "-c", code])

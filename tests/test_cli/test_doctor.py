@@ -1,4 +1,4 @@
-"""The doctor: every trouble is found and has its place in the docs, crashes are not suffered."""
+"""The doctor: every finding is found and has its place in the docs, crashes are not suffered."""
 
 import ast
 import importlib.machinery
@@ -82,15 +82,15 @@ def test_ops_that_work_and_that_raise(healthy):
 
 
 def test_without_any_package():
-    """-S: Python without its site-packages; every cure is named, none of them twice."""
+    """-S: Python without its site-packages; every fix is named, none of them twice."""
     done = subprocess.run(
         [sys.executable, "-I", "-S", TOOL], capture_output=True, text=True, cwd="/"
     )
     assert done.returncode == 1 and not done.stderr, done.stderr
-    troubles = [line for line in done.stdout.splitlines() if line.startswith("  FAIL")]
-    assert len(set(troubles)) == len(troubles) == 8
-    for cure in ("-e ", "torch torchvision", "mmdet==3.3.0", "mmcv-lite==2.1.0", "numpy"):
-        assert any(f"pip install {cure}" in line for line in troubles)
+    findings = [line for line in done.stdout.splitlines() if line.startswith("  FAIL")]
+    assert len(set(findings)) == len(findings) == 8
+    for fix in ("-e ", "torch torchvision", "mmdet==3.3.0", "mmcv-lite==2.1.0", "numpy"):
+        assert any(f"pip install {fix}" in line for line in findings)
     assert "All is well" not in done.stdout
     assert "more: docs/troubleshooting.md#torch-missing" in done.stdout
 
@@ -104,11 +104,11 @@ FAKES = {
 }
 
 
-def fake_packages(folder, monkeypatch, **sources):
+def fake_packages(directory, monkeypatch, **sources):
     for name, source in sources.items():
-        (folder / name).mkdir()
-        (folder / name / "__init__.py").write_text(source)
-    monkeypatch.setenv("PYTHONPATH", str(folder))
+        (directory / name).mkdir()
+        (directory / name / "__init__.py").write_text(source)
+    monkeypatch.setenv("PYTHONPATH", str(directory))
 
 
 def test_imports_that_crash_are_reported(tmp_path, monkeypatch):
@@ -138,7 +138,7 @@ def test_imports_that_exit_or_hang_are_reported(tmp_path, monkeypatch):
     assert "does not come back within 1 s" in outcomes["torch"]["error"]
 
 
-def test_the_first_trouble_hides_no_other(monkeypatch):
+def test_the_first_finding_hides_no_other(monkeypatch):
     """Four wrong packages: four findings, where importing the package stops at the first."""
     installed = {"torch": "2.6.0", "torchvision": "0.21.0", "mmdet": "3.3.0", "mmcv-lite": "2.2.0"}
     installed |= {"mmengine": "0.10.7", "onedl-mmengine": "0.10.12", "mmcv": "2.1.0"}
@@ -220,14 +220,14 @@ def test_the_tool_parses_on_a_python_that_is_too_old():
 
 @pytest.fixture
 def mmcv_copy(tmp_path):
-    """A folder to import from, with an mmcv of links to the installed one, but without `_ext`."""
+    """A directory to import from, with an mmcv of links to the installed one, but without `_ext`."""
     (installed,) = importlib.util.find_spec("mmcv").submodule_search_locations
-    folder = tmp_path / "site" / "mmcv"
-    folder.mkdir(parents=True)
+    directory = tmp_path / "site" / "mmcv"
+    directory.mkdir(parents=True)
     for entry in Path(installed).iterdir():
         if not entry.name.startswith(("_ext", "__pycache__")):
-            (folder / entry.name).symlink_to(entry)
-    return folder
+            (directory / entry.name).symlink_to(entry)
+    return directory
 
 
 BARE = """
@@ -302,7 +302,7 @@ def test_an_older_file_of_ours_is_renewed(mmcv_copy):
     assert file.read_bytes() == ops_file.TEMPLATE.read_bytes()
 
 
-def test_a_folder_that_cannot_be_written(mmcv_copy, monkeypatch):
+def test_a_directory_that_cannot_be_written(mmcv_copy, monkeypatch):
     def refuse(*paths):
         raise PermissionError(13, "Permission denied")
 
@@ -326,13 +326,13 @@ def test_a_disk_that_is_read_only(mmcv_copy, monkeypatch):
 
 
 def test_what_pip_left_of_mmcv_goes_with_the_file(tmp_path):
-    folder = tmp_path / "mmcv"
-    (folder / "__pycache__").mkdir(parents=True)
-    (folder / "_ext.py").write_bytes(ops_file.TEMPLATE.read_bytes())
+    directory = tmp_path / "mmcv"
+    (directory / "__pycache__").mkdir(parents=True)
+    (directory / "_ext.py").write_bytes(ops_file.TEMPLATE.read_bytes())
     with pytest.raises(ops_file.OpsFileError, match="holds no mmcv"):
-        ops_file.install_file(folder)
-    assert ops_file.uninstall_file(folder) == folder / "_ext.py"
-    assert not folder.exists()
+        ops_file.install_file(directory)
+    assert ops_file.uninstall_file(directory) == directory / "_ext.py"
+    assert not directory.exists()
 
 
 def test_the_file_without_the_package_says_so(tmp_path):

@@ -13,17 +13,17 @@ from tests.tiny_coco import write_tiny
 
 TOOL = ROOT / "tools" / "mmdet_tool.py"
 DOCS = ROOT / "docs" / "mmdet_tools.md"
-TOOLS = mmdet_tools.find_tools(mmdet_tools.tools_folder())
+TOOLS = mmdet_tools.find_tools(mmdet_tools.tools_directory())
 # tools/mmdet_tool.py over and over, forked from a process that has paid for the imports.
 FORKED = """
 import gc, json, os, runpy, sys, traceback
 import ropevit_mmdet, mmdet.apis, matplotlib.pyplot, pycocotools.cocoeval, mmengine.analysis
-tool, folder, commands = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
+tool, directory, commands = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
 gc.freeze()
 for name, argv in commands.items():
     child = os.fork()
     if child == 0:
-        output = os.open(f"{folder}/{name}.txt", os.O_WRONLY | os.O_CREAT, 0o600)
+        output = os.open(f"{directory}/{name}.txt", os.O_WRONLY | os.O_CREAT, 0o600)
         os.dup2(output, 1), os.dup2(output, 2)
         sys.argv = [tool, *argv]
         status = 0
@@ -37,53 +37,57 @@ for name, argv in commands.items():
         sys.stdout.flush()
         os._exit(status)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    open(f"{folder}/{name}.status", "w").write(str(status))
+    open(f"{directory}/{name}.status", "w").write(str(status))
 """
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def directory(tmp_path_factory):
     """Where the commands below ran; NAME.txt has the output of one, NAME.status its status."""
-    folder = tmp_path_factory.mktemp("tools")
-    config = write_tiny(folder)
-    annotations = json.loads((folder / "data" / "annotations.json").read_text())
+    directory = tmp_path_factory.mktemp("tools")
+    config = write_tiny(directory)
+    annotations = json.loads((directory / "data" / "annotations.json").read_text())
     for category in annotations["categories"]:
         category["supercategory"] = "shade"  # coco_error_analysis has a KeyError without
-    (folder / "super.json").write_text(json.dumps(annotations))
-    (folder / "names.txt").write_text("dark\nlight\n")
-    checkpoint, results, option = folder / "run/iter_2.pth", folder / "results.pkl", "--cfg-options"
+    (directory / "super.json").write_text(json.dumps(annotations))
+    (directory / "names.txt").write_text("dark\nlight\n")
+    checkpoint, results, option = (
+        directory / "run/iter_2.pth",
+        directory / "results.pkl",
+        "--cfg-options",
+    )
     commands = {
         "list": [],
         "unknown": ["print_confi"],
-        "train": ["train", config, "--work-dir", folder / "run"],
-        "test": ["test", config, checkpoint, "--work-dir", folder / "run", "--out", results]
-        + [option, f"test_evaluator.outfile_prefix={folder / 'coco'}"],
+        "train": ["train", config, "--work-dir", directory / "run"],
+        "test": ["test", config, checkpoint, "--work-dir", directory / "run", "--out", results]
+        + [option, f"test_evaluator.outfile_prefix={directory / 'coco'}"],
         "config": ["print_config", ROOT / "configs/shapes_retinanet.py"],
         "flops": ["get_flops", ROOT / "configs/shapes_maskrcnn.py", "--num-images", 1, option]
-        + [f"val_dataloader.dataset.{key}" for key in (f"data_root={folder}/data/",
-           "ann_file=annotations.json", "data_prefix.img=pictures/", "metainfo.classes=(dark,light)"
+        + [f"val_dataloader.dataset.{key}" for key in (f"data_root={directory}/data/",
+           "ann_file=annotations.json", "data_prefix.img=images/", "metainfo.classes=(dark,light)"
            )] + ["val_dataloader.num_workers=0", "val_dataloader.persistent_workers=False"],
         "metric": ["eval_metric", config, results],
-        "matrix": ["confusion_matrix", config, results, folder / "matrix"],
-        "analysed": ["analyze_results", config, results, folder / "analysed", "--topk", 1],
-        "errors": ["coco_error_analysis", folder / "coco.bbox.json", folder]
-        + ["--ann", folder / "super.json"],
-        "browse": ["analysis_tools/browse_dataset", config, "--output-dir", folder / "browsed"]
+        "matrix": ["confusion_matrix", config, results, directory / "matrix"],
+        "analysed": ["analyze_results", config, results, directory / "analysed", "--topk", 1],
+        "errors": ["coco_error_analysis", directory / "coco.bbox.json", directory]
+        + ["--ann", directory / "super.json"],
+        "browse": ["analysis_tools/browse_dataset", config, "--output-dir", directory / "browsed"]
         + ["--not-show", option, "visualizer.name=browser"],
-        "publish": ["publish_model", checkpoint, folder / "small.pth"],
-        "images": ["images2coco", folder / "data/pictures", folder / "names.txt", "new.json"],
+        "publish": ["publish_model", checkpoint, directory / "small.pth"],
+        "images": ["images2coco", directory / "data/images", directory / "names.txt", "new.json"],
     }  # fmt: skip
     commands = json.dumps({name: [str(arg) for arg in argv] for name, argv in commands.items()})
-    done = run_python("-c", FORKED, TOOL, folder, commands)
+    done = run_python("-c", FORKED, TOOL, directory, commands)
     assert done.returncode == 0, done.stderr[-2000:]
-    return folder
+    return directory
 
 
 @pytest.fixture
-def said(folder):
+def said(directory):
     def output(name, status=0):
-        text = (folder / f"{name}.txt").read_text()
-        assert (folder / f"{name}.status").read_text() == str(status), text[-2000:]
+        text = (directory / f"{name}.txt").read_text()
+        assert (directory / f"{name}.status").read_text() == str(status), text[-2000:]
         return text
 
     return output
@@ -125,9 +129,9 @@ def test_tools_of_a_source_checkout(tmp_path, monkeypatch):
         lambda name: type("Spec", (), {"submodule_search_locations": [str(tmp_path / name)]}),
     )
     with pytest.raises(ValueError, match="came without its tools"):
-        mmdet_tools.tools_folder()
+        mmdet_tools.tools_directory()
     (tmp_path / "tools" / "analysis_tools").mkdir(parents=True)
-    assert mmdet_tools.tools_folder() == tmp_path / "tools"
+    assert mmdet_tools.tools_directory() == tmp_path / "tools"
 
 
 def test_the_table_names_each(said):
@@ -176,26 +180,26 @@ def test_config_and_flops(said):
     assert "Flops: " in flops and "Params: 1.56" in flops
 
 
-def test_results_are_analysed(folder, said):
+def test_results_are_analysed(directory, said):
     assert "Iter(test)" in said("test")
     assert "'coco/bbox_mAP'" in said("metric")
     said("matrix")
-    assert (folder / "matrix" / "confusion_matrix.png").stat().st_size > 1000
+    assert (directory / "matrix" / "confusion_matrix.png").stat().st_size > 1000
     said("analysed")
-    assert len(list((folder / "analysed").glob("*/*.png"))) == 2
+    assert len(list((directory / "analysed").glob("*/*.png"))) == 2
     said("errors")
-    assert list((folder / "bbox").glob("*dark*.png"))
+    assert list((directory / "bbox").glob("*dark*.png"))
 
 
-def test_a_dataset_is_browsed_and_made(folder, said):
+def test_a_dataset_is_browsed_and_made(directory, said):
     said("browse")
-    assert len(list((folder / "browsed").glob("*.png"))) == 4
+    assert len(list((directory / "browsed").glob("*.png"))) == 4
     said("images")
-    made = json.loads((folder / "data" / "annotations" / "new.json").read_text())
+    made = json.loads((directory / "data" / "annotations" / "new.json").read_text())
     assert len(made["images"]) == 4
 
 
-def test_a_training_checkpoint_is_published(folder, said):
+def test_a_training_checkpoint_is_published(directory, said):
     """mmdet's tool loads it by plain torch.load, which refuses its log buffers without us."""
     said("train")
     assert "small-" in said("publish")

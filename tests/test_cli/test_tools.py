@@ -32,7 +32,7 @@ train, test, predict = map(load_tool, ("train", "test", "predict"))
 
 @pytest.fixture
 def tiny(tmp_path, monkeypatch):
-    """A tiny config in a folder of its own, which is the current one."""
+    """A tiny config in a directory of its own, which is the current one."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("ROPEVIT_DEBUG", raising=False)
     return write_tiny(tmp_path)
@@ -41,10 +41,10 @@ def tiny(tmp_path, monkeypatch):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """The config and checkpoint of a run of two iterations."""
-    folder = tmp_path_factory.mktemp("trained")
-    config = write_tiny(folder)
-    train.main([str(config), "--work-dir", str(folder / "run")])
-    return config, folder / "run" / "iter_2.pth"
+    directory = tmp_path_factory.mktemp("trained")
+    config = write_tiny(directory)
+    train.main([str(config), "--work-dir", str(directory / "run")])
+    return config, directory / "run" / "iter_2.pth"
 
 
 def fails(capsys, main, *argv):
@@ -65,7 +65,7 @@ def test_train_writes_a_checkpoint_of_the_detector(trained):
     assert (checkpoint.parent / config.name).exists()
 
 
-def test_resume_takes_what_was_saved_until_the_folder_was_free(trained, tmp_path, monkeypatch):
+def test_resume_takes_what_was_saved_until_the_directory_was_free(trained, tmp_path, monkeypatch):
     config, checkpoint = trained
     options = [str(config), "--work-dir", str(tmp_path), "--cfg-options"]
     train.main([*options, "train_cfg.max_iters=4", "default_hooks.checkpoint.interval=4"])
@@ -147,19 +147,19 @@ def test_tta_merges_views(trained, tmp_path):
 
 def test_predict_writes_overlays_and_coco_results(trained, tmp_path, capsys):
     config, checkpoint = trained
-    pictures = config.parent / "data" / "pictures"
-    argv = [str(config), str(checkpoint), str(pictures), "--out-dir", str(tmp_path / "out")]
+    images = config.parent / "data" / "images"
+    argv = [str(config), str(checkpoint), str(images), "--out-dir", str(tmp_path / "out")]
     predict.main([*argv, "--score-thr", "0", "--batch-size", "3", "--device", "cpu"])
     results = json.loads((tmp_path / "out" / "predictions.json").read_text())
     assert [image["width"] for image in results["images"]] == [64] * 4
     assert len(results["annotations"]) == 40
     assert len(list((tmp_path / "out" / "overlays").glob("*.png"))) == 4
     said = capsys.readouterr().out
-    assert "40 objects in 4 pictures, scores of 0.0 and up" in said
+    assert "40 objects in 4 images, scores of 0.0 and up" in said
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
     predict.main([*argv, "--score-thr", "0", "--cfg-options", "model.test_cfg.score_thr=1.0"])
     said = capsys.readouterr().out
-    assert "0 objects in 4 pictures, scores of 1.0 and up" in said
+    assert "0 objects in 4 images, scores of 1.0 and up" in said
     assert "the config's score_thr leaves out those below 1.0" in said
 
 
@@ -202,7 +202,7 @@ def test_unknown_architecture(tiny, capsys):
 
 
 def test_backbone_checkpoint_is_read_before_anything_is_written(tiny, capsys):
-    Path("cut.pt").write_bytes(b"PK\x03\x04 cut short")
+    Path("cut.pt").write_bytes(b"PK\x03\x04 truncated")
     tiny.write_text(tiny.read_text().replace("type='ResNet', depth=18, base_channels=8, "
                                              "out_indices=(2, 3)",
                                              "type='RoPEViT', init_cfg=dict(type='Pretrained', "
@@ -227,28 +227,28 @@ def test_auto_scale_lr_does_not_know_of_passes(tiny, capsys):
 
 
 @pytest.mark.parametrize(
-    ("root", "ann_file", "cure"),
+    ("root", "ann_file", "fix"),
     [
         ("data/coco/", "annotations/instances_train2017.json", "cocodataset.org/#download"),
         ("data/shapes/", "annotations/instances_train.json", "python tools/make_shapes.py"),
         ("mine/", "boxes.json", "set data_root, ann_file and data_prefix"),
     ],
 )
-def test_missing_data_says_where_to_get_it(tiny, capsys, root, ann_file, cure):
+def test_missing_data_says_where_to_get_it(tiny, capsys, root, ann_file, fix):
     dataset = "train_dataloader.dataset"
     options = [f"{dataset}.data_root={root}", f"{dataset}.ann_file={ann_file}"]
     line = fails(capsys, train.main, tiny, "--cfg-options", *options)
-    assert f"train data set: annotation file {root}{ann_file} does not exist" in line
-    assert cure in line
+    assert f"train dataset: annotation file {root}{ann_file} does not exist" in line
+    assert fix in line
     assert not Path("work_dirs").exists()
 
 
-def test_missing_and_empty_picture_folders(tiny, capsys):
-    for path in Path("data/pictures").iterdir():
+def test_missing_and_empty_image_directories(tiny, capsys):
+    for path in Path("data/images").iterdir():
         path.unlink()
-    assert "pictures is empty" in fails(capsys, train.main, tiny)
-    Path("data/pictures").rmdir()
-    assert "picture folder" in fails(capsys, train.main, tiny)
+    assert "images is empty" in fails(capsys, train.main, tiny)
+    Path("data/images").rmdir()
+    assert "image directory" in fails(capsys, train.main, tiny)
 
 
 @pytest.mark.parametrize(
@@ -290,7 +290,7 @@ def test_bad_checkpoints(trained, tmp_path, monkeypatch, capsys):
         line = fails(capsys, test.main, config, name)
         assert words in line and name in line
         assert words in fails(capsys, train.main, config, "--resume", name)
-        assert words in fails(capsys, predict.main, config, name, config.parent / "data/pictures")
+        assert words in fails(capsys, predict.main, config, name, config.parent / "data/images")
     assert not Path("ran.txt").exists()
     assert not Path("work_dirs").exists() and not Path("outputs").exists()
 
@@ -305,28 +305,28 @@ def test_checkpoint_of_another_architecture(trained, tmp_path, monkeypatch, caps
     assert not Path("work_dirs").exists()
 
 
-def test_unreadable_picture_in_training_is_named(tiny, capsys):
-    Path("data/pictures/1.png").write_bytes(b"not a picture")
+def test_unreadable_image_in_training_is_named(tiny, capsys):
+    Path("data/images/1.png").write_bytes(b"not an image")
     with pytest.raises(SystemExit):
         train.main([str(tiny)])
-    assert "error: picture" in (line := capsys.readouterr().err) and "1.png" in line
+    assert "error: image" in (line := capsys.readouterr().err) and "1.png" in line
 
 
-def test_bad_pictures_leave_no_output(trained, tmp_path, monkeypatch, capsys):
+def test_bad_images_leave_no_output(trained, tmp_path, monkeypatch, capsys):
     config, checkpoint = trained
     monkeypatch.chdir(tmp_path)
-    good = config.parent / "data" / "pictures" / "1.png"
+    good = config.parent / "data" / "images" / "1.png"
     Path("cut.png").write_bytes(good.read_bytes()[:-2000])
-    Path("text.jpg").write_text("not a picture")
+    Path("text.jpg").write_text("not an image")
     nan = np.full((8, 8), np.nan, np.float32)
     Image.fromarray(nan).save("nan.tiff")
     Path("nothing").mkdir()
     said = {
-        "gone.png": "picture gone.png does not exist",
-        "cut.png": "picture cut.png cannot be read",
-        "text.jpg": "picture text.jpg cannot be read: not a picture",
-        "nan.tiff": "picture nan.tiff holds NaN",
-        "nothing": "folder nothing holds no pictures",
+        "gone.png": "image gone.png does not exist",
+        "cut.png": "image cut.png cannot be read",
+        "text.jpg": "image text.jpg cannot be read: not an image",
+        "nan.tiff": "image nan.tiff holds NaN",
+        "nothing": "directory nothing holds no images",
     }
     for name, words in said.items():
         assert words in fails(capsys, predict.main, config, checkpoint, good, name)
@@ -366,7 +366,7 @@ def test_only_errors_addressed_to_the_user_are_cut_to_a_line(monkeypatch, capsys
     worker = "Caught AssertionError in DataLoader worker process 0.\nfailed to load image: a.png\n"
     with pytest.raises(SystemExit), one_line_errors():
         raise AssertionError(worker)
-    assert capsys.readouterr().err.splitlines()[-1].startswith("error: picture a.png cannot be")
+    assert capsys.readouterr().err.splitlines()[-1].startswith("error: image a.png cannot be")
     monkeypatch.setenv("ROPEVIT_DEBUG", "1")
     with pytest.raises(ValueError, match=r"gone\.py"), one_line_errors():
         load_config("gone.py")

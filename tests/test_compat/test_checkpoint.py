@@ -219,22 +219,22 @@ class QuietHandler(http.server.SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def served(tmp_path, monkeypatch):
-    """(folder, its URL): a web server on this machine, with an empty download cache."""
-    folder = tmp_path / "www"
-    folder.mkdir()
+    """(directory, its URL): a web server on this machine, with an empty download cache."""
+    directory = tmp_path / "www"
+    directory.mkdir()
     monkeypatch.setenv("no_proxy", "*")
     monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "hub"))
-    handler = functools.partial(QuietHandler, directory=str(folder))
+    handler = functools.partial(QuietHandler, directory=str(directory))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
         thread.start()
-        yield folder, f"http://127.0.0.1:{server.server_port}"
+        yield directory, f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
 
 
 def test_a_url_loads(served, training_checkpoint):
-    folder, url = served
-    (folder / "good.pth").write_bytes(training_checkpoint.read_bytes())
+    directory, url = served
+    (directory / "good.pth").write_bytes(training_checkpoint.read_bytes())
     model = Model()
     load_checkpoint(model, f"{url}/good.pth", map_location="cpu")
     expected = torch.load(training_checkpoint, weights_only=False)["state_dict"]
@@ -244,9 +244,9 @@ def test_a_url_loads(served, training_checkpoint):
 @pytest.mark.parametrize("scheme", ["http", "torchvision", "openmmlab", "mmcls"])
 def test_a_malicious_url_does_not_run(scheme, served, tmp_path, monkeypatch):
     """Also through the schemes of mmengine that look a URL up first."""
-    folder, url = served
+    directory, url = served
     marker = tmp_path / "ran"
-    torch.save(dict(state_dict=Payload(os.mkdir, str(marker))), folder / "bad.pth")
+    torch.save(dict(state_dict=Payload(os.mkdir, str(marker))), directory / "bad.pth")
     for lookup in ("get_torchvision_models", "get_external_models", "get_mmcls_models"):
         monkeypatch.setattr(mmengine_checkpoint, lookup, lambda: dict(bad=f"{url}/bad.pth"))
     path = f"{url}/bad.pth" if scheme == "http" else f"{scheme}://bad"

@@ -1,4 +1,4 @@
-"""The checks of the installed packages: each trouble is one line that names it and its cure."""
+"""The checks of the installed packages: each finding is one line that names it and its fix."""
 
 import importlib.machinery
 import subprocess
@@ -46,7 +46,7 @@ def test_this_environment_passes_quickly():
 
 def test_installed_versions_reads_directory_names(tmp_path):
     first, second = tmp_path / "first", tmp_path / "second"
-    for folder in (
+    for directory in (
         first / "torch-2.15.0+cpu.dist-info",
         first / "onedl_mmcv_cu128_torch2_8-2.3.1.dist-info",
         first / "MMEngine-0.10.7-py3.11.egg-info",
@@ -54,7 +54,7 @@ def test_installed_versions_reads_directory_names(tmp_path):
         first / "torch",
         second / "torch-2.6.0.dist-info",
     ):
-        folder.mkdir(parents=True)
+        directory.mkdir(parents=True)
     found = checks.installed_versions([str(first), str(second), str(tmp_path / "no.zip")])
     assert found == {
         "torch": "2.15.0+cpu",
@@ -156,7 +156,7 @@ def test_mm_versions_that_refuse_each_other(installed, words):
     assert all(word in text for word in words), text
 
 
-def test_a_folder_that_pip_left_behind_is_no_package(tmp_path, monkeypatch):
+def test_a_directory_that_pip_left_behind_is_no_package(tmp_path, monkeypatch):
     (tmp_path / "mmcv").mkdir()
     (tmp_path / "mmcv" / "_ext.py").touch()
     left = importlib.machinery.PathFinder.find_spec("mmcv", [str(tmp_path)])
@@ -205,9 +205,9 @@ def test_imports_that_fail(check, tmp_path):
     """In a process of its own, where made-up packages hide the installed ones."""
     sources, words = FAKES[check]
     for module, source in sources.items():
-        folder = tmp_path / module
-        folder.mkdir()
-        (folder / "__init__.py").write_text(source)
+        directory = tmp_path / module
+        directory.mkdir()
+        (directory / "__init__.py").write_text(source)
     program = f"""
 import importlib.util, sys
 sys.path.insert(0, {str(tmp_path)!r})

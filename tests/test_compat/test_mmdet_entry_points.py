@@ -14,9 +14,9 @@ INFER = """
 import sys
 import ropevit_mmdet
 from mmdet.apis import DetInferencer
-config, weights, picture, out_dir = sys.argv[1:]
+config, weights, image, out_dir = sys.argv[1:]
 inferencer = DetInferencer(config, weights, device="cpu", palette="random", show_progress=False)
-inferencer(picture, out_dir=out_dir, pred_score_thr=0.0, no_save_pred=False)
+inferencer(image, out_dir=out_dir, pred_score_thr=0.0, no_save_pred=False)
 """
 
 

@@ -41,7 +41,7 @@ def roi_sample(image, y, x):
 def reference_roi_align(maps, rois, output_size, scale, sampling_ratio, aligned):
     shift = 0.5 if aligned else 0.0
     pooled = maps.new_zeros(len(rois), maps.size(1), *output_size)
-    for index, (picture, *box) in enumerate(rois.tolist()):
+    for index, (image, *box) in enumerate(rois.tolist()):
         x1, y1, x2, y2 = (side * scale - shift for side in box)
         smallest = 0.0 if aligned else 1.0
         bin_height = max(y2 - y1, smallest) / output_size[0]
@@ -52,7 +52,7 @@ def reference_roi_align(maps, rois, output_size, scale, sampling_ratio, aligned)
             for j in range(output_size[1]):
                 samples = [
                     roi_sample(
-                        maps[int(picture)],
+                        maps[int(image)],
                         y1 + (i + (row + 0.5) / rows) * bin_height,
                         x1 + (j + (column + 0.5) / columns) * bin_width,
                     )
@@ -120,7 +120,7 @@ def test_roi_align_takes_a_gradient_that_is_not_contiguous():
     assert_close(*gradients)
 
 
-def test_roi_align_without_boxes_or_pictures():
+def test_roi_align_without_boxes_or_images():
     maps = torch.randn(2, 3, 9, 13, requires_grad=True)
     pooled = mmcv.ops.RoIAlign(7, 0.25)(maps, torch.zeros(0, 5))
     pooled.sum().backward()

@@ -1,4 +1,4 @@
-"""tools/check_dataset.py: what it prints and writes, and its status. See also test_hostile_data."""
+"""tools/check_dataset.py: what it prints and writes, and its status. See also test_malformed_data."""
 
 import json
 
@@ -15,18 +15,18 @@ def test_the_tool(tmp_path, capsys):
     content["images"].append(dict(content["images"][0], id=4, file_name="gone.png"))
     content["images"].append(dict(content["images"][0], id=5, file_name="gone too.png"))
     write(tmp_path, content)
-    (tmp_path / "pictures" / "more.jpg").touch()
-    files = ["--ann-file", tmp_path / "annotations.json", "--img-dir", tmp_path / "pictures"]
+    (tmp_path / "images" / "more.jpg").touch()
+    files = ["--ann-file", tmp_path / "annotations.json", "--img-dir", tmp_path / "images"]
     argv = [*map(str, files), "--json", str(tmp_path / "report.json"), "--show", "1"]
     assert check_dataset.main(argv) == 1
     lines = capsys.readouterr().out.splitlines()
     assert "5 images, 6 annotations, 5 categories" in lines[0]
-    assert lines[1].split(maxsplit=1) == ["error", "picture files that are not there (2)"]
+    assert lines[1].split(maxsplit=1) == ["error", "image files that are not there (2)"]
     assert lines[2].strip() == "gone.png"
     assert "2 errors, 1 warning, 3 notes" in lines[-2] and "--decode" in lines[-1]
     written = json.loads((tmp_path / "report.json").read_text())
     assert written["errors"] == 2 and written["data_sets"][0]["images"] == 5
-    kinds = {one["kind"]: one["places"] for one in written["data_sets"][0]["troubles"]}
+    kinds = {one["kind"]: one["places"] for one in written["data_sets"][0]["findings"]}
     assert kinds["missing"] == ["gone.png", "gone too.png"]
     assert kinds["not annotated"] == ["more.jpg"] and len(kinds["no objects"]) == 2
 
@@ -43,7 +43,7 @@ def test_the_tool_reads_data_sets_from_configs(tmp_path, capsys):
         f"{split}_dataloader.dataset.{key}={value}"
         for split in ("train", "val", "test")
         for key, value in (
-            ("data_root", root), ("ann_file", "annotations.json"), ("data_prefix.img", "pictures/")
+            ("data_root", root), ("ann_file", "annotations.json"), ("data_prefix.img", "images/")
         )
     ]  # fmt: skip
     argv = [str(CONFIGS / "shapes_maskrcnn.py"), "--cfg-options", *options]

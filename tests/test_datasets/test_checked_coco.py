@@ -1,4 +1,4 @@
-"""Data sets that are missing or do not fit, found before a model is built. See also test_tools."""
+"""Datasets that are missing or do not fit, found before a model is built. See also test_tools."""
 
 import json
 import shutil
@@ -36,13 +36,13 @@ def test_the_evaluators_own_file_has_the_classes_too(tmp_path):
 
 def test_a_file_is_parsed_once_from_the_check_to_the_data_set(tmp_path, monkeypatch):
     config = load_config(write_tiny(tmp_path))
-    config.val_evaluator.ann_file = f"{tmp_path}/data/annotations.json"  # that of all data sets
+    config.val_evaluator.ann_file = f"{tmp_path}/data/annotations.json"  # that of all datasets
     read, parsed = datasets.read_annotation_file, []
     monkeypatch.setattr(
         datasets, "read_annotation_file", lambda *args: parsed.append(args) or read(*args)
     )
     check_datasets(config)
-    assert len(parsed) == 1 and not datasets._kept  # mmdet's own data set has no use for it
+    assert len(parsed) == 1 and not datasets._kept  # mmdet's own dataset has no use for it
     for split in ("train", "val", "test"):
         config[f"{split}_dataloader"].dataset.type = "CheckedCocoDataset"
     check_datasets(config)
@@ -80,7 +80,7 @@ def test_the_data_set_itself_says_what_is_missing(tmp_path):
     """For mmdet's own tools, which check nothing before they build."""
     write_tiny(tmp_path, categories=("red", "blue"))
     settings = dict(type="CheckedCocoDataset", data_root=f"{tmp_path}/data", pipeline=[])
-    settings |= dict(ann_file="annotations.json", data_prefix=dict(img="pictures/"))
+    settings |= dict(ann_file="annotations.json", data_prefix=dict(img="images/"))
     with pytest.raises(ValueError, match="share no name"):
         DATASETS.build(settings | dict(metainfo=dict(classes=("dark", "light"))))
     assert len(DATASETS.build(settings | dict(metainfo=dict(classes=("red", "blue"))))) == 4

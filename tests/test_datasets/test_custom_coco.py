@@ -1,4 +1,4 @@
-"""configs/custom_coco.py: four lines on top are all that a data set of one's own needs."""
+"""configs/custom_coco.py: four lines on top are all that a dataset of one's own needs."""
 
 import json
 import re
@@ -18,10 +18,10 @@ from tests.tiny_coco import write_tiny
 
 @pytest.fixture
 def custom(tmp_path):
-    """Writes the config with its four lines set to a tiny data set, some of them otherwise."""
+    """Writes the config with its four lines set to a tiny dataset, some of them otherwise."""
     write_tiny(tmp_path)
     data = tmp_path / "data"
-    (data / "pictures").rename(data / "photos")
+    (data / "images").rename(data / "photos")
     (data / "annotations.json").rename(data / "instances_photos.json")
 
     def write(**lines):
@@ -53,7 +53,7 @@ def test_everything_follows_from_the_four_lines(custom):
     assert config.val_evaluator.ann_file.endswith("data/instances_photos.json")
 
 
-def test_folders_and_files_are_joined(custom, tmp_path):
+def test_directories_and_files_are_joined(custom, tmp_path):
     data = tmp_path / "data"
     for lines in (dict(data_root=str(data)), dict(val_ann=str(data / "instances_photos.json"))):
         config = custom(**lines)

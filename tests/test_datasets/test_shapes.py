@@ -1,4 +1,4 @@
-"""The shapes data set: sound COCO annotations, the promised variety, nothing half-written."""
+"""The shapes dataset: sound COCO annotations, the promised variety, nothing half-written."""
 
 import contextlib
 import hashlib
@@ -37,7 +37,7 @@ def digests(root):
 
 
 def masks_of(coco, image_id):
-    """Annotations of a picture, each with the mask that pycocotools reads from it."""
+    """Annotations of an image, each with the mask that pycocotools reads from it."""
     entries = coco.loadAnns(coco.getAnnIds(imgIds=[image_id]))
     return [(entry, coco.annToMask(entry).astype(bool)) for entry in entries]
 
@@ -47,11 +47,11 @@ def test_bytes_depend_on_the_seed_but_not_on_the_workers(tmp_path):
         shapes.generate(tmp_path / name, **SMALL, seed=seed, workers=workers)
     one, two, other = (digests(tmp_path / name) for name in ("one", "two", "other"))
     assert one == two
-    pictures = [name for name in one if name.endswith(".png")]
-    assert len(pictures) == 16 and not {one[p] for p in pictures} & {other[p] for p in pictures}
+    images = [name for name in one if name.endswith(".png")]
+    assert len(images) == 16 and not {one[p] for p in images} & {other[p] for p in images}
 
 
-def test_more_pictures_leave_the_first_ones_as_they_were(tmp_path):
+def test_more_images_leave_the_first_ones_as_they_were(tmp_path):
     shapes.generate(tmp_path / "few", num_train=2, num_val=1, num_test=0, size=96, workers=1)
     shapes.generate(tmp_path / "many", **SMALL, workers=1)
     few, many = digests(tmp_path / "few"), digests(tmp_path / "many")
@@ -59,7 +59,7 @@ def test_more_pictures_leave_the_first_ones_as_they_were(tmp_path):
         assert few[name] == many[name]
 
 
-def test_splits_share_no_picture(made):
+def test_splits_share_no_image(made):
     names = {name: d for name, d in digests(made[0]).items() if name.endswith(".png")}
     assert len(names) == 280 and len(set(names.values())) == 280
 
@@ -75,9 +75,9 @@ def test_annotation_files_are_valid_coco(made):
         assert len(set(ids)) == len(ids) > count and min(ids) > 0
         assert {entry["image_id"] for entry in content["annotations"]} <= set(image_ids)
         for image in content["images"]:
-            with Image.open(made[0] / split / image["file_name"]) as picture:
-                assert picture.size == (image["width"], image["height"])
-                assert picture.mode == "RGB"
+            with Image.open(made[0] / split / image["file_name"]) as opened:
+                assert opened.size == (image["width"], image["height"])
+                assert opened.mode == "RGB"
 
 
 def test_boxes_and_areas_fit_the_masks_that_pycocotools_reads(train):
@@ -123,7 +123,7 @@ def test_variety(made, train):
 def test_summary_counts_what_the_annotations_hold(made, train):
     annotations = train.dataset["annotations"]
     counts = made[1]["splits"]["train"]
-    assert counts["pictures"] == 240
+    assert counts["images"] == 240
     assert counts["empty"] == 240 - len({entry["image_id"] for entry in annotations})
     assert counts["crowds"] == sum(entry["iscrowd"] for entry in annotations)
     assert sum(counts["objects"].values()) == len(annotations) - counts["crowds"]
@@ -133,18 +133,18 @@ def test_summary_counts_what_the_annotations_hold(made, train):
 def test_crowds_are_one_region_of_many_shapes(train):
     crowds = [entry for entry in train.dataset["annotations"] if entry["iscrowd"]]
     assert all(entry["area"] > 200 for entry in crowds)
-    per_picture = [entry["image_id"] for entry in crowds]
-    assert len(set(per_picture)) == len(per_picture)
+    per_image = [entry["image_id"] for entry in crowds]
+    assert len(set(per_image)) == len(per_image)
 
 
 @pytest.mark.parametrize("turns", range(4))
 def test_masks_lie_where_the_shapes_are_painted(turns):
-    """On every side the colour steps most between a mask's last pixel and its open neighbour."""
+    """On every side the color steps most between a mask's last pixel and its open neighbour."""
     profiles = []
     for index in range(30):
-        picture, objects = draw_scene(np.random.default_rng(index), 224, 224)
+        image, objects = draw_scene(np.random.default_rng(index), 224, 224)
         masks = [np.rot90(thing.mask, turns) for thing in objects if not thing.is_crowd]
-        step = np.abs(np.diff(np.rot90(picture, turns).astype(np.float64), axis=1)).max(axis=2)
+        step = np.abs(np.diff(np.rot90(image, turns).astype(np.float64), axis=1)).max(axis=2)
         taken = np.any([np.rot90(thing.mask, turns) for thing in objects], axis=0)
         for mask in masks:
             rows, columns = np.nonzero(mask[:, :-1] & ~taken[:, 1:])
@@ -201,7 +201,7 @@ def test_reuse_and_refusal(tmp_path):
         shapes.generate(root, **SMALL, seed=5)
     assert digests(root) == before
     (root / "val" / "000002.png").unlink()
-    with pytest.raises(FileExistsError, match="not complete: val has 3 of 4 pictures"):
+    with pytest.raises(FileExistsError, match="not complete: val has 3 of 4 images"):
         shapes.generate(root, **SMALL)
     assert not shapes.generate(root, **SMALL, overwrite=True)["reused"]
     assert digests(root) == before
@@ -209,10 +209,10 @@ def test_reuse_and_refusal(tmp_path):
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_a_folder_of_someone_else_is_never_touched(tmp_path, overwrite):
+def test_a_directory_of_someone_else_is_never_touched(tmp_path, overwrite):
     (tmp_path / "train").mkdir()
     (tmp_path / "train" / "mine.png").write_text("keep")
-    with pytest.raises(FileExistsError, match="not a shapes data set"):
+    with pytest.raises(FileExistsError, match="not a shapes dataset"):
         shapes.generate(tmp_path, **SMALL, overwrite=overwrite)
     assert (tmp_path / "train" / "mine.png").read_text() == "keep"
 
@@ -252,5 +252,5 @@ def test_bad_parameters(tmp_path, options, message):
 
 def test_the_smallest_size_works(tmp_path):
     summary = shapes.generate(tmp_path / "set", num_train=8, num_val=0, num_test=0, size=86)
-    assert summary["splits"]["train"]["pictures"] == 8
-    assert summary["splits"]["val"]["pictures"] == 0
+    assert summary["splits"]["train"]["images"] == 8
+    assert summary["splits"]["val"]["images"] == 0

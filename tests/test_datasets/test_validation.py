@@ -1,4 +1,4 @@
-"""Data sets with one thing wrong: found before a run, then handled rightly or named with cause."""
+"""Datasets with one thing wrong: found before a run, then handled rightly or named with cause."""
 
 import json
 import re
@@ -20,7 +20,7 @@ from PIL import Image
 from pycocotools import mask as rle
 from torch.utils.data import DataLoader
 
-from ropevit_mmdet._images import read_picture
+from ropevit_mmdet._images import read_image
 from ropevit_mmdet.apis.ground_truth import GroundTruth
 from ropevit_mmdet.apis.predict import Predictor, predict_files
 from ropevit_mmdet.datasets.checked_coco import CocoFiles
@@ -40,7 +40,7 @@ from tests.malformed_coco import (
     scene,
     write,
 )
-from tests.malformed_images import PICTURE_CASES, with_picture
+from tests.malformed_images import IMAGE_CASES, with_image
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 TRAINS = {name: case for name, case in ANNOTATION_CASES.items() if case.stops is None}
@@ -67,7 +67,7 @@ def predictor(config, model, tmp_path_factory):
 
 
 def coco_pipeline() -> list[dict]:
-    """The training pipeline of the configs for COCO, with small pictures."""
+    """The training pipeline of the configs for COCO, with small images."""
     pipeline = Config.fromfile(CONFIGS / "_base_/datasets/coco_lsj.py").train_pipeline
     for step in pipeline:
         for key in ("scale", "crop_size"):
@@ -78,10 +78,10 @@ def coco_pipeline() -> list[dict]:
     return pipeline
 
 
-def dataset(folder: Path, *, test_mode: bool = False, empty: bool = True):
+def dataset(directory: Path, *, test_mode: bool = False, empty: bool = True):
     init_default_scope("mmdet")
-    settings = dict(type="CheckedCocoDataset", data_root=f"{folder}/", test_mode=test_mode)
-    settings |= dict(ann_file="annotations.json", data_prefix=dict(img="pictures/"))
+    settings = dict(type="CheckedCocoDataset", data_root=f"{directory}/", test_mode=test_mode)
+    settings |= dict(ann_file="annotations.json", data_prefix=dict(img="images/"))
     settings |= dict(metainfo=dict(classes=CLASSES), pipeline=coco_pipeline())
     settings |= dict(filter_cfg=dict(filter_empty_gt=empty))
     return DATASETS.build(settings)
@@ -97,8 +97,10 @@ def train_step(model, items: list[dict]) -> None:
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
 
 
-def report(folder: Path, *, decode: bool = False, evaluated: bool = False) -> Report:
-    files = CocoFiles(folder / "annotations.json", folder / "pictures", True, evaluated, CLASSES)
+def report(directory: Path, *, decode: bool = False, evaluated: bool = False) -> Report:
+    files = CocoFiles(
+        directory / "annotations.json", directory / "images", True, evaluated, CLASSES
+    )
     return report_dataset(files, decode=decode)
 
 
@@ -111,7 +113,7 @@ def spoilt(name: str) -> dict:
 @pytest.mark.parametrize("name", TRAINS)
 def test_annotations_that_are_dealt_with(name, model, tmp_path):
     write(tmp_path, spoilt(name))
-    found = report(tmp_path).troubles
+    found = report(tmp_path).findings
     kind = TRAINS[name].kind
     assert found.of(ERROR) == []
     assert set(found.places) - {"not annotated"} == ({kind} if kind else set())
@@ -125,7 +127,7 @@ def test_annotations_that_are_dealt_with(name, model, tmp_path):
 @pytest.mark.parametrize("name", STOPS)
 def test_annotations_that_stop_a_training_are_named_before_it_starts(name, tmp_path):
     write(tmp_path, spoilt(name))
-    case, found = STOPS[name], report(tmp_path).troubles
+    case, found = STOPS[name], report(tmp_path).findings
     assert case.kind in found.of(ERROR)
     with pytest.raises(ValueError, match=case.stops) as caught:
         dataset(tmp_path)
@@ -133,25 +135,25 @@ def test_annotations_that_stop_a_training_are_named_before_it_starts(name, tmp_p
     assert message and "annotations.json" in message and "\n" not in message
 
 
-def test_every_kind_of_trouble_has_a_case():
+def test_every_kind_of_finding_has_a_case():
     tried = {case.kind for case in ANNOTATION_CASES.values()}
     tried |= {case.refused for case in TRAINS.values() if case.refused}
-    tried |= {case.kind for case in PICTURE_CASES.values()}
+    tried |= {case.kind for case in IMAGE_CASES.values()}
     tried |= {"names not ASCII", "large masks", "several frames"}  # below
-    tried |= {"not annotated", "no objects", "classes", "picture folder", "annotation file"}
+    tried |= {"not annotated", "no objects", "classes", "image directory", "annotation file"}
     assert tried - {""} == set(KINDS)
 
 
-@pytest.mark.parametrize("name", PICTURE_CASES)
-def test_pictures(name, model, predictor, tmp_path):
-    case, content = PICTURE_CASES[name], with_picture(name)
+@pytest.mark.parametrize("name", IMAGE_CASES)
+def test_images(name, model, predictor, tmp_path):
+    case, content = IMAGE_CASES[name], with_image(name)
     write(tmp_path, content, case.save)
-    path = tmp_path / "pictures" / content["images"][0]["file_name"]
+    path = tmp_path / "images" / content["images"][0]["file_name"]
 
-    found = report(tmp_path).troubles.places
+    found = report(tmp_path).findings.places
     if case.decoded:
         assert case.kind not in found
-        found = report(tmp_path, decode=True).troubles.places
+        found = report(tmp_path, decode=True).findings.places
     assert [kind for kind in found if kind != "not annotated"][: bool(case.kind)] == (
         [case.kind] * bool(case.kind)
     )
@@ -164,7 +166,7 @@ def test_pictures(name, model, predictor, tmp_path):
     else:
         train_step(model, [data[0]])
         trained = mmcv.imread(str(path), channel_order="rgb")
-        difference = np.abs(trained.astype(int) - read_picture(path))
+        difference = np.abs(trained.astype(int) - read_image(path))
         assert trained.shape[:2] == case.size and difference.max() <= case.off
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -174,16 +176,16 @@ def test_pictures(name, model, predictor, tmp_path):
             assert path.name in user_message(caught.value)
             assert not (tmp_path / "out").exists()
         else:
-            (objects,) = predictor.predict([read_picture(path)], score_thr=0.0)
+            (objects,) = predictor.predict([read_image(path)], score_thr=0.0)
             assert all(np.isfinite([*one.box, one.score]).all() for one in objects)
 
 
 @pytest.mark.parametrize("name", ["cut.jpg", "missing.png"])
-def test_pictures_are_named_out_of_a_worker_too(name, tmp_path):
-    write(tmp_path, with_picture(name), PICTURE_CASES[name].save)
+def test_images_are_named_out_of_a_worker_too(name, tmp_path):
+    write(tmp_path, with_image(name), IMAGE_CASES[name].save)
     error = worker_error(dataset(tmp_path), pseudo_collate)
     message = user_message(error)
-    assert "DataLoader worker" in str(error) and re.search(PICTURE_CASES[name].stops, message)
+    assert "DataLoader worker" in str(error) and re.search(IMAGE_CASES[name].stops, message)
     assert "\n" not in message and "worker" not in message
     assert user_message(worker_error([0], _bug)) is None  # a bug keeps its traceback
 
@@ -203,18 +205,18 @@ def _bug(items):
     raise ValueError(f"of somebody else's {items}")
 
 
-def test_boxes_of_a_turned_picture_lie_on_the_upright_one(tmp_path):
+def test_boxes_of_a_turned_image_lie_on_the_upright_one(tmp_path):
     """What mmcv loads and what prediction reads are turned alike, from EXIF and never from XMP."""
     image = Image.fromarray(scene())
     orientation = (
         b'<x xmlns:tiff="http://ns.adobe.com/tiff/1.0/"><tiff:Orientation>6</tiff:Orientation>'
     )
     image.save(tmp_path / "xmp.jpg", xmp=orientation)
-    PICTURE_CASES["turned.jpg"].save(tmp_path / "exif.jpg")
+    IMAGE_CASES["turned.jpg"].save(tmp_path / "exif.jpg")
     for name, shape in (("xmp.jpg", (HEIGHT, WIDTH, 3)), ("exif.jpg", (WIDTH, HEIGHT, 3))):
         trained = mmcv.imread(str(tmp_path / name), channel_order="rgb")
         assert trained.shape == shape
-        assert np.array_equal(trained, read_picture(tmp_path / name))
+        assert np.array_equal(trained, read_image(tmp_path / name))
     assert trained[0, 0, 0] > 200 and trained[-1, 0, 0] > 200  # red grew downwards, now leftwards
     assert trained[0, -1, 0] < 50
 
@@ -223,12 +225,12 @@ def test_names_that_are_not_ascii(model, tmp_path):
     content = document()
     content["images"][0]["file_name"] = "Straße 東京.png"
     write(tmp_path, content, lambda path: Image.fromarray(scene()).save(path))
-    assert list(report(tmp_path).troubles.places) == ["names not ASCII"]
+    assert list(report(tmp_path).findings.places) == ["names not ASCII"]
     train_step(model, [dataset(tmp_path)[0]])
     composed, decomposed = "caf\u00e9.png", "cafe\u0301.png"
     content["images"][0]["file_name"] = composed
     write(tmp_path / "2", content, lambda path: _sound(path.with_name(decomposed)))
-    (place,) = report(tmp_path / "2").troubles.places["missing"]
+    (place,) = report(tmp_path / "2").findings.places["missing"]
     assert decomposed in place
 
 
@@ -243,9 +245,9 @@ def test_names_that_no_file_can_have(name, tmp_path):
     content = document()
     content["images"][0]["file_name"] = name
     write(tmp_path, content, lambda path: None)
-    found = report(tmp_path).troubles
+    found = report(tmp_path).findings
     assert set(found.of(ERROR)) <= {"missing", "unreadable"} and found.of(ERROR)
-    with pytest.raises(ValueError, match="picture .*(too long|does not exist)") as caught:
+    with pytest.raises(ValueError, match="image .*(too long|does not exist)") as caught:
         dataset(tmp_path)[0]
     assert user_message(caught.value)
 
@@ -257,7 +259,7 @@ def test_evaluation_needs_iscrowd_and_says_so_before_the_first_iteration(tmp_pat
     assert len(dataset(tmp_path)) == 3
     with pytest.raises(ValueError, match="annotation 1 of image 1: no 'iscrowd'"):
         dataset(tmp_path, test_mode=True)
-    assert report(tmp_path, evaluated=True).troubles.of(ERROR) == ["annotation fields"]
+    assert report(tmp_path, evaluated=True).findings.of(ERROR) == ["annotation fields"]
     with pytest.raises(KeyError):  # of pycocotools, after an epoch of training
         evaluate(tmp_path)
 
@@ -265,7 +267,7 @@ def test_evaluation_needs_iscrowd_and_says_so_before_the_first_iteration(tmp_pat
 @pytest.mark.parametrize("name", TRAINS)
 def test_what_a_validation_loads_can_be_evaluated(name, tmp_path, capsys):
     write(tmp_path, spoilt(name))
-    refused, found = TRAINS[name].refused, report(tmp_path, evaluated=True).troubles.of(ERROR)
+    refused, found = TRAINS[name].refused, report(tmp_path, evaluated=True).findings.of(ERROR)
     assert found == [refused] * bool(refused)
     if refused:
         with pytest.raises(ValueError, match=KINDS[refused].meaning.split(":")[0]) as caught:
@@ -291,13 +293,13 @@ def test_the_object_with_id_zero_counts_as_missed(tmp_path, capsys):
         assert metrics["coco/bbox_mAP_50"] == pytest.approx(precision, abs=0.001)
 
 
-def evaluate(folder: Path) -> dict[str, float]:
-    """COCO's metrics of a box for each picture."""
-    metric = CocoMetric(ann_file=str(folder / "annotations.json"), metric=["bbox", "segm"])
+def evaluate(directory: Path) -> dict[str, float]:
+    """COCO's metrics of a box for each image."""
+    metric = CocoMetric(ann_file=str(directory / "annotations.json"), metric=["bbox", "segm"])
     metric.dataset_meta = dict(classes=CLASSES)
     found = dict(bboxes=torch.tensor([[10.0, 12, 50, 60]]), scores=torch.tensor([0.9]))
     found |= dict(labels=torch.tensor([1]), masks=torch.ones(1, HEIGHT, WIDTH, dtype=torch.bool))
-    for image in json.loads((folder / "annotations.json").read_text())["images"]:
+    for image in json.loads((directory / "annotations.json").read_text())["images"]:
         sample = dict(img_id=image["id"], ori_shape=(HEIGHT, WIDTH), pred_instances=deepcopy(found))
         metric.process({}, [sample])
     return metric.evaluate(3)
@@ -319,7 +321,7 @@ def test_left_out_objects_are_counted_in_the_log(tmp_path, monkeypatch):
 def test_annotation_files_that_are_no_json(tmp_path):
     whole, deep, deep_end = json.dumps(document()), "[" * 9999, "]" * 9999
     for number, (text, said) in enumerate(
-        [("", "not JSON, or cut short"), ('{"images": [', "cut short"), ("[1]", "no 'images'"),
+        [("", "not JSON, or truncated"), ('{"images": [', "truncated"), ("[1]", "no 'images'"),
          ('{"categories": [{"id": 1, "name": "ring"}] oops}', "not JSON"),
          (whole.replace('"images": [', f'"images": [{"9" * 5000}, '), "4300 digits"),
          (whole.replace('"images": [', f'"images": [{deep}{deep_end}, '), "recursion"),
@@ -328,10 +330,10 @@ def test_annotation_files_that_are_no_json(tmp_path):
          *((json.dumps(dict(document(), annotations=some)), "no 'annotations', a list")
            for some in (None, 5, False, "x", {"a": 1}))]
     ):  # fmt: skip
-        folder = write(tmp_path / str(number), text)
-        assert "annotation file" in report(folder).troubles.places
+        directory = write(tmp_path / str(number), text)
+        assert "annotation file" in report(directory).findings.places
         with pytest.raises(ValueError, match=said) as caught:
-            dataset(folder)
+            dataset(directory)
         assert user_message(caught.value)
 
 
@@ -372,13 +374,13 @@ def test_ground_truth_that_cannot_be_drawn(tmp_path):
         GroundTruth(tmp_path / "annotations.json")
 
 
-def test_files_of_several_pictures(tmp_path):
+def test_files_of_several_images(tmp_path):
     frames = [Image.fromarray(scene()[:, :, [i, i, i]]) for i in range(3)]
     for suffix, name in (("gif", "GIF"), ("tif", "TIFF"), ("png", "PNG"), ("jpg", "MPO")):
         content = document()
         content["images"][0]["file_name"] = f"1.{suffix}"
-        folder = write(tmp_path / suffix, content)
-        path = folder / "pictures" / f"1.{suffix}"
+        directory = write(tmp_path / suffix, content)
+        path = directory / "images" / f"1.{suffix}"
         frames[0].save(path, name, save_all=True, append_images=frames[1:])
-        assert "several frames" in report(folder).troubles.places
-        assert np.array_equal(mmcv.imread(str(path))[:, :, ::-1], read_picture(path))
+        assert "several frames" in report(directory).findings.places
+        assert np.array_equal(mmcv.imread(str(path))[:, :, ::-1], read_image(path))

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ropevit_mmdet._images import read_picture
+from ropevit_mmdet._images import read_image
 from ropevit_mmdet.apis.predict import Predictor
 from ropevit_mmdet.deploy import check, write
 from ropevit_mmdet.deploy.check import Detections, check_detections, differences
@@ -39,10 +39,10 @@ SMALLER = {
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """Config, checkpoint and exported file of a detector, and what the tool said."""
-    folder = tmp_path_factory.mktemp("export")
+    directory = tmp_path_factory.mktemp("export")
     torch.manual_seed(0)
     model = loud(build_detector(load_config(CONFIG, SMALLER)))
-    checkpoint, out = folder / "detector.pth", folder / "detector.onnx"
+    checkpoint, out = directory / "detector.pth", directory / "detector.onnx"
     torch.save({"state_dict": model.state_dict()}, checkpoint)
     said = []
     with pytest.MonkeyPatch.context() as patch:
@@ -167,13 +167,13 @@ def test_the_predictor_stands_alone_and_finds_the_same(made, tmp_path):
 
     ours = Predictor(load_config(CONFIG, SMALLER), str(checkpoint), "cpu")
     for image_id, file in enumerate(files, start=1):
-        (expected,) = ours.predict([read_picture(file)], score_thr=0.1)
+        (expected,) = ours.predict([read_image(file)], score_thr=0.1)
         expected = zip(*((one.box, one.score, one.label) for one in expected))
         expected = Detections(*map(torch.tensor, expected))
-        exact = onnx_predict.Detector(str(out)).predict(onnx_predict.read_picture(file))
+        exact = onnx_predict.Detector(str(out)).predict(onnx_predict.read_image(file))
         exact = Detections(*(torch.from_numpy(part[exact[1] >= 0.1]) for part in exact))
         boxes, scores = differences(expected, exact, model.bbox_head.test_cfg)
-        assert boxes < 1e-3 and scores < 1e-5  # pixels of the picture
+        assert boxes < 1e-3 and scores < 1e-5  # pixels of the image
         rows = [one for one in found["annotations"] if one["image_id"] == image_id]
         assert len(rows) == len(exact.scores) > 20
         for row, box, score, label in zip(rows, *exact):
@@ -194,12 +194,12 @@ def test_the_predictor_stands_alone_and_finds_the_same(made, tmp_path):
     ],
 )
 def test_resizing_is_opencvs(old, new):
-    picture = np.random.default_rng(0).integers(0, 256, (*old, 3), dtype=np.uint8)
-    expected = cv2.resize(picture, new[::-1], interpolation=cv2.INTER_LINEAR)
-    assert (onnx_predict.resized(picture, *new) == expected).all()
+    image = np.random.default_rng(0).integers(0, 256, (*old, 3), dtype=np.uint8)
+    expected = cv2.resize(image, new[::-1], interpolation=cv2.INTER_LINEAR)
+    assert (onnx_predict.resized(image, *new) == expected).all()
 
 
-def test_pictures_are_turned_as_the_package_turns_them(tmp_path):
+def test_images_are_turned_as_the_package_turns_them(tmp_path):
     """By EXIF data alone, never by XMP; damaged data is upright."""
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8))
     xmp = b'<x xmlns:tiff="http://ns.adobe.com/tiff/1.0/"><tiff:Orientation>6</tiff:Orientation>'
@@ -212,13 +212,13 @@ def test_pictures_are_turned_as_the_package_turns_them(tmp_path):
     for number, data in enumerate((b"garbage!", b"II*\0", whole[:16], whole[:-5], whole[6:10])):
         image.save(tmp_path / f"damaged {number}.png", exif=data, dpi=(72, 72))
         image.save(tmp_path / f"damaged {number}.jpg", exif=b"Exif\0\0" + data, dpi=(72, 72))
-    (tmp_path / "folder.png").mkdir()
-    files = onnx_predict.find_pictures([tmp_path])
+    (tmp_path / "directory.png").mkdir()
+    files = onnx_predict.find_images([tmp_path])
     assert len(files) == 20
     for file in files:
-        np.testing.assert_array_equal(onnx_predict.read_picture(file), read_picture(file))
-    assert onnx_predict.read_picture(tmp_path / "6.png").shape == (9, 6, 3)
-    assert onnx_predict.read_picture(tmp_path / "xmp.jpg").shape == (6, 9, 3)
+        np.testing.assert_array_equal(onnx_predict.read_image(file), read_image(file))
+    assert onnx_predict.read_image(tmp_path / "6.png").shape == (9, 6, 3)
+    assert onnx_predict.read_image(tmp_path / "xmp.jpg").shape == (6, 9, 3)
 
 
 def test_sizes_are_those_of_mmdets_resize():
@@ -226,8 +226,8 @@ def test_sizes_are_those_of_mmdets_resize():
 
     for scale, keep in (((1333, 800), True), ((224, 224), True), ((300, 200), False)):
         for height, width in ((480, 640), (640, 427), (30, 900), (223, 225)):
-            picture = np.zeros((height, width, 3), np.uint8)
-            expected = Resize(scale=scale, keep_ratio=keep)({"img": picture})["img"].shape[:2]
+            image = np.zeros((height, width, 3), np.uint8)
+            expected = Resize(scale=scale, keep_ratio=keep)({"img": image})["img"].shape[:2]
             assert onnx_predict.new_size(height, width, scale=scale, keep_ratio=keep) == expected
 
 
@@ -288,11 +288,11 @@ def test_only_what_works_is_exported(made, tmp_path, monkeypatch, capsys):
 
 
 def test_the_predictor_says_what_is_wrong(made, tmp_path, capsys):
-    picture, bad = tmp_path / "a.png", tmp_path / "bad.png"
-    Image.new("RGB", (8, 8)).save(picture)
+    image, bad = tmp_path / "a.png", tmp_path / "bad.png"
+    Image.new("RGB", (8, 8)).save(image)
     thin = tmp_path / "thin.png"
     Image.new("RGB", (5000, 1)).save(thin)
-    bad.write_bytes(picture.read_bytes()[:20])
+    bad.write_bytes(image.read_bytes()[:20])
     proto = onnx.load(made[1])
     files = {}
     for name, change in {"features": ("part", '"features"'), "more": ("resize", "null")}.items():
@@ -308,13 +308,13 @@ def test_the_predictor_says_what_is_wrong(made, tmp_path, capsys):
     files["bare"] = tmp_path / "bare.onnx"
     onnx.save(proto, files["bare"])
     for argv, message in (
-        ((files["features"], picture), "holds backbone and neck alone"),
-        ((files["more"], picture), "does more than resize"),
-        ((files["bare"], picture), "was not written by tools/export.py"),
-        ((picture, picture), "is no ONNX file"),
-        ((tmp_path / "none.onnx", picture), "does not exist"),
+        ((files["features"], image), "holds backbone and neck alone"),
+        ((files["more"], image), "does more than resize"),
+        ((files["bare"], image), "was not written by tools/export.py"),
+        ((image, image), "is no ONNX file"),
+        ((tmp_path / "none.onnx", image), "does not exist"),
         ((made[1], tmp_path / "none.png"), "does not exist"),
         ((made[1], bad), "cannot be read"),
-        ((made[1], thin), "thin.png: a picture of 5000 x 1 pixels is too thin"),
+        ((made[1], thin), "thin.png: an image of 5000 x 1 pixels is too thin"),
     ):
         assert message in fails(capsys, onnx_predict.main, *argv)

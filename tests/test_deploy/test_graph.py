@@ -130,10 +130,10 @@ def test_the_graph_form_of_retinanet_is_mmdets(settings):
     model.bbox_head.test_cfg.update(settings)
     graph = DynamicDetector(model)
     for size in [*check.check_sizes(model), (113, 30)]:
-        picture = check.example_picture(size)
-        expected = detections(model, picture)
+        image = check.example_image(size)
+        expected = detections(model, image)
         with torch.no_grad():
-            got = graph(picture)
+            got = graph(image)
         assert torch.equal(got.labels, expected.labels)
         torch.testing.assert_close(got.scores, expected.scores, rtol=0, atol=1e-5)
         torch.testing.assert_close(got.boxes, expected.boxes, rtol=0, atol=1e-3)
@@ -141,13 +141,13 @@ def test_the_graph_form_of_retinanet_is_mmdets(settings):
         assert (found == 0) if settings.get("score_thr") == 0.9999 else (found > 2)
 
 
-def test_boxes_end_at_the_picture_not_at_its_padding():
+def test_boxes_end_at_the_image_not_at_its_padding():
     model = small_retinanet()
     nn.init.constant_(model.bbox_head.retina_reg.bias, 1.0)  # large boxes
-    boxes = detections(model, check.example_picture((50, 60))).boxes
+    boxes = detections(model, check.example_image((50, 60))).boxes
     assert boxes[:, 2].max() == 60 and boxes[:, 3].max() == 50
     with torch.no_grad():
-        got = DynamicDetector(model)(check.example_picture((50, 60))).boxes
+        got = DynamicDetector(model)(check.example_image((50, 60))).boxes
     torch.testing.assert_close(got, boxes, rtol=0, atol=1e-3)
 
 

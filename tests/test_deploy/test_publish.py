@@ -23,13 +23,13 @@ MOMENTUM = 0.3
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """Config and work dir of a run of two iterations with EMA and a checkpoint of each."""
-    folder = tmp_path_factory.mktemp("run with EMA")
-    config = write_tiny(folder)
+    directory = tmp_path_factory.mktemp("run with EMA")
+    config = write_tiny(directory)
     text = config.read_text() + f"custom_hooks = [dict(type='EMAHook', momentum={MOMENTUM})]\n"
     config.write_text(text)
     options = ["default_hooks.checkpoint.interval=1", "default_hooks.checkpoint.max_keep_ckpts=-1"]
-    train.main([str(config), "--work-dir", str(folder / "run"), "--cfg-options", *options])
-    return config, folder / "run"
+    train.main([str(config), "--work-dir", str(directory / "run"), "--cfg-options", *options])
+    return config, directory / "run"
 
 
 @pytest.fixture(scope="module")
@@ -43,10 +43,10 @@ def test_the_name_has_the_hash_of_the_file(published):
     assert [file.name for file in published.path.parent.iterdir()] == [published.path.name]
 
 
-def test_twice_the_same_file_and_folders_take_the_name_of_the_source(run, published, tmp_path):
-    again = publish(run[1] / "iter_2.pth", tmp_path / "new" / "folder")
+def test_twice_the_same_file_and_directories_take_the_name_of_the_source(run, published, tmp_path):
+    again = publish(run[1] / "iter_2.pth", tmp_path / "new" / "directory")
     digest = published.path.stem.rpartition("-")[2]
-    assert again.path == tmp_path / "new" / "folder" / f"iter_2-{digest}.pth"
+    assert again.path == tmp_path / "new" / "directory" / f"iter_2-{digest}.pth"
     assert again.path.read_bytes() == published.path.read_bytes()
 
 
@@ -68,12 +68,12 @@ def test_only_weights_and_meta_are_left(run, published):
 
 
 def test_no_path_of_the_author_is_in_the_file(run, published):
-    folder = run[0].parent
-    assert str(folder).encode() in (run[1] / "iter_2.pth").read_bytes()
-    assert str(folder).encode() not in published.path.read_bytes()
+    directory = run[0].parent
+    assert str(directory).encode() in (run[1] / "iter_2.pth").read_bytes()
+    assert str(directory).encode() not in published.path.read_bytes()
     assert b"run with EMA" not in published.path.read_bytes()
-    assert published.redacted[f"{folder}/data"] == "data"
-    assert published.redacted[f"{folder}/data/annotations.json"] == "annotations.json"
+    assert published.redacted[f"{directory}/data"] == "data"
+    assert published.redacted[f"{directory}/data/annotations.json"] == "annotations.json"
 
 
 def test_ema_and_raw_weights_are_the_right_ones(run, published, tmp_path):
@@ -96,9 +96,9 @@ def test_ema_and_raw_weights_are_the_right_ones(run, published, tmp_path):
 
 def test_the_published_detector_detects_what_the_original_does(run, published):
     config = load_config(run[0])
-    picture = np.random.default_rng(0).integers(0, 256, (56, 64, 3), dtype=np.uint8)
+    image = np.random.default_rng(0).integers(0, 256, (56, 64, 3), dtype=np.uint8)
     before, after = (
-        Predictor(config, str(path), "cpu").predict([picture], score_thr=0.0)
+        Predictor(config, str(path), "cpu").predict([image], score_thr=0.0)
         for path in (run[1] / "iter_2.pth", published.path)
     )
     assert len(after[0]) == 10 and after == before
@@ -129,7 +129,7 @@ def test_what_is_no_detector_is_refused_and_nothing_is_written(tmp_path, monkeyp
     torch.save({"backbone.w": ones, "head.fc.weight": ones}, "classifier.pth")
     torch.save({"backbone.w": ones, "bbox_head.w": ones * torch.nan}, "nan.pth")
     torch.save({"backbone.w": Payload(open, "ran.txt", "w")}, "code.pth")
-    Path("cut.pth").write_bytes(b"PK\x03\x04 cut short")
+    Path("cut.pth").write_bytes(b"PK\x03\x04 truncated")
     said = {
         "gone.pth": "does not exist",
         "birder.pth": "of a backbone alone",

@@ -17,15 +17,15 @@ from tests.tiny_coco import write_tiny
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    """A working folder within a home."""
-    folder = tmp_path / "anna" / "work"
-    folder.mkdir(parents=True)
-    monkeypatch.chdir(folder)
-    monkeypatch.setenv("HOME", str(folder.parent))
-    return folder
+    """A working directory within a home."""
+    directory = tmp_path / "anna" / "work"
+    directory.mkdir(parents=True)
+    monkeypatch.chdir(directory)
+    monkeypatch.setenv("HOME", str(directory.parent))
+    return directory
 
 
-def test_folders_and_secrets(here):
+def test_directories_and_secrets(here):
     home, root = here.parent, here.parent.parent
     said = {
         f"saved to {here}/work_dirs/run.": "saved to ./work_dirs/run.",
@@ -65,7 +65,7 @@ def test_the_loggers_of_mmengine_write_so(here):
 
 
 def test_a_run_leaves_no_path_of_the_machine(here):
-    """Its config, data and work dir are neither below the working folder nor at home."""
+    """Its config, data and work dir are neither below the working directory nor at home."""
     place = here.parent.parent / "disk"
     place.mkdir()
     write_tiny(place)

@@ -20,19 +20,19 @@ def detector(name):
     return MODELS.build(config.model).eval()
 
 
-def wide_picture(model):
-    """A picture of 112 x 1120 pixels: far to the right bfloat16 counts in steps of 4 and 8."""
-    picture = torch.randint(0, 256, (3, 112, 1120), dtype=torch.uint8)
+def wide_image(model):
+    """An image of 112 x 1120 pixels: far to the right bfloat16 counts in steps of 4 and 8."""
+    image = torch.randint(0, 256, (3, 112, 1120), dtype=torch.uint8)
     shape = dict(img_shape=(112, 1120), ori_shape=(112, 1120), scale_factor=(1.0, 1.0))
     return model.data_preprocessor(
-        dict(inputs=[picture], data_samples=[DetDataSample(metainfo=dict(shape, img_id=0))])
+        dict(inputs=[image], data_samples=[DetDataSample(metainfo=dict(shape, img_id=0))])
     )
 
 
 @pytest.mark.parametrize(("name", "half"), CASES, ids=str)
 def test_decoding_and_regions_are_float32(name, half, monkeypatch):
     model = detector(name)
-    data = wide_picture(model)
+    data = wide_image(model)
     outputs, regions = [], []
 
     def watch(cls, method, seen):
@@ -68,7 +68,7 @@ def test_boxes_are_those_that_the_outputs_mean(name):
 
 def assert_boxes_are_meant(model, half):
     """The same outputs decoded in float64, away from autocast: within a hundredth of a pixel."""
-    data = wide_picture(model)
+    data = wide_image(model)
     head = model.rpn_head if hasattr(model, "rpn_head") else model.bbox_head
     metas = [sample.metainfo for sample in data["data_samples"]]
     decode = dict(batch_img_metas=metas, with_nms=False)

@@ -28,7 +28,7 @@ from tests.fault_injection import (
 from tests.test_cli.test_tools import load_tool
 
 SETTINGS = dict(loop=ITERATIONS, workers=0, accumulated=1, ema=False)
-# Holds the lock of a folder, with a child that lives on as a data loader's worker may.
+# Holds the lock of a directory, with a child that lives on as a data loader's worker may.
 HOLDER = """
 import os, runpy, sys, time
 lock = runpy.run_path(sys.argv[1])["lock_work_dir"]
@@ -67,8 +67,8 @@ def test_a_dead_worker_ends_the_run(tmp_path):
 def test_a_lost_process_ends_the_other(tmp_path):
     """Of itself: torchrun would end it too."""
     config = prepared(tmp_path, **SETTINGS)
-    misfortune = dict(kind="killed", iteration=4, rank=1)
-    left, lost = train_two_with(config, tmp_path / "run", misfortune)
+    failure = dict(kind="killed", iteration=4, rank=1)
+    left, lost = train_two_with(config, tmp_path / "run", failure)
     assert lost.returncode == -signal.SIGKILL and left.returncode == 1, left.stderr[-3000:]
     assert latest_checkpoint(tmp_path / "run").name == "iter_3.pth"
 
@@ -77,8 +77,8 @@ def test_a_lost_process_ends_the_other(tmp_path):
 def test_a_lost_process_ends_the_others_by_torchrun(tmp_path):
     config = prepared(tmp_path, **SETTINGS)
     start = time.monotonic()
-    misfortune = dict(kind="killed", iteration=4, rank=1)
-    done = train_with(config, tmp_path / "run", misfortune, command=TORCHRUN)
+    failure = dict(kind="killed", iteration=4, rank=1)
+    done = train_with(config, tmp_path / "run", failure, command=TORCHRUN)
     assert done.returncode == 1 and "SIGKILL" in done.stderr, done.stderr[-3000:]
     assert time.monotonic() - start < 90
     assert latest_checkpoint(tmp_path / "run").name == "iter_3.pth"
@@ -90,21 +90,21 @@ def test_one_process_with_broken_numbers_stops_all(rank, tmp_path):
     config.write_text(
         config.read_text() + "default_hooks.update(non_finite=dict(type='NonFiniteGuard'))\n"
     )
-    misfortune = dict(kind="weights_broken", iteration=4, rank=rank)
-    done = train_two_with(config, tmp_path / "run", misfortune)
+    failure = dict(kind="weights_broken", iteration=4, rank=rank)
+    done = train_two_with(config, tmp_path / "run", failure)
     assert [process.returncode for process in done] == [2, 2], done[0].stderr[-3000:]
     said = "".join(process.stderr for process in done).splitlines()
     (line,) = [line for line in said if line.startswith("error: iteration 5")]
-    assert "iter_3.pth, and --resume goes on" in line and f"process {rank}: loss_" in line
+    assert "iter_3.pth, and --resume continues" in line and f"process {rank}: loss_" in line
     assert latest_checkpoint(tmp_path / "run").name == "iter_3.pth"
 
 
-# ---- two runs into one folder
+# ---- two runs into one directory
 
 
 @pytest.fixture
 def holder(tmp_path):
-    """Starts a process that holds the lock of a folder, and ends it in the end."""
+    """Starts a process that holds the lock of a directory, and ends it in the end."""
     started = []
 
     def start(kind="alone"):

@@ -58,7 +58,7 @@ def test_a_full_disk_in_the_middle_of_large_tensors(share, tmp_path):
     assert target.read_bytes() == before and list(tmp_path.iterdir()) == [target]
 
 
-def test_a_folder_that_cannot_be_written_to_is_named(tmp_path):
+def test_a_directory_that_cannot_be_written_to_is_named(tmp_path):
     (tmp_path / "weights.pth").mkdir()
     with pytest.raises(OSError, match="weights.pth was not written; its disk has .* MB left"):
         save_checkpoint({}, str(tmp_path / "weights.pth"))

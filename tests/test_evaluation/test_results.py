@@ -12,7 +12,7 @@ from PIL import Image
 
 from ropevit_mmdet.apis.ground_truth import read_coco
 from ropevit_mmdet.engine.config import load_config
-from ropevit_mmdet.evaluation.result_file import PictureResult, read_results
+from ropevit_mmdet.evaluation.result_file import ImageResult, read_results
 from ropevit_mmdet.evaluation.results import (
     Annotations,
     PrecisionRecall,
@@ -30,12 +30,12 @@ plot_results = load_tool("plot_results")
 NAMES = ("cat", "dog", "cow")
 
 
-def annotations(folder, objects, names=NAMES):
-    """Of two pictures, 1 and 2; objects are (picture, class, box x y w h, crowd)."""
+def annotations(directory, objects, names=NAMES):
+    """Of two images, 1 and 2; objects are (image, class, box x y w h, crowd)."""
     found = [
-        dict(id=number, image_id=picture, category_id=10 * names.index(name) + 5, bbox=box,
+        dict(id=number, image_id=image, category_id=10 * names.index(name) + 5, bbox=box,
              area=box[2] * box[3], iscrowd=int(crowd))
-        for number, (picture, name, box, crowd) in enumerate(objects, start=1)
+        for number, (image, name, box, crowd) in enumerate(objects, start=1)
     ]  # fmt: skip
     content = dict(
         images=[dict(id=i, file_name=f"{i}.png", width=100, height=100) for i in (1, 2)],
@@ -45,15 +45,15 @@ def annotations(folder, objects, names=NAMES):
     for one in found:
         x, y, w, h = one["bbox"]
         one["segmentation"] = [[x, y, x + w, y, x + w, y + h, x, y + h]]
-    (folder / "annotations.json").write_text(json.dumps(content))
-    return Annotations(read_coco(folder / "annotations.json"), names)
+    (directory / "annotations.json").write_text(json.dumps(content))
+    return Annotations(read_coco(directory / "annotations.json"), names)
 
 
-def result(picture, *found):
+def result(image, *found):
     """Of (class, box x y w h, score)."""
     boxes = np.array([[x, y, x + w, y + h] for _, (x, y, w, h), _ in found], float).reshape(-1, 4)
     labels = np.array([NAMES.index(name) for name, _, _ in found], int)
-    return PictureResult(picture, boxes, labels, np.array([score for *_, score in found], float))
+    return ImageResult(image, boxes, labels, np.array([score for *_, score in found], float))
 
 
 def test_a_confusion_matrix_made_by_hand(tmp_path):
@@ -123,9 +123,9 @@ def test_curves_made_by_hand(tmp_path):
 
 def test_results_of_other_data_are_errors(tmp_path):
     truth = annotations(tmp_path, [(1, "cat", [0, 0, 20, 20], False)])
-    with pytest.raises(ValueError, match="have a picture 7 that the annotations lack"):
+    with pytest.raises(ValueError, match="have an image 7 that the annotations lack"):
         confusion_matrix([result(7)], truth)
-    found = PictureResult(1, np.zeros((1, 4)), np.array([3]), np.ones(1))
+    found = ImageResult(1, np.zeros((1, 4)), np.array([3]), np.ones(1))
     with pytest.raises(ValueError, match="a label 3, there are 3"):
         confusion_matrix([found], truth)
     with pytest.raises(ValueError, match="no class 'horse', but cat, dog, cow"):
@@ -163,10 +163,10 @@ def test_files_are_read_without_running_them(tmp_path):
     assert not (tmp_path / "ran").exists()
 
     for content, said in (
-        (pickle.dumps([entry])[:-20], "cut short"),
-        (b"", "cut short"),
-        (pickle.dumps({"a": 1}), "holds no list of pictures"),
-        (pickle.dumps([{"img_id": 3}]), "holds no boxes of pictures"),
+        (pickle.dumps([entry])[:-20], "truncated"),
+        (b"", "truncated"),
+        (pickle.dumps({"a": 1}), "holds no list of images"),
+        (pickle.dumps([{"img_id": 3}]), "holds no boxes of images"),
     ):
         path.write_bytes(content)
         with pytest.raises(ValueError, match=said):
@@ -198,15 +198,15 @@ def test_the_mean_of_the_curves_is_what_the_test_reported(trained, tmp_path, cap
     metric.dataset_meta = dict(classes=("dark", "light"))
     metric.process({}, entries)
     reported = metric.evaluate(size=len(entries))
-    folder = tmp_path / "figures"
-    plot_results.main([str(config_path), str(out), "--out-dir", str(folder)])
-    numbers = json.loads((folder / "results.json").read_text())
+    directory = tmp_path / "figures"
+    plot_results.main([str(config_path), str(out), "--out-dir", str(directory)])
+    numbers = json.loads((directory / "results.json").read_text())
     for iou, key in (("0.5", "coco/bbox_mAP_50"), ("0.75", "coco/bbox_mAP_75")):
         assert numbers["precision_recall"][iou]["ap"] == pytest.approx(reported[key], abs=6e-4)
     assert 0 < reported["coco/bbox_mAP_75"] < reported["coco/bbox_mAP_50"] < 1
     assert np.sum(numbers["confusion_matrix"]) >= 4
     for name in ("confusion_matrix.png", "precision_recall.png"):
-        with Image.open(folder / name) as image:
+        with Image.open(directory / name) as image:
             assert image.format == "PNG"
     gone = ["gone.pkl", "--out-dir", str(tmp_path / "new")]
     assert "gone.pkl does not exist" in fails(capsys, plot_results.main, config_path, *gone)
@@ -260,7 +260,7 @@ def test_names_are_shown_letter_by_letter(tmp_path, monkeypatch):
 def test_long_names_leave_room_for_what_they_name(tmp_path, monkeypatch, classes):
     figures = []
     monkeypatch.setattr(results_figure, "save_figure", lambda figure, _: figures.append(figure))
-    names = [f"{'a name of a class that goes on and on ' * 3}{i}" for i in range(classes)]
+    names = [f"{'a name of a class that continues and on ' * 3}{i}" for i in range(classes)]
     plot_confusion_matrix(np.eye(classes + 1, dtype=int), names, tmp_path / "a.png", "title")
     curves = PrecisionRecall(tuple(names), np.linspace(0, 1, 101), np.ones((2, 101, classes)))
     plot_precision_recall(curves, tmp_path / "b.png")

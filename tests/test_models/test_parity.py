@@ -96,7 +96,7 @@ def test_pretraining_at_a_size_that_is_not_square(tmp_path):
 
 @pytest.mark.parametrize("case", ["none", "pretrain", "raw"])
 def test_goldens_of_birder(case):
-    """Holds without birder: weights and pictures are seeded, birder's maps are committed."""
+    """Holds without birder: weights and images are seeded, birder's maps are committed."""
     goldens = np.load(GOLDENS)
     model = RoPEViT(
         SMALL,

@@ -39,12 +39,12 @@ def _one_thread():
     torch.set_num_threads(threads)
 
 
-def write(config, folder, name="rope_vit_reg4_b14", grid=(GRID, GRID)):
-    return write_checkpoint(birder_net(name, config, size=pixels(config, grid)), folder)
+def write(config, directory, name="rope_vit_reg4_b14", grid=(GRID, GRID)):
+    return write_checkpoint(birder_net(name, config, size=pixels(config, grid)), directory)
 
 
-def compare(config, folder, name="rope_vit_reg4_b14", grid=(GRID, GRID), grids=GRIDS):
-    path = write(config, folder, name, grid)
+def compare(config, directory, name="rope_vit_reg4_b14", grid=(GRID, GRID), grids=GRIDS):
+    path = write(config, directory, name, grid)
     sizes = [pixels(config, g) for g in grids]
     for mode in modes_of(config):
         error = worst_error(

@@ -39,7 +39,7 @@ def test_extreme_cases(change):
 
 
 def test_the_trial_finds_what_it_looks_for(monkeypatch):
-    """Windows or pictures that see each other, a lost column, padding that is not zeros."""
+    """Windows or images that see each other, a lost column, padding that is not zeros."""
     case = dataclasses.replace(CASE, divisor=1)
     check(case)
     forward = sizes_trial.RoPEViT.forward

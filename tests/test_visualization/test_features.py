@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from ropevit_mmdet import RoPEViT
-from ropevit_mmdet._images import read_picture
+from ropevit_mmdet._images import read_image
 from ropevit_mmdet.apis.feature_source import from_checkpoint, from_detector
 from ropevit_mmdet.engine.config import build_detector, load_config
 from ropevit_mmdet.models.layers.windows import split_windows, window_groups
@@ -142,13 +142,13 @@ def test_what_is_not_there_is_an_error():
     net, images = backbone(), oracle.seeded_images((1, 3, 28, 42))
     with pytest.raises(ValueError, match="block 4 is not there: the backbone has 0 to 3"):
         block_features(net, images, blocks=(4,))
-    with pytest.raises(ValueError, match="patch 2 0 is outside of the picture's 2 rows and 3 col"):
+    with pytest.raises(ValueError, match="patch 2 0 is outside of the image's 2 rows and 3 col"):
         block_features(net, images, patch=(2, 0))
     assert patch_in((5, 8), None) == (2, 4)
 
 
 def test_principal_colors_are_the_leading_components_in_common():
-    """Against numpy's SVD, of two pictures of unequal size; signs are free there."""
+    """Against numpy's SVD, of two images of unequal size; signs are free there."""
     generator = torch.Generator().manual_seed(0)
     maps = [torch.randn(5, 8, 16, generator=generator), torch.randn(6, 3, 16, generator=generator)]
     colors = principal_colors(maps)
@@ -173,10 +173,10 @@ def test_principal_colors_are_the_leading_components_in_common():
 
 
 @pytest.fixture
-def picture(tmp_path):
+def image(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (60, 90, 3), np.uint8)
-    Image.fromarray(pixels).save(tmp_path / "picture.png")
-    return tmp_path / "picture.png"
+    Image.fromarray(pixels).save(tmp_path / "image.png")
+    return tmp_path / "image.png"
 
 
 @pytest.mark.parametrize(
@@ -191,22 +191,22 @@ def test_bars_of_norms_can_be_seen_beside_a_far_class_token(spread, special, bar
     assert min(bar.get_window_extent().width for bar in axis.patches) > 1.5  # pixels
 
 
-def test_the_tool_on_a_birder_checkpoint(tmp_path, picture, capsys):
+def test_the_tool_on_a_birder_checkpoint(tmp_path, image, capsys):
     pytest.importorskip("birder")
     config = dict(oracle.SMALL)
     net = oracle.birder_net("rope_vit_reg4_b14", config, size=(56, 56))
     checkpoint = oracle.write_checkpoint(net, tmp_path)
     out, arch = tmp_path / "out" / "a.png", ["--arch", json.dumps(config)]
-    argv = [str(checkpoint), str(picture), str(picture.parent / "*.png"), "--out", str(out), *arch]
+    argv = [str(checkpoint), str(image), str(image.parent / "*.png"), "--out", str(out), *arch]
     show_features.main([*argv, "--blocks", "0", "-1", "--per-head", "--size", "112"])
     for file in (out, tmp_path / "out" / "a_heads.png"):
-        with Image.open(file) as image:
-            assert image.format == "PNG" and min(image.size) > 200
+        with Image.open(file) as figure:
+            assert figure.format == "PNG" and min(figure.size) > 200
     source = from_checkpoint(str(checkpoint), config, size=112, device="cpu")
-    image, seen = source.prepare(read_picture(picture))
-    assert image.shape == (1, 3, 70, 112) and seen.shape == (70, 112, 3)  # 5 x 8 patches
+    inputs, seen = source.prepare(read_image(image))
+    assert inputs.shape == (1, 3, 70, 112) and seen.shape == (70, 112, 3)  # 5 x 8 patches
     mean, std = (torch.tensor(oracle.RGB_STATS[key]).view(3, 1, 1) for key in ("mean", "std"))
-    back = image[0] * std + mean
+    back = inputs[0] * std + mean
     torch.testing.assert_close(back, torch.tensor(seen).permute(2, 0, 1) / 255)
     capsys.readouterr()  # birder's lines too
     assert "patch 5 0 is outside" in fails(
@@ -219,7 +219,7 @@ def test_the_tool_on_a_birder_checkpoint(tmp_path, picture, capsys):
 
 
 @pytest.mark.parametrize("bgr_to_rgb", [True, False])
-def test_a_detectors_pictures_go_through_its_pipeline(tmp_path, picture, bgr_to_rgb):
+def test_a_detectors_images_go_through_its_pipeline(tmp_path, image, bgr_to_rgb):
     config = load_config(write_tiny(tmp_path))
     settings = dict(oracle.SMALL, hidden_dim=16, mlp_dim=32)
     config.model.backbone = dict(type="RoPEViT", arch=settings, pretrain_img_size=56,
@@ -229,14 +229,14 @@ def test_a_detectors_pictures_go_through_its_pipeline(tmp_path, picture, bgr_to_
     model = build_detector(config)
     torch.save({"state_dict": model.state_dict()}, tmp_path / "tiny.pth")
     source = from_detector(config, str(tmp_path / "tiny.pth"), device="cpu")
-    pixels = read_picture(picture)
-    image, seen = source.prepare(pixels)
-    assert image.shape == (1, 3, 64, 64) and seen.shape == (64, 64, 3)  # 43 x 64, padded
+    pixels = read_image(image)
+    inputs, seen = source.prepare(pixels)
+    assert inputs.shape == (1, 3, 64, 64) and seen.shape == (64, 64, 3)  # 43 x 64, padded
     small = np.asarray(Image.fromarray(pixels).resize((64, 43), Image.Resampling.BILINEAR))
     by_channel = [np.corrcoef(small[..., i].flat, seen[:43, :, i].flat)[0, 1] for i in range(3)]
     crossed = np.corrcoef(small[..., 0].flat, seen[:43, :, 2].flat)[0, 1]
     assert min(by_channel) > 0.6 > crossed + 0.3  # red is red, whatever the order inside
-    found = block_features(source.backbone, image)
+    found = block_features(source.backbone, inputs)
     assert found[0].patches.shape == (5, 5, 16) and not found[0].windowed
 
     wrapper = dict(type="FrozenBackbone", backbone=config.model.backbone)
@@ -250,7 +250,7 @@ def test_a_detectors_pictures_go_through_its_pipeline(tmp_path, picture, bgr_to_
     torch.save({"state_dict": build_detector(config).state_dict()}, tmp_path / "other.pth")
     with pytest.raises(ValueError, match="backbone is a ResNet, not a RoPEViT"):
         from_detector(config, str(tmp_path / "other.pth"))
-    with pytest.raises(ValueError, match="give its config ahead of it"):
+    with pytest.raises(ValueError, match="give its config before it"):
         from_checkpoint(str(tmp_path / "tiny.pth"))
 
 

@@ -1,4 +1,4 @@
-"""Overlays: readable on narrow, small and crowded pictures, whatever the classes are called."""
+"""Overlays: readable on narrow, small and crowded images, whatever the classes are called."""
 
 import logging
 
@@ -22,7 +22,7 @@ from ropevit_mmdet.visualization.overlays import (
 
 @pytest.fixture
 def written(monkeypatch):
-    """What is written into pictures: (text, its place), in the order of painting."""
+    """What is written into images: (text, its place), in the order of painting."""
     texts = []
     write = ImageDraw.ImageDraw.text
 
@@ -39,11 +39,11 @@ def blank(height, width):
     return np.zeros((height, width, 3), np.uint8)
 
 
-def test_overlays_enlarge_small_pictures_and_paint_where_the_object_is():
-    picture = np.full((60, 80, 3), 128, np.uint8)
+def test_overlays_enlarge_small_images_and_paint_where_the_object_is():
+    image = np.full((60, 80, 3), 128, np.uint8)
     mask = np.zeros((60, 80), bool)
     mask[20:40, 30:50] = True
-    overlay = draw_detections(picture, [Detection((30, 20, 50, 40), 0, 0.5, mask)], ["thing"])
+    overlay = draw_detections(image, [Detection((30, 20, 50, 40), 0, 0.5, mask)], ["thing"])
     assert overlay.shape == (480, 640, 3)
     color = np.array(class_color(0))
     inside, outside, edge = overlay[30 * 8, 40 * 8], overlay[50 * 8, 70 * 8], overlay[160, 320]
@@ -55,25 +55,25 @@ def test_overlays_enlarge_small_pictures_and_paint_where_the_object_is():
     assert large.shape == (900, 700, 3)
 
 
-def test_boxes_beyond_the_picture_and_empty_masks_are_drawn():
-    picture = np.zeros((50, 700, 3), np.uint8)
+def test_boxes_beyond_the_image_and_empty_masks_are_drawn():
+    image = np.zeros((50, 700, 3), np.uint8)
     found = [
         Detection((-20, -10, 900, 80), 3, 0.9, np.zeros((50, 700), bool)),
         Detection((699.5, 49.5, 699.5, 49.5), 100, 0.1, None),
         Detection((800, 60, 700, 55), 1, 0.2, np.ones((50, 700), bool)),
     ]
-    assert draw_detections(picture, found, ["a", "b"]).any()
+    assert draw_detections(image, found, ["a", "b"]).any()
 
 
-def test_contact_sheet_fits_every_picture():
-    pictures = [np.full((50, 100, 3), 10, np.uint8), np.full((300, 100, 3), 20, np.uint8)]
-    sheet = contact_sheet(pictures * 3, columns=4, cell=120)
+def test_contact_sheet_fits_every_image():
+    images = [np.full((50, 100, 3), 10, np.uint8), np.full((300, 100, 3), 20, np.uint8)]
+    sheet = contact_sheet(images * 3, columns=4, cell=120)
     assert sheet.shape == (2 * 124 + 4, 4 * 124 + 4, 3)
     assert (sheet[64, 64] == 10).all() and (sheet[64, 188] == 20).all() and (sheet[0] == 255).all()
-    assert contact_sheet(pictures[:1], columns=4, cell=120).shape == (128, 128, 3)
+    assert contact_sheet(images[:1], columns=4, cell=120).shape == (128, 128, 3)
 
 
-def test_side_by_side_keeps_the_pictures():
+def test_side_by_side_keeps_the_images():
     left, right = np.full((50, 100, 3), 10, np.uint8), np.full((50, 60, 3), 20, np.uint8)
     sheet = side_by_side([left, right], ["a", "b"])
     assert (sheet[-50:, :100] == 10).all() and (sheet[-50:, -60:] == 20).all()
@@ -122,7 +122,7 @@ def test_names_are_shortened_in_their_middle():
     assert [shortened("abc", length) for length in (2, 1)] == ["a…", "…"]
 
 
-def test_labels_of_a_crowded_picture_leave_most_of_it_free(written):
+def test_labels_of_a_crowded_image_leave_most_of_it_free(written):
     random = np.random.default_rng(0)
     corners = random.uniform((0, 0), (580, 420), (100, 2))
     sides = random.uniform(10, 60, (100, 2))
@@ -143,7 +143,7 @@ def test_labels_of_a_crowded_picture_leave_most_of_it_free(written):
         assert overlay[y, x].any() or covered[y, x]
 
 
-def test_narrow_pictures_stand_wide_enough_for_their_titles(written):
+def test_narrow_images_stand_wide_enough_for_their_titles(written):
     sheet = side_by_side([blank(3000, 20) + 10, blank(3000, 20) + 20], ["ground truth", "found"])
     (_, (left, _, end, _)), (_, (start, _, right, _)) = written
     assert left >= 0 and end < start and right <= sheet.shape[1]

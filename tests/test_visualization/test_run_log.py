@@ -18,10 +18,10 @@ plot_run = load_tool("plot_run")
 
 
 def write_part(work_dir, start, entries):
-    folder = work_dir / start / "vis_data"
-    folder.mkdir(parents=True)
-    (folder / "scalars.json").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
-    return folder / "scalars.json"
+    directory = work_dir / start / "vis_data"
+    directory.mkdir(parents=True)
+    (directory / "scalars.json").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    return directory / "scalars.json"
 
 
 def iteration(step, loss=1.0, time=1.0, **more):

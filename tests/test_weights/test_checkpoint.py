@@ -81,7 +81,7 @@ def test_another_architecture_is_named_with_the_line_to_paste(birder_file, tmp_p
         load(tiny, "rope_vit_t14")
 
 
-def test_another_picture_size_is_an_error_with_the_line_to_paste(birder_file):
+def test_another_image_size_is_an_error_with_the_line_to_paste(birder_file):
     with pytest.raises(ValueError, match="set pretrain_img_size=224"):
         load(birder_file, pretrain_img_size=448)
 

@@ -12,7 +12,7 @@ from mmengine.registry import init_default_scope
 from PIL import Image
 
 from ropevit_mmdet import RoPEViT
-from ropevit_mmdet.engine.hooks.rope_vit_checks import check_colours, check_strides
+from ropevit_mmdet.engine.hooks.rope_vit_checks import check_colors, check_strides
 from ropevit_mmdet.models.classifiers.rope_vit_classifier import load_classifier
 from ropevit_mmdet.weights.architectures import arch_names, names_of, resolve_arch
 from ropevit_mmdet.weights.checkpoint import read_checkpoint
@@ -33,10 +33,10 @@ def load_tool():
     return tool
 
 
-def written(folder, name, config=None, size=(70, 70), **arguments):
+def written(directory, name, config=None, size=(70, 70), **arguments):
     pytest.importorskip("birder")
     net = birder_net(name, config, size=size, **arguments)
-    return write_checkpoint(net, folder, config=config)
+    return write_checkpoint(net, directory, config=config)
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +154,7 @@ def test_the_lines_to_paste_make_a_detector_that_loads(tmp_path, name, config, s
     model = MODELS.build(config.model)
     model.backbone.init_weights()
     check_strides(model)
-    check_colours(model)
+    check_colors(model)
     assert config.model.data_preprocessor.pad_size_divisor == 4 * arch.patch_size
     maps = model.backbone(torch.zeros(1, 3, 8 * arch.patch_size, 8 * arch.patch_size))
     assert model.neck(maps)[2].shape[-2:] == (8, 8)
@@ -162,14 +162,14 @@ def test_the_lines_to_paste_make_a_detector_that_loads(tmp_path, name, config, s
 
 def test_the_tool_prints_facts_lines_and_classes(tiny, tmp_path, capsys):
     values = np.random.RandomState(0).randint(0, 256, (60, 90, 3), dtype=np.uint8)
-    Image.fromarray(values).save(tmp_path / "picture.png")
-    load_tool().main([str(tiny), "--image", str(tmp_path / "picture.png")])
+    Image.fromarray(values).save(tmp_path / "image.png")
+    load_tool().main([str(tiny), "--image", str(tmp_path / "image.png")])
     printed = capsys.readouterr().out
     assert "architecture  rope_vit_reg1_t14\n" in printed
     assert '        arch="rope_vit_reg1_t14",\n' in printed
     net = load_classifier(tiny)
-    best = net.probabilities(net.preprocess(tmp_path / "picture.png"))[0].argsort(descending=True)
-    shown = [line.split() for line in printed.split("picture.png\n")[1].splitlines()]
+    best = net.probabilities(net.preprocess(tmp_path / "image.png"))[0].argsort(descending=True)
+    shown = [line.split() for line in printed.split("image.png\n")[1].splitlines()]
     assert [name for _, name in shown] == [net.class_names[i] for i in best[:5]]
 
 
@@ -185,7 +185,7 @@ def test_the_tool_says_what_a_detector_is(detector, capsys):
         (["nowhere.pt"], "checkpoint not found: nowhere.pt"),
         (["birder://rope_vit_reg4_b14"], "birder publishes no RoPE ViT of that name"),
         (["{tiny}", "--arch", "rope_vit_t14"], "set arch='rope_vit_reg1_t14'"),
-        (["{tiny}", "--image", "nowhere.jpg"], "picture not found: nowhere.jpg"),
+        (["{tiny}", "--image", "nowhere.jpg"], "image not found: nowhere.jpg"),
         (["{detector}", "--image", "x.jpg"], "is no classifier"),
         (["{resnet}"], "holds no weights of a RoPE ViT"),
     ],

@@ -14,7 +14,7 @@ import torch
 from mmengine.runner import CheckpointLoader
 
 from ropevit_mmdet import RoPEViT
-from ropevit_mmdet.engine.hooks.rope_vit_checks import check_colours
+from ropevit_mmdet.engine.hooks.rope_vit_checks import check_colors
 from ropevit_mmdet.errors import user_message
 from ropevit_mmdet.weights import download, lookup
 from ropevit_mmdet.weights.download import DownloadError
@@ -36,7 +36,7 @@ def publish(monkeypatch):
 
     def put(server, content=CONTENT, **changes):
         facts = dict(
-            folder=server.url,
+            directory=server.url,
             sha256=hashlib.sha256(content).hexdigest(),
             megabytes=round(len(content) / 2**20, 1),
         )
@@ -81,8 +81,8 @@ def test_local_paths(tmp_path):
         ("http://host/a b.pt", "does not end in the name of a file"),
         (f"http://host/{'x' * 300}.pt", "does not end in the name of a file"),
         ("https://me:secret@host/x/?token=secret", r"checkpoint https://host/x/\?\.\.\. does"),
-        ("http://[secret/file.pt", r"checkpoint http://\.\.\.: its host makes no sense"),
-        ("http://me:secret@\u2100/file.pt", r"checkpoint http://\.\.\.: its host makes no sense"),
+        ("http://[secret/file.pt", r"checkpoint http://\.\.\.: its host is invalid"),
+        ("http://me:secret@\u2100/file.pt", r"checkpoint http://\.\.\.: its host is invalid"),
     ],
 )
 def test_names_that_are_refused(checkpoint, words, cache):
@@ -136,7 +136,9 @@ def test_url_without_a_hash_is_resumed_where_its_version_is_the_same(
     server, cache, etag, changed, ranged
 ):
     server.etag, server.mode = etag, "cut"
-    words = "goes on from there" if ranged else "starts anew, as nothing says which version it is"
+    words = (
+        "continues from there" if ranged else "starts again, as nothing says which version it is"
+    )
     with pytest.raises(DownloadError, match=rf"of 0\.3 MB\); another attempt {words}\. By hand"):
         resolve_weights(f"{server.url}/file.pt")
     assert len(leftovers(cache)) == (2 if ranged else 0)
@@ -259,7 +261,7 @@ def test_no_network_says_what_to_fetch_and_where_to_put_it(cache, publish, monke
 
         monkeypatch.setattr(socket, "getaddrinfo", unknown)
     monkeypatch.setitem(
-        WEIGHTS, NAME, dataclasses.replace(WEIGHTS[NAME], folder=f"http://{host}:{port}")
+        WEIGHTS, NAME, dataclasses.replace(WEIGHTS[NAME], directory=f"http://{host}:{port}")
     )
     with pytest.raises(DownloadError) as failure:
         resolve_weights(f"birder://{NAME}")
@@ -268,10 +270,10 @@ def test_no_network_says_what_to_fetch_and_where_to_put_it(cache, publish, monke
     assert line.endswith(f"put it at {cache / entry.file_name}") and "\n" not in line
 
 
-def test_folder_that_cannot_be_written(server, cache, publish):
+def test_directory_that_cannot_be_written(server, cache, publish):
     cache.parent.parent.mkdir(parents=True)
-    cache.parent.write_text("a file where a folder should be")
-    with pytest.raises(DownloadError, match="TORCH_HOME moves the folder"):
+    cache.parent.write_text("a file where a directory should be")
+    with pytest.raises(DownloadError, match="TORCH_HOME moves the directory"):
         resolve_weights(publish(server))
 
 
@@ -346,5 +348,5 @@ def test_backbone_loads_by_name(server, tmp_path, publish):
     detector.data_preprocessor.mean = detector.data_preprocessor.std = torch.ones(3)
     detector.data_preprocessor._channel_conversion = True
     with pytest.raises(ValueError, match="contradicts the rgb_stats"):
-        check_colours(detector)
+        check_colors(detector)
     assert len(server.requests) == 1

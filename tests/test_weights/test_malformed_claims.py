@@ -94,7 +94,7 @@ def test_shared_storages_and_arrays_are_no_claims(tmp_path):
 
 
 def results(**found):
-    """The bytes of a result file of one picture."""
+    """The bytes of a result file of one image."""
     found = dict(bboxes=np.zeros((1, 4)), labels=np.zeros(1), scores=np.zeros(1)) | found
     return pickle.dumps([dict(img_id=1, pred_instances=found)], protocol=2)
 
@@ -121,7 +121,7 @@ def test_claims_in_results_are_refused(claim, key, tmp_path):
     path = tmp_path / "results.pkl"
     path.write_bytes(results(**{key: RESULT_CLAIMS[claim]}))
     assert path.stat().st_size < 5000
-    with pytest.raises(ValueError, match=r"results\.pkl is (refused|cut short or no pickle)"):
+    with pytest.raises(ValueError, match=r"results\.pkl is (refused|truncated or no pickle)"):
         read_results(path)
 
 

@@ -50,21 +50,23 @@ def files(tmp_path_factory):
     """A sound file of every kind, with what reads it and what of it must stay the same."""
     pytest.importorskip("birder")
     pytest.importorskip("safetensors")
-    folder = tmp_path_factory.mktemp("sound")
+    directory = tmp_path_factory.mktemp("sound")
     net = birder_net(config=SMALL, dtype=torch.float32)
     state, meta = detector_state(), dict(epoch=1, dataset_meta=dict(classes=("a",)))
-    torch.save(dict(meta=meta, state_dict=state), folder / "detector.pth")
+    torch.save(dict(meta=meta, state_dict=state), directory / "detector.pth")
     torch.save(
-        dict(meta=meta, state_dict=state), folder / "old.pth", _use_new_zipfile_serialization=False
+        dict(meta=meta, state_dict=state),
+        directory / "old.pth",
+        _use_new_zipfile_serialization=False,
     )
-    (folder / "results.pkl").write_bytes(pickle.dumps(results()))
+    (directory / "results.pkl").write_bytes(pickle.dumps(results()))
     birder, detector = _birder_weights, _detector_weights
     return {
-        "birder .pt": (write_checkpoint(net, folder), birder, torch.equal),
-        "birder .safetensors": (write_safetensors(net, folder), birder, _same_shape),
-        "detector .pth": (folder / "detector.pth", detector, torch.equal),
-        "detector .pth, before torch 1.6": (folder / "old.pth", detector, _same_shape),
-        "results .pkl": (folder / "results.pkl", _result_numbers, None),
+        "birder .pt": (write_checkpoint(net, directory), birder, torch.equal),
+        "birder .safetensors": (write_safetensors(net, directory), birder, _same_shape),
+        "detector .pth": (directory / "detector.pth", detector, torch.equal),
+        "detector .pth, before torch 1.6": (directory / "old.pth", detector, _same_shape),
+        "results .pkl": (directory / "results.pkl", _result_numbers, None),
     }
 
 
@@ -255,7 +257,7 @@ def test_training_does_not_start_from_them(tmp_path, capsys):
     for content, arguments, words in (
         (dict(meta=meta, state_dict=broken), resume, "holds NaN or infinite values in 1 of"),
         (dict(meta=meta, state_dict=broken), load_from, "holds NaN or infinite values in 1 of"),
-        (dict(meta=[1], state_dict=state), load_from, "its meta is [1], which makes no sense"),
+        (dict(meta=[1], state_dict=state), load_from, "its meta is [1], which is invalid"),
         (state, resume, "no meta.epoch, meta.iter, message_hub, optimizer; to start from its"),
         (dict(meta=meta, state_dict=state), resume, "has no message_hub, optimizer; to start from"),
     ):

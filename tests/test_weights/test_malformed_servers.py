@@ -32,11 +32,11 @@ SAID = {
     "a refusal with a body without end": "the server answers 404 Gone",
     "a redirect to a file": "redirects from http: to file:, refused",
     "a redirect to nowhere": "redirects to no URL",
-    "colours and titles": "the server answers 404 [31mred ]0;title 1m. By hand",
+    "colors and titles": "the server answers 404 [31mred ]0;title 1m. By hand",
     "a page": "begins with b'<html>', is no checkpoint and was deleted",
     "nothing": "begins with b'', is no checkpoint and was deleted",
 }
-HOSTILE = {
+MALFORMED = {
     "headers that drip": lambda sock: drip(sock, OK + b"X-Slow: ", 0.05),
     "headers without end": lambda sock: forever(sock, b"X: y\r\n", 0.001),
     "a header line without end": lambda sock: (sock.sendall(OK + b"X: "), forever(sock, b"y" * 99)),
@@ -78,7 +78,7 @@ HOSTILE = {
         sock.sendall(b"HTTP/1.1 404 Gone\r\n\r\n"),
         forever(sock, bytes(100_000)),
     ),
-    "colours and titles": lambda sock: sock.sendall(
+    "colors and titles": lambda sock: sock.sendall(
         b"HTTP/1.1 404 \x1b[31mred\x1b]0;title\x07\x9b1m\r\nContent-Length: 0\r\n\r\n"
     ),
     "a reason without end": lambda sock: sock.sendall(
@@ -93,7 +93,7 @@ HOSTILE = {
 
 
 @pytest.fixture
-def hostile():
+def malformed():
     """Starts a server that answers every request in one of the ways above; returns its URL."""
     servers = []
 
@@ -116,9 +116,9 @@ def hostile():
         server.server_close()
 
 
-@pytest.mark.parametrize("name", HOSTILE)
-def test_hostile_servers(name, hostile, cache):
-    url, start = hostile(HOSTILE[name]), time.monotonic()
+@pytest.mark.parametrize("name", MALFORMED)
+def test_malformed_servers(name, malformed, cache):
+    url, start = malformed(MALFORMED[name]), time.monotonic()
     with pytest.raises(DownloadError, match=r"download of file\.pt failed: ") as caught:
         resolve_weights(f"{url}/file.pt", timeout=0.3)
     assert time.monotonic() - start < 5
@@ -131,10 +131,10 @@ def test_hostile_servers(name, hostile, cache):
 @pytest.mark.parametrize(
     "end", ["a%2f..%2fb.pt", "..%2f..%2fb.pt", "%2e%2e", "b.pt%00.txt", "b.pt;x=/../c", "%5c..%5cb"]
 )
-def test_encoded_slashes_name_no_folder(end, hostile, cache):
+def test_encoded_slashes_name_no_directory(end, malformed, cache):
     body = OK + b"Content-Length: 9\r\n\r\nPK\3\4hello"
     try:
-        path = resolve_weights(f"{hostile(lambda sock: sock.sendall(body))}/a/{end}")
+        path = resolve_weights(f"{malformed(lambda sock: sock.sendall(body))}/a/{end}")
     except ValueError as error:
         assert "does not end in the name of a file" in str(error)
     else:
@@ -145,9 +145,9 @@ def test_encoded_slashes_name_no_folder(end, hostile, cache):
 
 
 @pytest.mark.parametrize("pause", [0.05, 0])
-def test_nothing_is_left_behind_of_headers_without_end(pause, hostile, cache):
+def test_nothing_is_left_behind_of_headers_without_end(pause, malformed, cache):
     """Neither a thread of ours, nor one of the server, which has noticed the end."""
-    url = hostile(lambda sock: forever(sock, OK if pause else b"HTTP/1.1 100 Go\r\n\r\n", pause))
+    url = malformed(lambda sock: forever(sock, OK if pause else b"HTTP/1.1 100 Go\r\n\r\n", pause))
     before = threading.active_count()
     with pytest.raises(DownloadError, match=r"has not finished its answer's headers after 1\.2 s"):
         resolve_weights(f"{url}/file.pt", timeout=0.3)

@@ -41,14 +41,14 @@ FIELDS = {
     "a size of none": (dict(config=dict(hidden_dim=None)), "with the file's config, "),
     "classes of mixed numbers": (dict(class_to_idx=dict(a=0, b="x")), "class_to_idx numbers no na"),
     "classes without names": (dict(class_to_idx={1: 1}), "class_to_idx numbers no names"),
-    "colours beyond measure": (
+    "colors beyond measure": (
         dict(rgb_stats=dict(mean=(10**400, 0, 0), std=(1, 1, 1))), "are not three means and stds"
     ),
-    "colours that are none": (
+    "colors that are none": (
         dict(rgb_stats=dict(mean=(float("nan"),) * 3, std=(1, 1, 1))), "are not three means and"
     ),
-    "pictures beyond measure": (
-        dict(signature=dict(inputs=[dict(data_shape=[1, 3, 10**9, 10**9])])), "gives no picture si"
+    "images beyond measure": (
+        dict(signature=dict(inputs=[dict(data_shape=[1, 3, 10**9, 10**9])])), "gives no image si"
     ),
 }  # fmt: skip
 
@@ -57,8 +57,10 @@ FIELDS = {
 def sound(tmp_path_factory):
     """Files of one network, as torch and as safetensors."""
     pytest.importorskip("birder")
-    folder, net = tmp_path_factory.mktemp("sound"), birder_net(config=SMALL, dtype=torch.float32)
-    return SimpleNamespace(pt=write_checkpoint(net, folder), safe=write_safetensors(net, folder))
+    directory, net = tmp_path_factory.mktemp("sound"), birder_net(config=SMALL, dtype=torch.float32)
+    return SimpleNamespace(
+        pt=write_checkpoint(net, directory), safe=write_safetensors(net, directory)
+    )
 
 
 def refused(path, words, capsys):

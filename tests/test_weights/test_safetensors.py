@@ -19,11 +19,11 @@ pytest.importorskip("safetensors")
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     """The same network in both formats, with overrides in the file."""
-    folder, config = tmp_path_factory.mktemp("formats"), SMALL | dict(norm_layer_eps=1e-5)
+    directory, config = tmp_path_factory.mktemp("formats"), SMALL | dict(norm_layer_eps=1e-5)
     net = birder_net(config=config)
     return (
-        write_checkpoint(net, folder, config=config),
-        write_safetensors(net, folder, config=config),
+        write_checkpoint(net, directory, config=config),
+        write_safetensors(net, directory, config=config),
     )
 
 
@@ -54,7 +54,7 @@ def test_a_file_cut_short_is_called_that(files, tmp_path, size):
     content = files[1].read_bytes()
     cut = tmp_path / "cut.safetensors"
     cut.write_bytes(content[: int(size * len(content)) if isinstance(size, float) else size])
-    with pytest.raises(ValueError, match=r"cut\.safetensors: cut short"):
+    with pytest.raises(ValueError, match=r"cut\.safetensors: truncated"):
         read_checkpoint(cut)
 
 
@@ -93,13 +93,13 @@ def test_a_header_that_lies_is_refused(files, tmp_path, lie):
         LIES[lie](header)
         return header
 
-    with pytest.raises(ValueError, match=r"lie\.safetensors: cut short, or not a safetensors file"):
+    with pytest.raises(ValueError, match=r"lie\.safetensors: truncated, or not a safetensors file"):
         read_checkpoint(lying(files[1], tmp_path, change))
 
 
 @pytest.mark.parametrize("length", [0, 2**31, 2**63])
 def test_a_header_of_another_length_is_refused(files, tmp_path, length):
-    with pytest.raises(ValueError, match="cut short, or not a safetensors file"):
+    with pytest.raises(ValueError, match="truncated, or not a safetensors file"):
         read_checkpoint(lying(files[1], tmp_path, lambda header: header, length))
 
 
@@ -109,9 +109,9 @@ def test_a_header_of_another_length_is_refused(files, tmp_path, length):
         ("signature", "{", "signature in its metadata is not JSON"),
         ("signature", "[" * 100_000, "signature in its metadata is not JSON"),
         ("signature", "[]", "its signature is"),
-        ("signature", '{"inputs": []}', "its signature gives no picture size"),
-        ("signature", '{"inputs": [{"data_shape": [0, 3, "a", 224]}]}', "gives no picture size"),
-        ("signature", '{"inputs": [{"data_shape": [0, 3, 0, 224]}]}', "gives no picture size"),
+        ("signature", '{"inputs": []}', "its signature gives no image size"),
+        ("signature", '{"inputs": [{"data_shape": [0, 3, "a", 224]}]}', "gives no image size"),
+        ("signature", '{"inputs": [{"data_shape": [0, 3, 0, 224]}]}', "gives no image size"),
         ("rgb_stats", '{"mean": [0.5, 0.5, 0.5]}', "its rgb_stats are not"),
         ("rgb_stats", '{"mean": [0.5], "std": [0.5]}', "its rgb_stats are not"),
         ("rgb_stats", "7", "its rgb_stats is 7"),
@@ -131,7 +131,7 @@ def test_metadata_that_make_no_sense_are_refused(files, tmp_path, key, value, me
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("signature", {"inputs": [{}]}, "gives no picture size"),
+        ("signature", {"inputs": [{}]}, "gives no image size"),
         ("rgb_stats", {"mean": (0.5, 0.5, "a"), "std": (1, 1, 1)}, "its rgb_stats are not"),
         ("class_to_idx", 3, "its class_to_idx is 3"),
         ("birder_version", 8, "its birder_version is 8"),

@@ -17,9 +17,9 @@ SIZE = (80, 80)
 CENTERED = SWITCHES["centered"]
 
 
-def write(folder, config, override=None):
+def write(directory, config, override=None):
     net = birder_net("rope_vit_reg4_b14", config, size=SIZE)
-    return write_checkpoint(net, folder, config=override)
+    return write_checkpoint(net, directory, config=override)
 
 
 def load(path, arch, size=SIZE):
@@ -128,7 +128,7 @@ def test_a_config_in_the_file_that_cannot_be_honoured_is_named(tmp_path):
         assert re.search(says, advice(path, BASE))
 
 
-def test_picture_sizes(tmp_path):
+def test_image_sizes(tmp_path):
     path = write(tmp_path, BASE)
     assert "set pretrain_img_size=80" in advice(path, BASE, (224, 224))
     content = torch.load(path, weights_only=True)
@@ -159,12 +159,12 @@ def test_weights_that_every_network_has(tmp_path):
     assert "without blocks.0.mlp.fc1.weight" in advice(path, BASE)
 
 
-def test_pictures_of_other_channels(tmp_path):
+def test_images_of_other_channels(tmp_path):
     path = write(tmp_path, BASE)
     content = torch.load(path, weights_only=True)
     content["state"]["conv_proj.weight"] = torch.zeros(32, 4, 16, 16)
     torch.save(content, path)
-    assert "is for pictures of 4 channels, RoPEViT takes 3" in advice(path, BASE)
+    assert "is for images of 4 channels, RoPEViT takes 3" in advice(path, BASE)
 
 
 def test_arch_argument_is_source_that_gives_the_same_architecture():

@@ -1,6 +1,6 @@
-# COCO 2017 with large-scale jitter (arXiv 2012.07177): a picture is scaled by 0.1 to 2, then a
+# COCO 2017 with large-scale jitter (arXiv 2012.07177): an image is scaled by 0.1 to 2, then a
 # square of 896 pixels is cut out of it or padded around it. 896 pixels at patch 14 are the 4096
-# tokens of ViTDet's 1024 at patch 16. Testing keeps the picture's own aspect.
+# tokens of ViTDet's 1024 at patch 16. Testing keeps the image's own aspect.
 dataset_type = "CheckedCocoDataset"
 data_root = "data/coco/"
 image_size = (896, 896)

@@ -1,4 +1,4 @@
-# The embedded data set: python tools/make_shapes.py writes it to data/shapes.
+# The embedded dataset: python tools/make_shapes.py writes it to data/shapes.
 dataset_type = "CheckedCocoDataset"
 data_root = "data/shapes/"
 metainfo = dict(classes=("circle", "square", "triangle", "star", "ring"))
@@ -11,7 +11,7 @@ train_pipeline = [
 ]
 test_pipeline = [
     dict(type="LoadImageFromFile"),
-    dict(type="Resize", scale=(224, 224), keep_ratio=True),  # changes no picture of this set
+    dict(type="Resize", scale=(224, 224), keep_ratio=True),  # changes no image of this set
     dict(type="LoadAnnotations", with_bbox=True, with_mask=True),
     dict(
         type="PackDetInputs",

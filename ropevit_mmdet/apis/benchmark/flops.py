@@ -13,7 +13,7 @@ from ropevit_mmdet.models.layers.windows import window_groups
 
 
 def count_flops(model: RoPEViT, height: int, width: int) -> int:
-    """Operations of one picture of height x width pixels."""
+    """Operations of one image of height x width pixels."""
     arch, patch = model.arch, model.patch_size
     grid = (-(-height // patch), -(-width // patch))
     groups = window_groups(grid, model.window_size)

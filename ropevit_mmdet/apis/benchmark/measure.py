@@ -1,7 +1,7 @@
 """Times backbones side by side: interleaved in one process; on a CPU memory in a fresh one each.
 
 Which backbones, and where they come from, is the caller's business (``tools/benchmark.py``). Every
-one gets the picture that makes the same number of tokens as ours at patch 14.
+one gets the image that makes the same number of tokens as ours at patch 14.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ class Variant(NamedTuple):
 
 
 class Bench:
-    """Models and pictures of several variants at one size on one device, timed in turns.
+    """Models and images of several variants at one size on one device, timed in turns.
 
     Args:
         variants: what to compare, by name.
         device, dtype: where and in what; half types run under autocast.
-        batch: pictures at a time.
+        batch: images at a time.
         compiled: run through ``torch.compile``.
     """
 
@@ -150,7 +150,7 @@ class Bench:
         return 2 * len(x) * arch.hidden_dim * arch.mlp_dim / statistics.median(taken[1:])
 
     def largest_batch(self, name: str, pixels: int, mode: str, gigabytes: float) -> int:
-        """The most pictures that a step takes on a GPU with so much memory, weights included.
+        """The most images that a step takes on a GPU with so much memory, weights included.
 
         Raises ValueError as `share_of_gpu` does.
         """
@@ -221,7 +221,7 @@ def peak_of(work: Callable[[], Any], device: torch.device) -> int:
         before = torch.cuda.memory_allocated(device)
         work()
         return torch.cuda.max_memory_allocated(device) - before
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
+    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again
     before = _proc_bytes("self/status", "VmRSS")
     work()
     return _proc_bytes("self/status", "VmHWM") - before

@@ -101,7 +101,7 @@ def table(report: dict[str, Any]) -> str:
 
 
 def plot(report: dict[str, Any], path: str | Path) -> None:
-    """Draws time and peak memory over picture size, one line per variant, into a PNG.
+    """Draws time and peak memory over image size, one line per variant, into a PNG.
 
     Raises ValueError for another kind of file.
     """
@@ -140,7 +140,7 @@ def _lines(axis: Any, report: dict[str, Any], mode: str, key: str, unit: float, 
         style = line_style(_variants(report).index(variant))  # the same in every part of the figure
         axis.plot(*zip(*points, strict=True), **style, marker="o", markersize=4, label=variant)
     sizes = sorted({row["pixels"] for row in rows})
-    axis.set(xlabel="picture side at patch 14, pixels", ylabel=label, yscale="log", xscale="log")
+    axis.set(xlabel="image side at patch 14, pixels", ylabel=label, yscale="log", xscale="log")
     axis.set_xticks(sizes, [str(size) for size in sizes])
     axis.minorticks_off()
     axis.grid(alpha=0.3)

@@ -1,6 +1,6 @@
 """The backbones of a comparison, as changes to the config of its protocol.
 
-A candidate changes the backbone, the colours it was trained with, and what the neck is told of its
+A candidate changes the backbone, the colors it was trained with, and what the neck is told of its
 map. Data, heads, schedule and seeds stay those of the protocol.
 """
 
@@ -55,7 +55,7 @@ def parse_candidates(specs: Sequence[str], protocol: Config) -> list[Candidate]:
             raise ValueError(f"{spec!r} is not NAME=CHECKPOINT, NAME={SCRATCH} or NAME=CONFIG.py")
         if not all(letter.isalnum() or letter in "-_." for letter in name):
             raise ValueError(f"name {name!r}: letters, digits, '-', '_' and '.' only")
-        if not name[0].isalnum():  # legends would leave it out, or folders be hidden
+        if not name[0].isalnum():  # legends would leave it out, or directories be hidden
             raise ValueError(f"name {name!r} must begin with a letter or a digit")
         if name in names:
             raise ValueError(f"two candidates are called {name!r}")
@@ -129,10 +129,10 @@ def _from_config(path: str, protocol: Config) -> dict[str, Any]:
     elif _is_frozen(_rope_vit(protocol)):
         wrapper = dict(_delete_=True, type="FrozenBackbone", backbone=model.backbone.to_dict())
         options = {"model.backbone": wrapper}
-    colours = model.get("data_preprocessor", {})
+    colors = model.get("data_preprocessor", {})
     for key in ("mean", "std", "bgr_to_rgb"):
-        if key in colours:
-            options[f"model.data_preprocessor.{key}"] = colours[key]
+        if key in colors:
+            options[f"model.data_preprocessor.{key}"] = colors[key]
     if _decays_layers(protocol) and model.backbone.type != "RoPEViT":
         options["optim_wrapper.constructor"] = "DefaultOptimWrapperConstructor"
         rule = dict(_delete_=True, norm_decay_mult=0.0, bias_decay_mult=0.0)
@@ -197,7 +197,7 @@ def _measure(backbone: ConfigDict) -> tuple[int, float]:
 
 
 def _maps_of_probe(*settings: ConfigDict) -> Any:
-    """What parts of a detector, one behind the other, make of an empty picture."""
+    """What parts of a detector, one behind the other, make of an empty image."""
     maps = torch.zeros(1, 3, _PROBE_SIDE, _PROBE_SIDE)
     for one in settings:
         part = build_detector(Config({"model": one.to_dict()}))
@@ -234,8 +234,8 @@ def _chosen_grid(backbone: Mapping[str, Any]) -> tuple[int, int] | None:
 
     That of an architecture with a name belongs to how its weights were trained, on another grid.
     """
-    spelt_out = isinstance(backbone["arch"], Mapping)
-    return resolve_arch(backbone["arch"]).pt_grid_size if spelt_out else None
+    explicit = isinstance(backbone["arch"], Mapping)
+    return resolve_arch(backbone["arch"]).pt_grid_size if explicit else None
 
 
 def _rope_vit(protocol: Config) -> ConfigDict:

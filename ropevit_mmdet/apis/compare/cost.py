@@ -1,4 +1,4 @@
-"""What a detector costs at test time: parameters, operations, pictures per second, peak memory."""
+"""What a detector costs at test time: parameters, operations, images per second, peak memory."""
 
 from __future__ import annotations
 
@@ -26,65 +26,65 @@ from ropevit_mmdet.engine.config import build_detector
 from ropevit_mmdet.engine.hooks.resumable_checkpoint_hook import latest_checkpoint
 from ropevit_mmdet.weights.detector_checkpoint import read_detector_checkpoint
 
-PICTURES = 12  # timed after a warm-up of two
+IMAGES = 12  # timed after a warm-up of two
 
 
 def measure_costs(
-    folders: Iterable[Path], progress: Callable[[str], None] = lambda message: None
+    directories: Iterable[Path], progress: Callable[[str], None] = lambda message: None
 ) -> list[dict[str, float]]:
     """The costs of trained runs, on the first GPU, else the CPU.
 
-    Times are medians over single pictures of the test data, the runs taking turns; memory is
+    Times are medians over single images of the test data, the runs taking turns; memory is
     above the weights, in a fresh process for each.
 
     Args:
-        folders: of runs, as ``experiment.result_of`` leaves them.
+        directories: of runs, as ``experiment.result_of`` leaves them.
     """
-    progress("pictures per second, in turns")
-    detectors = [Detector(folder) for folder in folders]
+    progress("images per second, in turns")
+    detectors = [Detector(directory) for directory in directories]
     seconds: list[list[float]] = [[] for _ in detectors]
-    for turn in range(PICTURES + 2):
+    for turn in range(IMAGES + 2):
         for detector, taken in zip(detectors, seconds, strict=True):
             taken.append(detector.seconds(turn))
     costs = []
     for detector, taken in zip(detectors, seconds, strict=True):
-        progress(f"peak memory of {detector.folder.name}")
+        progress(f"peak memory of {detector.directory.name}")
         costs.append(
             {
                 "parameters": _count(detector.model),
                 "backbone_parameters": _count(detector.model.backbone),
                 "gflops": detector.flops() / 1e9,
                 "seconds_per_image": statistics.median(taken[2:]),
-                "peak_bytes": _in_fresh_process(peak_bytes, detector.folder),
+                "peak_bytes": _in_fresh_process(peak_bytes, detector.directory),
             }
         )
     return costs
 
 
-def check_weights(folders: Iterable[Path]) -> None:
+def check_weights(directories: Iterable[Path]) -> None:
     """Looks for the checkpoints of those runs that are finished, before others are trained.
 
     Raises:
         ValueError: the costs of a run cannot be measured: its checkpoint is gone.
     """
-    for folder in folders:
-        if (folder / RESULT_FILE).is_file() and latest_checkpoint(folder) is None:
+    for directory in directories:
+        if (directory / RESULT_FILE).is_file() and latest_checkpoint(directory) is None:
             raise ValueError(
-                f"the run in {folder} is finished, and its checkpoint is gone: costs are measured "
-                "with it, of all backbones anew when one is added; put it back, or move the folder "
+                f"the run in {directory} is finished, and its checkpoint is gone: costs are measured "
+                "with it, of all backbones again when one is added; put it back, or move the directory "
                 "away to train the run again"
             )
 
 
 class Detector:
-    """The detector of a finished run and the pictures of its test data."""
+    """The detector of a finished run and the images of its test data."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        config = Config.fromfile(folder / CONFIG_FILE)
-        config.model.backbone.pop("cache_dir", None)  # what a picture costs, not what it cost once
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        config = Config.fromfile(directory / CONFIG_FILE)
+        config.model.backbone.pop("cache_dir", None)  # what an image costs, not what it cost once
         self.model = build_detector(config)
-        weights = read_detector_checkpoint(str(latest_checkpoint(folder)))
+        weights = read_detector_checkpoint(str(latest_checkpoint(directory)))
         self.model.load_state_dict(weights["state_dict"])
         self.device = choose_device(None)
         self.model.to(self.device).eval()
@@ -93,7 +93,7 @@ class Detector:
 
     @torch.no_grad()
     def seconds(self, number: int) -> float:
-        """The time of one picture, from pixels in memory to objects."""
+        """The time of one image, from pixels in memory to objects."""
         batch = self._batch(number)
         wait_for(self.device)
         start = time.perf_counter()
@@ -103,12 +103,12 @@ class Detector:
 
     @torch.no_grad()
     def flops(self) -> int:
-        """Operations of backbone and neck on the first picture; two per multiply and add."""
+        """Operations of backbone and neck on the first image; two per multiply and add."""
         images = self.model.data_preprocessor(self._batch(0), False)["inputs"]
         return count_operations(lambda: self.model.extract_feat(images))
 
     def peak(self) -> int:
-        """Bytes above the weights, for one picture."""
+        """Bytes above the weights, for one image."""
         return peak_of(lambda: self.seconds(0), self.device)
 
     def _batch(self, number: int) -> dict[str, list[Any]]:
@@ -123,15 +123,15 @@ def count_operations(work: Callable[[], Any]) -> int:
     return counter.get_total_flops()
 
 
-def peak_bytes(folder: Path) -> int:
+def peak_bytes(directory: Path) -> int:
     """The peak memory of a run's detector; for a fresh process."""
-    return Detector(folder).peak()
+    return Detector(directory).peak()
 
 
-def _in_fresh_process(function: Callable[[Path], int], folder: Path) -> int:
+def _in_fresh_process(function: Callable[[Path], int], directory: Path) -> int:
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(max_workers=1, mp_context=context) as pool:
-        return pool.submit(function, folder).result()
+        return pool.submit(function, directory).result()
 
 
 def _count(module: nn.Module) -> int:

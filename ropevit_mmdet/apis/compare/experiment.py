@@ -1,8 +1,8 @@
-"""Runs that are compared with each other: one folder each, its result kept there, seeds averaged.
+"""Runs that are compared with each other: one directory each, its result kept there, seeds averaged.
 
 A run is a config, settings that change it, and a seed. It trains and is tested in a process of its
-own; killed, it goes on from its last checkpoint; finished, it is not run again. The process ends
-with the one that started it, however that ends: it would go on training into the folder.
+own; killed, it continues from its last checkpoint; finished, it is not run again. The process ends
+with the one that started it, however that ends: it would continue training into the directory.
 """
 
 import json
@@ -41,7 +41,7 @@ class Run(NamedTuple):
     trains: bool = True
 
     @property
-    def folder(self) -> str:
+    def directory(self) -> str:
         return f"{self.name}-seed{self.seed}"
 
 
@@ -50,51 +50,51 @@ class RunFailed(ValueError):
 
 
 def result_of(run: Run, root: Path, command: Sequence[str], say: Callable[[str], None]) -> dict:
-    """The result of a run, from its folder in `root` or by running it.
+    """The result of a run, from its directory in `root` or by running it.
 
-    `command` starts the process that calls `execute`; the run's folder is appended to it.
+    `command` starts the process that calls `execute`; the run's directory is appended to it.
 
     Raises:
         RunFailed: the run failed.
-        ValueError: the folder holds a run of other settings, or of weights that were in the same
+        ValueError: the directory holds a run of other settings, or of weights that were in the same
             files then.
     """
-    folder = root / run.folder
+    directory = root / run.directory
     config = load_config(run.config, run.options)
     config.randomness = {**config.get("randomness", {}), "seed": run.seed}
     if not run.trains:  # mmengine builds neither loop nor optimizer then
         config.train_cfg = config.train_dataloader = config.optim_wrapper = None
         config.param_scheduler = None
-    config.pop("work_dir")  # the folder itself, by whichever path
+    config.pop("work_dir")  # the directory itself, by whichever path
     files = dict.fromkeys(weights_files(config.to_dict()))
     settings = "".join(f"# sha256 {sha256_of(Path(file).expanduser())}: {file}\n" for file in files)
     settings += config.pretty_text
-    kept, place = folder / RESULT_FILE, folder / CONFIG_FILE
+    kept, place = directory / RESULT_FILE, directory / CONFIG_FILE
     if place.is_file() and place.read_text(encoding="utf-8") != settings:
-        raise ValueError(f"{folder} holds a run of other settings or weights: move it away")
+        raise ValueError(f"{directory} holds a run of other settings or weights: move it away")
     if kept.is_file():
         return json.loads(kept.read_text(encoding="utf-8"))
     fileio.put(settings.encode(), str(place))
-    say(f"{run.folder}: running, log in {folder / 'log.txt'}")
-    with (folder / "log.txt").open("a", encoding="utf-8") as log:
-        status = _run([*command, str(folder)], log)
+    say(f"{run.directory}: running, log in {directory / 'log.txt'}")
+    with (directory / "log.txt").open("a", encoding="utf-8") as log:
+        status = _run([*command, str(directory)], log)
     if status or not kept.is_file():
-        raise RunFailed(f"{run.folder} failed, see {folder / 'log.txt'}")
+        raise RunFailed(f"{run.directory} failed, see {directory / 'log.txt'}")
     return json.loads(kept.read_text(encoding="utf-8"))
 
 
-def execute(folder: Path) -> None:
-    """Trains, or goes on training, the run that `result_of` laid into a folder, and tests it.
+def execute(directory: Path) -> None:
+    """Trains, or continues training, the run that `result_of` laid into a directory, and tests it.
 
     For a process that `result_of` started: it ends when its standard input does.
     """
     threading.Thread(target=_end_with_input, daemon=True).start()
-    settings = Config.fromfile(folder / CONFIG_FILE).to_dict()
-    config = Config(settings | {"work_dir": str(folder)})  # nameless, or mmengine overwrites it
-    newest = latest_checkpoint(folder)
+    settings = Config.fromfile(directory / CONFIG_FILE).to_dict()
+    config = Config(settings | {"work_dir": str(directory)})  # nameless, or mmengine overwrites it
+    newest = latest_checkpoint(directory)
     if newest is not None:
         config.resume, config.load_from = True, str(newest)
-    with lock_work_dir(folder):
+    with lock_work_dir(directory):
         runner = Runner.from_cfg(config)
         if config.train_cfg is not None:
             runner.train()
@@ -102,18 +102,18 @@ def execute(folder: Path) -> None:
     result = {
         "metrics": metrics,
         "iterations": runner.iter,
-        "train_seconds": training_seconds(folder),
+        "train_seconds": training_seconds(directory),
         "parameters": sum(p.numel() for p in runner.model.parameters()),
     }
     text = json.dumps(result, indent=1, allow_nan=False) + "\n"
-    fileio.put(text.encode(), folder / RESULT_FILE)
+    fileio.put(text.encode(), directory / RESULT_FILE)
 
 
-def training_seconds(folder: Path) -> float:
+def training_seconds(directory: Path) -> float:
     """Seconds that all parts of a run spent on iterations, by the times in their logs."""
-    if not log_files(folder):
+    if not log_files(directory):
         return 0.0  # it was tested only, or ended before the first line
-    return max(elapsed_seconds(read_run(folder)), default=0.0)
+    return max(elapsed_seconds(read_run(directory)), default=0.0)
 
 
 def mean_and_spread(values: Sequence[float]) -> tuple[float, float]:
@@ -129,7 +129,7 @@ def all_metrics(found: Mapping[str, float], evaluators: Any) -> dict[str, float 
         for metric in [wanted] if isinstance(wanted, str) else wanted:
             prefix = evaluator.get("prefix") or "coco"
             zeros |= {f"{prefix}/{metric}_{end}": 0.0 for end in AP_ENDS}
-    # COCO says -1, and NaN of a class, where the pictures have no such object.
+    # COCO says -1, and NaN of a class, where the images have no such object.
     return zeros | {key: value if value >= 0 else None for key, value in found.items()}
 
 
@@ -163,4 +163,6 @@ def _end_with_input() -> None:
     while os.read(sys.stdin.fileno(), 1):
         pass
     sys.stderr.write("ended: the program that started this run is gone\n")
-    os._exit(1)  # at once: the next one wants the folder, and files are written whole or not at all
+    os._exit(
+        1
+    )  # at once: the next one wants the directory, and files are written whole or not at all

@@ -12,11 +12,11 @@ from matplotlib.figure import Figure
 from ropevit_mmdet.visualization.figure_file import save_figure
 from ropevit_mmdet.visualization.palette import COLORS, line_style
 
-MARKERS = ("o", "s", "^", "D")  # the next one when all colours are used: a point shows no dashes
+MARKERS = ("o", "s", "^", "D")  # the next one when all colors are used: a point shows no dashes
 
 
 def plot_cost(rows: Sequence[Mapping[str, Any]], path: str | os.PathLike[str]) -> None:
-    """Draws a PNG: milliseconds per picture across, AP up, spread over seeds as bars.
+    """Draws a PNG: milliseconds per image across, AP up, spread over seeds as bars.
 
     AP is that of boxes, or of masks where nothing else was tested.
 
@@ -32,7 +32,7 @@ def plot_cost(rows: Sequence[Mapping[str, Any]], path: str | os.PathLike[str]) -
         label = f"{row['name']}, {row['costs']['parameters, M']:.3g} M parameters"
         style = line_style(i) | {"marker": MARKERS[i // len(COLORS) % len(MARKERS)]}
         axis.errorbar(latency, mean, yerr=spread, capsize=4, label=label, **style)
-    axis.set(xlabel="milliseconds per picture", ylabel=f"{heading}, percent, test pictures")
+    axis.set(xlabel="milliseconds per image", ylabel=f"{heading}, percent, test images")
     axis.set_xlim(left=0, right=1.15 * axis.get_xlim()[1])
     axis.set_ylim(bottom=0, top=1.1 * axis.get_ylim()[1])
     axis.grid(alpha=0.3)

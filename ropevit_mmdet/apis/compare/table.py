@@ -46,7 +46,7 @@ def rows_of(
 ) -> list[dict[str, Any]]:
     """One row per candidate: AP in percent, mean and spread over seeds, and what it costs.
 
-    AP is None where the pictures have no such object, and 0 for a run that found nothing at all.
+    AP is None where the images have no such object, and 0 for a run that found nothing at all.
 
     Args:
         results: by candidate, one result per seed, as ``experiment.result_of`` returns them.

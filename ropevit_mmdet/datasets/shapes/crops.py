@@ -1,4 +1,4 @@
-"""A classification set cut from a detection set: one picture per object, one folder per class."""
+"""A classification set cut from a detection set: one image per object, one directory per class."""
 
 import json
 import os
@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ropevit_mmdet._images import open_picture
+from ropevit_mmdet._images import open_image
 
 MIN_SIZE = 16  # pixels; a smaller object has hardly a patch to itself
 CONTEXT = 1.1  # side of a cut, in longer sides of an object that is too large for it
 
 
 def cut_objects(
-    pictures: str | os.PathLike[str],
+    image_dir: str | os.PathLike[str],
     ann_file: str | os.PathLike[str],
     root: Path,
     *,
@@ -24,9 +24,9 @@ def cut_objects(
     """Writes `<root>/<class>/<annotation id>.png`, squares around the objects of a COCO set.
 
     ``side`` is that of every cut, in pixels. What is learnt from cuts serves a detector only at the
-    scale of its pictures, so they are not enlarged; only an object that does not fit, with a tenth
+    scale of its images, so they are not enlarged; only an object that does not fit, with a tenth
     around it, is shrunk. An object lies within the middle half of the room that it leaves, and the
-    cut within the picture. Crowds and objects under 16 pixels are left out. Written whole or not at
+    cut within the image. Crowds and objects under 16 pixels are left out. Written whole or not at
     all; what is there already stays. Returns the number of cuts.
     """
     if root.is_dir():
@@ -42,8 +42,8 @@ def cut_objects(
         if annotation.get("iscrowd") or max(annotation["bbox"][2:]) < MIN_SIZE:
             continue
         rng = np.random.default_rng((seed, annotation["id"]))
-        with open_picture(Path(pictures) / files[annotation["image_id"]]) as picture:
-            cut = picture.convert("RGB").crop(_square(rng, annotation["bbox"], side, picture.size))
+        with open_image(Path(image_dir) / files[annotation["image_id"]]) as image:
+            cut = image.convert("RGB").crop(_square(rng, annotation["bbox"], side, image.size))
         cut = cut.resize((side, side), Image.Resampling.BICUBIC)
         cut.save(partial / names[annotation["category_id"]] / f"{annotation['id']:06d}.png")
         count += 1
@@ -52,15 +52,15 @@ def cut_objects(
 
 
 def _square(
-    rng: np.random.Generator, bbox: list[float], least: int, picture: tuple[int, int]
+    rng: np.random.Generator, bbox: list[float], least: int, image: tuple[int, int]
 ) -> tuple[int, int, int, int]:
     """Left, top, right and bottom of a cut around a box (x, y, width, height), in pixels."""
     x, y, width, height = bbox
     longer = max(width, height)
-    side = min(max(least, CONTEXT * longer), *picture)
+    side = min(max(least, CONTEXT * longer), *image)
     reach = max(side - longer, 0) / 4
     corners = []
-    for start, length, limit in ((x, width, picture[0]), (y, height, picture[1])):
+    for start, length, limit in ((x, width, image[0]), (y, height, image[1])):
         centre = start + length / 2 + rng.uniform(-reach, reach)
         corners.append(int(np.clip(centre - side / 2, 0, limit - side)))
     return (*corners, corners[0] + int(side), corners[1] + int(side))

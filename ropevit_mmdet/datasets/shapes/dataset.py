@@ -1,4 +1,4 @@
-"""Write the shapes data set: drawn pictures with instance masks, as PNG files and COCO JSON.
+"""Write the shapes dataset: drawn images with instance masks, as PNG files and COCO JSON.
 
 The annotations follow the COCO format (Lin et al., arXiv 1405.0312), every mask as an uncompressed
 run-length code, which unlike a polygon is exact for what is left of an occluded shape. Read them
@@ -23,12 +23,12 @@ from PIL import Image
 
 from ropevit_mmdet.datasets.shapes.scene import CLASSES, MIN_SIDE, SceneObject, draw_scene
 
-GENERATOR_VERSION = 2  # raise it whenever the same parameters would draw other pictures
+GENERATOR_VERSION = 2  # raise it whenever the same parameters would draw other images
 SPLITS = ("train", "val", "test")
-SUMMARY_FILE = "shapes.json"  # its presence marks a folder as ours
+SUMMARY_FILE = "shapes.json"  # its presence marks a directory as ours
 DEFAULT_MAX_WORKERS = 8
 
-Task = tuple[int, int, int, int, float, Path]  # seed, split, index, size, non_square, folder
+Task = tuple[int, int, int, int, float, Path]  # seed, split, index, size, non_square, directory
 Drawn = tuple[dict[str, Any], list[dict[str, Any]]]  # COCO image, its annotations without ids
 
 
@@ -47,13 +47,13 @@ def generate(
 ) -> dict[str, Any]:
     """Write `<root>/{train,val,test}/000001.png` and `<root>/annotations/instances_*.json`.
 
-    Pictures are `size` x `size` pixels; a share of `non_square` of them is cut to three quarters
-    in height or in width. Every picture is drawn from (seed, split, index) alone: the number of
+    Images are `size` x `size` pixels; a share of `non_square` of them is cut to three quarters
+    in height or in width. Every image is drawn from (seed, split, index) alone: the number of
     `workers` (processes; default: the processors, at most 8) changes no byte.
-    `progress(done, total)` is called after each picture. All is written beside `root` and renamed
+    `progress(done, total)` is called after each image. All is written beside `root` and renamed
     when it is complete.
 
-    A complete data set of the same parameters in `root` is left as it is, unless `overwrite`.
+    A complete dataset of the same parameters in `root` is left as it is, unless `overwrite`.
     Returns what `<root>/shapes.json` holds, counts per split among it, and `"reused"`: whether it
     was there already.
 
@@ -67,7 +67,7 @@ def generate(
         "seed": seed,
         "size": size,
         "non_square": float(non_square),
-        "pictures": counts,
+        "images": counts,
     }
     root = Path(root).resolve()
     existing = _existing(root, parameters, overwrite)
@@ -77,7 +77,7 @@ def generate(
     partial = root.with_name(f".{root.name}.partial-{os.getpid()}")
     partial.mkdir(parents=True)
     try:
-        splits = _write_pictures(partial, parameters, workers or _default_workers(), progress)
+        splits = _write_images(partial, parameters, workers or _default_workers(), progress)
         summary = {"parameters": parameters, "classes": list(CLASSES), "splits": splits}
         (partial / SUMMARY_FILE).write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
         _move_into_place(partial, root)
@@ -112,17 +112,17 @@ def _check_parameters(
 
 
 def _existing(root: Path, parameters: dict[str, Any], overwrite: bool) -> dict[str, Any] | None:
-    """The summary of the data set in `root` if it is the wanted one, None if it is to be made."""
+    """The summary of the dataset in `root` if it is the wanted one, None if it is to be made."""
     if not root.exists():
         return None
     if not root.is_dir():
-        raise FileExistsError(f"{root} is a file; the data set needs a folder")
+        raise FileExistsError(f"{root} is a file; the dataset needs a directory")
     if not any(root.iterdir()):
         return None
     if not (root / SUMMARY_FILE).is_file():
         raise FileExistsError(
-            f"{root} holds something that is not a shapes data set ({SUMMARY_FILE} is missing): "
-            "choose another folder, or remove it yourself"
+            f"{root} holds something that is not a shapes dataset ({SUMMARY_FILE} is missing): "
+            "choose another directory, or remove it yourself"
         )
     if overwrite:
         return None
@@ -133,14 +133,14 @@ def _existing(root: Path, parameters: dict[str, Any], overwrite: bool) -> dict[s
         raise FileExistsError(f"{root / SUMMARY_FILE} is damaged: overwrite it") from error
     if found != parameters:
         raise FileExistsError(
-            f"{root} holds a shapes data set of other parameters: {json.dumps(found)}, wanted "
-            f"{json.dumps(parameters)}: overwrite it, or choose another folder"
+            f"{root} holds a shapes dataset of other parameters: {json.dumps(found)}, wanted "
+            f"{json.dumps(parameters)}: overwrite it, or choose another directory"
         )
-    for split, count in parameters["pictures"].items():
-        pictures = len(list((root / split).glob("*.png")))
-        if pictures != count or not _annotation_file(root, split).is_file():
+    for split, count in parameters["images"].items():
+        images = len(list((root / split).glob("*.png")))
+        if images != count or not _annotation_file(root, split).is_file():
             raise FileExistsError(
-                f"{root} is not complete: {split} has {pictures} of {count} pictures, or no "
+                f"{root} is not complete: {split} has {images} of {count} images, or no "
                 "annotations: overwrite it"
             )
     return summary
@@ -160,16 +160,16 @@ def _move_into_place(partial: Path, root: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _write_pictures(
-    folder: Path,
+def _write_images(
+    directory: Path,
     parameters: dict[str, Any],
     workers: int,
     progress: Callable[[int, int], None] | None,
 ) -> dict[str, Any]:
-    """Draw all splits into `folder`; returns the statistics of each."""
+    """Draw all splits into `directory`; returns the statistics of each."""
     tasks = []
     for number, split in enumerate(SPLITS):
-        (folder / split).mkdir()
+        (directory / split).mkdir()
         tasks += [
             (
                 parameters["seed"],
@@ -177,30 +177,30 @@ def _write_pictures(
                 index,
                 parameters["size"],
                 parameters["non_square"],
-                folder,
+                directory,
             )
-            for index in range(parameters["pictures"][split])
+            for index in range(parameters["images"][split])
         ]
-    (folder / "annotations").mkdir()
+    (directory / "annotations").mkdir()
     statistics = {}
     drawn = _draw_all(tasks, workers)
     done = 0
     for split in SPLITS:
         images, annotations = [], []
-        for image, objects in islice(drawn, parameters["pictures"][split]):
+        for image, objects in islice(drawn, parameters["images"][split]):
             images.append(image)
             for entry in objects:
                 annotations.append({"id": len(annotations) + 1, "image_id": image["id"], **entry})
             done += 1
             if progress is not None:
                 progress(done, len(tasks))
-        _write_annotations(folder, split, parameters, images, annotations)
+        _write_annotations(directory, split, parameters, images, annotations)
         statistics[split] = _statistics(images, annotations)
     return statistics
 
 
 def _draw_all(tasks: list[Task], workers: int) -> Iterator[Drawn]:
-    """Draw and save every task's picture, in order."""
+    """Draw and save every task's image, in order."""
     if workers == 1 or len(tasks) < 2:
         yield from map(_draw_and_save, tasks)
         return
@@ -216,7 +216,7 @@ def _ignore_interrupt() -> None:
 
 
 def _draw_and_save(task: Task) -> Drawn:
-    seed, split, index, size, non_square, folder = task
+    seed, split, index, size, non_square, directory = task
     rng = np.random.default_rng((seed, split, index))
     height = width = size
     if rng.random() < non_square:
@@ -224,9 +224,9 @@ def _draw_and_save(task: Task) -> Drawn:
             height = size * 3 // 4
         else:
             width = size * 3 // 4
-    picture, objects = draw_scene(rng, height, width)
+    pixels, objects = draw_scene(rng, height, width)
     name = f"{index + 1:06d}.png"
-    Image.fromarray(picture).save(folder / SPLITS[split] / name, compress_level=3)
+    Image.fromarray(pixels).save(directory / SPLITS[split] / name, compress_level=3)
     image = {"id": index + 1, "file_name": name, "height": height, "width": width}
     return image, [_annotation(thing) for thing in objects]
 
@@ -244,7 +244,7 @@ def _annotation(thing: SceneObject) -> dict[str, Any]:
 
 
 def _write_annotations(
-    folder: Path,
+    directory: Path,
     split: str,
     parameters: dict[str, Any],
     images: list[dict[str, Any]],
@@ -265,11 +265,11 @@ def _write_annotations(
         "annotations": annotations,
     }
     text = json.dumps(content, separators=(",", ":"))
-    _annotation_file(folder, split).write_text(text, encoding="utf-8")
+    _annotation_file(directory, split).write_text(text, encoding="utf-8")
 
 
-def _annotation_file(folder: Path, split: str) -> Path:
-    return folder / "annotations" / f"instances_{split}.json"
+def _annotation_file(directory: Path, split: str) -> Path:
+    return directory / "annotations" / f"instances_{split}.json"
 
 
 def _statistics(images: list[dict[str, Any]], annotations: list[dict[str, Any]]) -> dict[str, Any]:
@@ -281,7 +281,7 @@ def _statistics(images: list[dict[str, Any]], annotations: list[dict[str, Any]])
         for entry in single
     )
     return {
-        "pictures": len(images),
+        "images": len(images),
         "empty": len(images) - len({entry["image_id"] for entry in annotations}),
         "crowds": len(annotations) - len(single),
         "objects": {name: labels[name] for name in CLASSES},

@@ -1,4 +1,4 @@
-"""Colours, textures, grounds and camera faults for the pictures of the shapes data set.
+"""Colors, textures, grounds and camera faults for the images of the shapes dataset.
 
 Canvases are float32 RGB [H, W, 3] in 0..255 and painted in place.
 Nothing here knows classes or masks.
@@ -11,14 +11,14 @@ import math
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-Colour = np.ndarray  # [3] float32 in 0..255
+Color = np.ndarray  # [3] float32 in 0..255
 TEXTURES = ("plain", "gradient", "cloud", "stripes", "checks", "dots")
 TEXTURED_FROM = 18.0  # pixels; on smaller shapes a pattern would eat the shape
 
 
 def background(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
     """A ground [H, W, 3] of a gradient, clouds, faint patterns, soft blobs and thin scribbles."""
-    first, second = _ground_colour(rng), _ground_colour(rng)
+    first, second = _ground_color(rng), _ground_color(rng)
     blend = _ramp(height, width, rng.uniform(0, 2 * math.pi))
     canvas = first + (second - first) * (blend * rng.uniform(0.2, 1.0))[..., None]
     cells = rng.integers(3, 12, 2).tolist()
@@ -36,8 +36,8 @@ def background(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
     return np.clip(canvas, 0, 255)
 
 
-def shape_colours(rng: np.random.Generator, ground: Colour) -> tuple[Colour, Colour]:
-    """Two colours for a texture, both apart from the `ground` that they will lie on."""
+def shape_colors(rng: np.random.Generator, ground: Color) -> tuple[Color, Color]:
+    """Two colors for a texture, both apart from the `ground` that they will lie on."""
     base = _apart(rng, ground, 100.0)
     other = base + rng.uniform(-55, 55) + rng.uniform(-30, 30, 3).astype(np.float32)
     other = np.clip(other, 0, 255)
@@ -53,16 +53,16 @@ def paint_shape(
     coverage: np.ndarray,
     outline: np.ndarray | None,
     size: float,
-    colours: tuple[Colour, Colour],
+    colors: tuple[Color, Color],
 ) -> None:
     """Lay a textured shape on `canvas`.
 
     `coverage` and `outline` [P, P] are in 0..1, `corner` is the (row, column) of their first
-    pixel in the picture, `size` the shape's diameter in pixels.
+    pixel in the image, `size` the shape's diameter in pixels.
     """
     if rng.random() < 0.25:
         _shadow(rng, canvas, corner, coverage, size)
-    base, other = colours
+    base, other = colors
     blend = _texture(rng, coverage.shape[0], size)
     surface = base + (other - base) * blend[..., None]
     if outline is not None:
@@ -74,7 +74,7 @@ def paint_shape(
 
 
 def photograph(rng: np.random.Generator, canvas: np.ndarray) -> np.ndarray:
-    """The picture that a cheap camera takes of `canvas`: uint8 [H, W, 3]."""
+    """The image that a cheap camera takes of `canvas`: uint8 [H, W, 3]."""
     height, width = canvas.shape[:2]
     canvas = (canvas - 128) * rng.uniform(0.75, 1.1) + 128 + rng.uniform(-16, 16)
     if rng.random() < 0.3:
@@ -86,51 +86,51 @@ def photograph(rng: np.random.Generator, canvas: np.ndarray) -> np.ndarray:
         )
     grain = rng.standard_normal((height, width, 3), np.float32)
     canvas = canvas + grain * np.float32(rng.uniform(2, 7))
-    picture = np.clip(canvas + 0.5, 0, 255).astype(np.uint8)
+    image = np.clip(canvas + 0.5, 0, 255).astype(np.uint8)
     if rng.random() < 0.25:
         file = io.BytesIO()
-        Image.fromarray(picture).save(file, "JPEG", quality=int(rng.integers(45, 90)))
-        picture = np.asarray(Image.open(file))
-    return picture
+        Image.fromarray(image).save(file, "JPEG", quality=int(rng.integers(45, 90)))
+        image = np.asarray(Image.open(file))
+    return image
 
 
 def overlap(
-    corner: tuple[int, int], patch: tuple[int, ...], picture: tuple[int, ...]
+    corner: tuple[int, int], patch: tuple[int, ...], image: tuple[int, ...]
 ) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
-    """The part of a patch at `corner` that lies in the picture, as slices of picture and patch."""
+    """The part of a patch at `corner` that lies in the image, as slices of image and patch."""
     inside, of_patch = [], []
-    for start, extent, side in zip(corner, patch, picture, strict=True):
+    for start, extent, side in zip(corner, patch, image, strict=True):
         first, last = min(max(start, 0), side), min(max(start + extent, 0), side)
         inside.append(slice(first, last))
         of_patch.append(slice(first - start, last - start))
     return (inside[0], inside[1]), (of_patch[0], of_patch[1])
 
 
-# ---- colours
+# ---- colors
 
 
-def _hsv(hue: float, saturation: float, value: float) -> Colour:
+def _hsv(hue: float, saturation: float, value: float) -> Color:
     return np.array(colorsys.hsv_to_rgb(hue, saturation, value), np.float32) * 255
 
 
-def _ground_colour(rng: np.random.Generator) -> Colour:
+def _ground_color(rng: np.random.Generator) -> Color:
     return _hsv(rng.random(), rng.uniform(0, 0.55), rng.uniform(0.15, 0.95))
 
 
-def _apart(rng: np.random.Generator, ground: Colour, distance: float) -> Colour:
-    """The first of a few colours that differs enough from `ground`, else the last."""
+def _apart(rng: np.random.Generator, ground: Color, distance: float) -> Color:
+    """The first of a few colors that differs enough from `ground`, else the last."""
     for _ in range(8):
-        colour = _hsv(rng.random(), rng.uniform(0.15, 1), rng.uniform(0.25, 1))
-        if np.abs(colour - ground).max() >= distance:
+        color = _hsv(rng.random(), rng.uniform(0.15, 1), rng.uniform(0.25, 1))
+        if np.abs(color - ground).max() >= distance:
             break
-    return colour
+    return color
 
 
 # ---- fields [height, width] in 0..1, unless said otherwise
 
 
 def _texture(rng: np.random.Generator, side: int, size: float) -> np.ndarray:
-    """How much of the second colour each pixel of a shape's patch takes."""
+    """How much of the second color each pixel of a shape's patch takes."""
     kind = TEXTURES[int(rng.integers(len(TEXTURES) if size >= TEXTURED_FROM else 3))]
     if kind == "plain":
         return np.zeros((side, side), np.float32)
@@ -219,7 +219,7 @@ def _soft_blob(rng: np.random.Generator, canvas: np.ndarray) -> None:
     ImageDraw.Draw(spot).polygon(list(zip(x.tolist(), y.tolist(), strict=True)), fill=255)
     spot = spot.filter(ImageFilter.GaussianBlur(max(2.5, 0.25 * radius)))
     weight = np.asarray(spot, np.float32)[..., None] * np.float32(rng.uniform(0.3, 0.8) / 255)
-    canvas += (_ground_colour(rng) - canvas) * weight
+    canvas += (_ground_color(rng) - canvas) * weight
 
 
 def _scribble(rng: np.random.Generator, canvas: np.ndarray, count: int) -> None:

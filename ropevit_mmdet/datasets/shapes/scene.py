@@ -1,4 +1,4 @@
-"""Draw one picture of the shapes data set: cluttered ground, overlapping shapes, sensor noise.
+"""Draw one image of the shapes dataset: cluttered ground, overlapping shapes, sensor noise.
 
 A scene is planned from the front to the back, so that a shape which the shapes before it would hide
 is never drawn at all, and then painted from the back to the front. Masks come from the same
@@ -17,18 +17,18 @@ from ropevit_mmdet.datasets.shapes.rendering import (
     overlap,
     paint_shape,
     photograph,
-    shape_colours,
+    shape_colors,
 )
 
 CLASSES = ("circle", "square", "triangle", "star", "ring")
-MIN_SIDE = 64  # pixels; a shorter picture has no room for shapes of several sizes
+MIN_SIDE = 64  # pixels; a shorter image has no room for shapes of several sizes
 
-EMPTY_SHARE = 0.04  # of the pictures
-CROWD_SHARE = 0.10  # of the pictures that are not empty
+EMPTY_SHARE = 0.04  # of the images
+CROWD_SHARE = 0.10  # of the images that are not empty
 TINY_SHARE = 0.10  # of the objects
 TINY_SIZES = (12.0, 24.0)  # pixels
 CROWD_SIZES = (8.0, 13.0)  # pixels
-LARGEST = 0.58  # of the picture's shorter side
+LARGEST = 0.58  # of the image's shorter side
 TILT = 0.35  # radians either way, about 20 degrees: shapes stand upright, as most things do
 MIN_VISIBLE_SHARE = 0.6
 MIN_VISIBLE_AREA = 24  # pixels
@@ -49,7 +49,7 @@ class SceneObject:
 
 @dataclass(frozen=True)
 class _Shape:
-    """A shape on its own square patch, whose first pixel is `corner` of the picture."""
+    """A shape on its own square patch, whose first pixel is `corner` of the image."""
 
     label: int
     size: float  # pixels
@@ -62,9 +62,9 @@ class _Shape:
 def draw_scene(
     rng: np.random.Generator, height: int, width: int
 ) -> tuple[np.ndarray, list[SceneObject]]:
-    """Draw a picture of `height` x `width` pixels.
+    """Draw an image of `height` x `width` pixels.
 
-    Returns the picture [H, W, 3] uint8 RGB, and its objects with their visible masks [H, W]. No
+    Returns the image [H, W, 3] uint8 RGB, and its objects with their visible masks [H, W]. No
     two masks, that of a crowd included, share a pixel.
     """
     canvas = background(rng, height, width)
@@ -72,12 +72,12 @@ def draw_scene(
     if rng.random() >= EMPTY_SHARE:
         shapes = _keep_visible(_plan(rng, height, width), height, width)
     owner = np.full((height, width), -1, np.int16)
-    crowd_colours = shape_colours(rng, canvas.mean(axis=(0, 1)))
+    crowd_colors = shape_colors(rng, canvas.mean(axis=(0, 1)))
     for index, shape in enumerate(shapes):
         inside, of_patch = overlap(shape.corner, shape.coverage.shape, owner.shape)
-        colours = crowd_colours
+        colors = crowd_colors
         if not shape.in_crowd:
-            colours = shape_colours(rng, canvas[inside].mean(axis=(0, 1)))
+            colors = shape_colors(rng, canvas[inside].mean(axis=(0, 1)))
         paint_shape(
             rng,
             canvas,
@@ -85,7 +85,7 @@ def draw_scene(
             shape.coverage,
             shape.outline,
             shape.size,
-            colours,
+            colors,
         )
         owner[inside][shape.coverage[of_patch] > 0.5] = index
     return photograph(rng, canvas), _objects(shapes, owner)

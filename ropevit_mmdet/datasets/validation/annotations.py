@@ -13,15 +13,15 @@ from typing import Any
 import numpy as np
 
 from ropevit_mmdet._images import MAX_PIXELS
-from ropevit_mmdet.datasets.validation.findings import ERROR, NOTE, WARNING, Kind, Troubles, short
+from ropevit_mmdet.datasets.validation.findings import ERROR, NOTE, WARNING, Findings, Kind, short
 from ropevit_mmdet.datasets.validation.segmentations import KINDS as SEGMENTATION_KINDS
-from ropevit_mmdet.datasets.validation.segmentations import is_empty, segmentation_trouble
+from ropevit_mmdet.datasets.validation.segmentations import is_empty, segmentation_finding
 
 KINDS = {
     "image fields": Kind(ERROR, "images without id, file_name, height or width, or with bad ones"),
     "image ids": Kind(ERROR, "images that share an id: objects would land on the wrong one"),
     "too large": Kind(
-        ERROR, f"pictures of more than {MAX_PIXELS:,} pixels, which are not read: cut them up"
+        ERROR, f"images of more than {MAX_PIXELS:,} pixels, which are not read: cut them up"
     ),
     "file names": Kind(WARNING, "images that share a file: it is seen that often"),
     "file sizes": Kind(ERROR, "images that share a file and give it different sizes"),
@@ -53,10 +53,10 @@ KINDS = {
         "boxes narrower or lower than a pixel, or of area 0: left out of training, and missed "
         "objects to an evaluation",
     ),
-    "boxes outside": Kind(WARNING, "boxes wholly outside their picture: left out of training"),
+    "boxes outside": Kind(WARNING, "boxes wholly outside their image: left out of training"),
     "boxes beyond": Kind(
         WARNING,
-        "boxes that reach beyond their picture by a pixel or more: used as they are; many of them "
+        "boxes that reach beyond their image by a pixel or more: used as they are; many of them "
         "may be (x1, y1, x2, y2) where COCO has (x, y, width, height)",
     ),
     "crowds": Kind(NOTE, "crowd regions: neither learned nor counted against what is found"),
@@ -64,7 +64,7 @@ KINDS = {
         NOTE, "objects marked with `ignore`: left out of training; an evaluation counts them"
     ),
     "large masks": Kind(
-        WARNING, "pictures whose masks take more than 2 GB in each worker while they are loaded"
+        WARNING, "images whose masks take more than 2 GB in each worker while they are loaded"
     ),
     **SEGMENTATION_KINDS,
 }
@@ -83,7 +83,7 @@ def read_annotation_file(path: str | Path, lists: Sequence[str] = LISTS) -> dict
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"annotation file {path} is not JSON, or cut short: {error}") from error
+        raise ValueError(f"annotation file {path} is not JSON, or truncated: {error}") from error
     for key in LISTS:
         there = isinstance(content, dict) and isinstance(content.get(key), list)
         if not there and (key in lists or key in content):
@@ -93,8 +93,8 @@ def read_annotation_file(path: str | Path, lists: Sequence[str] = LISTS) -> dict
 
 def check_annotations(
     content: Mapping[str, Any], *, masks: bool, evaluated: bool = False, drawn: bool = False
-) -> Troubles:
-    """The troubles of an annotation file's content, without a look at the pictures.
+) -> Findings:
+    """The findings of an annotation file's content, without a look at the images.
 
     Args:
         masks: segmentations are read; else they are not looked at.
@@ -102,29 +102,29 @@ def check_annotations(
             it can put into an array of numbers, where it takes 0 for none.
         drawn: it is only drawn: annotations need neither `id` nor `area`.
     """
-    troubles = Troubles(KINDS)
-    images = _check_images(content["images"], troubles)
-    categories = _check_categories(content["categories"], troubles)
+    findings = Findings(KINDS)
+    images = _check_images(content["images"], findings)
+    categories = _check_categories(content["categories"], findings)
     fields = ("image_id", "category_id", "bbox")
     fields += () if drawn else ("id", "area")
     fields += ("iscrowd",) if evaluated else ()
-    annotations = _check_fields(content.get("annotations") or (), fields, troubles)
-    annotations = list(_check_links(annotations, images, categories, troubles))
-    _check_boxes(annotations, images, troubles)
+    annotations = _check_fields(content.get("annotations") or (), fields, findings)
+    annotations = list(_check_links(annotations, images, categories, findings))
+    _check_boxes(annotations, images, findings)
     for one in annotations:
         for kind in _remarks(one, evaluated):
-            troubles.add(kind, _place(one, images))
+            findings.add(kind, _place(one, images))
     for what, ids in (("images", images), ("categories", categories)) if evaluated else ():
         text = next((i for i in ids if isinstance(i, str)), None)
         number = next((i for i in ids if not isinstance(i, str)), None)
         if text is not None and number is not None:
-            troubles.add("mixed ids", f"{what}: {text!r} and {number!r}")
+            findings.add("mixed ids", f"{what}: {text!r} and {number!r}")
     if masks:
-        _check_masks(annotations, images, troubles, evaluated)
-    return troubles
+        _check_masks(annotations, images, findings, evaluated)
+    return findings
 
 
-def _check_images(entries: Sequence[Any], troubles: Troubles) -> dict[Any, dict[str, Any] | None]:
+def _check_images(entries: Sequence[Any], findings: Findings) -> dict[Any, dict[str, Any] | None]:
     """The images by their id; None for one whose fields are bad."""
     images: dict[Any, dict[str, Any] | None] = {}
     sizes: dict[str, tuple[int, int]] = {}
@@ -133,24 +133,24 @@ def _check_images(entries: Sequence[Any], troubles: Troubles) -> dict[Any, dict[
         bad = _bad_image_field(image)
         if bad:
             name = fields.get("file_name") or f"image number {number}"
-            troubles.add("image fields", f"{name}: {bad}")
+            findings.add("image fields", f"{name}: {bad}")
             if is_id(fields.get("id")):
                 images.setdefault(fields["id"], None)
             continue
         name, other = image["file_name"], images.get(image["id"])
         size = image["height"], image["width"]
         if other is not None:
-            troubles.add("image ids", f"{image['id']!r}: {other['file_name']} and {name}")
+            findings.add("image ids", f"{image['id']!r}: {other['file_name']} and {name}")
         elif name not in sizes:
             sizes[name] = size
         elif sizes[name] == size:
-            troubles.add("file names", name)
+            findings.add("file names", name)
         else:
-            troubles.add("file sizes", name)
+            findings.add("file sizes", name)
         if not name.isascii():
-            troubles.add("names not ASCII", name)
+            findings.add("names not ASCII", name)
         if size[0] * size[1] > MAX_PIXELS:
-            troubles.add("too large", f"{name}: {size[1]} x {size[0]}")
+            findings.add("too large", f"{name}: {size[1]} x {size[0]}")
         images[image["id"]] = image
     return images
 
@@ -169,43 +169,43 @@ def _bad_image_field(image: Any) -> str | None:
     return None if is_id(image["id"]) else f"id {short(image['id'])}"
 
 
-def _check_categories(entries: Sequence[Any], troubles: Troubles) -> set[Any]:
+def _check_categories(entries: Sequence[Any], findings: Findings) -> set[Any]:
     found = []
     for number, category in enumerate(entries):
         fields = category if isinstance(category, dict) else {}
         if is_id(fields.get("id")) and isinstance(fields.get("name"), str):
             found.append(category)
         else:
-            troubles.add("category fields", f"number {number}: {short(category)}")
+            findings.add("category fields", f"number {number}: {short(category)}")
     for key, kind in (("id", "category ids"), ("name", "category names")):
         for value, count in Counter(category[key] for category in found).items():
             if count > 1:
-                troubles.add(kind, f"{value!r} {count} times")
+                findings.add(kind, f"{value!r} {count} times")
     ids = {category["id"] for category in found}
     if ids and all(isinstance(i, int) for i in ids) and max(ids) - min(ids) >= len(ids):
-        troubles.add("category gaps", f"{len(ids)} ids from {min(ids)} to {max(ids)}")
+        findings.add("category gaps", f"{len(ids)} ids from {min(ids)} to {max(ids)}")
     return ids
 
 
 def _check_fields(
-    entries: Sequence[Any], fields: Sequence[str], troubles: Troubles
+    entries: Sequence[Any], fields: Sequence[str], findings: Findings
 ) -> Iterator[dict[str, Any]]:
     """The annotations with all fields, each of the type that it must have."""
     ids: set[Any] = set()
     for number, one in enumerate(entries):
         if not isinstance(one, dict):
-            troubles.add("annotation fields", f"number {number}: {short(one)}")
+            findings.add("annotation fields", f"number {number}: {short(one)}")
             continue
         missing = next((key for key in fields if key not in one), None)
         bad = f"no {missing!r}" if missing else _bad_value(one)
         if bad:
             place = f"annotation {short(one['id']) if 'id' in one else f'number {number}'}"
             image = f" of image {short(one['image_id'])}" if "image_id" in one else ""
-            troubles.add("annotation fields", f"{place}{image}: {bad}")
+            findings.add("annotation fields", f"{place}{image}: {bad}")
             continue
         if "id" in one:
             if one["id"] in ids:
-                troubles.add("annotation ids", f"{one['id']!r}")
+                findings.add("annotation ids", f"{one['id']!r}")
             ids.add(one["id"])
         yield one
 
@@ -226,17 +226,17 @@ def _check_links(
     annotations: Iterable[dict[str, Any]],
     images: Mapping[Any, dict[str, Any] | None],
     categories: set[Any],
-    troubles: Troubles,
+    findings: Findings,
 ) -> Iterator[dict[str, Any]]:
     """The annotations whose image and category the file has."""
     for one in annotations:
         if one["image_id"] not in images:
-            troubles.add("unknown images", f"annotation {_name(one)} of image {one['image_id']!r}")
+            findings.add("unknown images", f"annotation {_name(one)} of image {one['image_id']!r}")
         elif images[one["image_id"]] is None:
             continue  # that has been said of the image
         elif one["category_id"] not in categories:
             place = _place(one, images)
-            troubles.add("unknown categories", f"{place}: category {one['category_id']!r}")
+            findings.add("unknown categories", f"{place}: category {one['category_id']!r}")
         else:
             yield one
 
@@ -254,12 +254,12 @@ def _remarks(one: Mapping[str, Any], evaluated: bool) -> Iterator[str]:
 
 
 def _check_boxes(
-    annotations: Sequence[dict[str, Any]], images: Mapping[Any, Any], troubles: Troubles
+    annotations: Sequence[dict[str, Any]], images: Mapping[Any, Any], findings: Findings
 ) -> None:
     boxes = np.array([one["bbox"] for one in annotations], np.float64).reshape(-1, 4)
     areas = np.array([one.get("area", 1) for one in annotations], np.float64)
-    pictures = (images[one["image_id"]] for one in annotations)
-    sizes = np.array([(image["width"], image["height"]) for image in pictures], np.float64)
+    annotated = (images[one["image_id"]] for one in annotations)
+    sizes = np.array([(image["width"], image["height"]) for image in annotated], np.float64)
     sizes = sizes.reshape(-1, 2)
     start, extent = boxes[:, :2], boxes[:, 2:]  # [N, 2] each: x and y, width and height
     with np.errstate(invalid="ignore", over="ignore"):
@@ -272,36 +272,36 @@ def _check_boxes(
             "boxes outside": ((end <= 0) | (start >= sizes)).any(1),
             "boxes beyond": ((start <= -1) | (end >= sizes + 1)).any(1),
         }
-    left = np.ones(len(boxes), bool)  # each box is named once, by the gravest
+    left = np.ones(len(boxes), bool)  # each box is named once, by the most severe
     for kind, found in wrong.items():
         for index in np.flatnonzero(found & left):
             one = annotations[index]
             area = f", area {one.get('area')}" if kind in ("not finite", "empty boxes") else ""
-            troubles.add(kind, f"{_place(one, images)}: bbox {one['bbox']}{area}")
+            findings.add(kind, f"{_place(one, images)}: bbox {one['bbox']}{area}")
         left &= ~found
 
 
 def _check_masks(
     annotations: Sequence[dict[str, Any]],
     images: Mapping[Any, Any],
-    troubles: Troubles,
+    findings: Findings,
     evaluated: bool,
 ) -> None:
     for one in annotations:
         image = images[one["image_id"]]
         size = image["height"], image["width"]
-        trouble = segmentation_trouble(one.get("segmentation"), *size, evaluated=evaluated)
-        if trouble:
-            kind, said = trouble
-            troubles.add(kind, f"{_place(one, images)}{said}")
+        finding = segmentation_finding(one.get("segmentation"), *size, evaluated=evaluated)
+        if finding:
+            kind, said = finding
+            findings.add(kind, f"{_place(one, images)}{said}")
         elif is_empty(one["segmentation"], *size):
-            troubles.add("empty masks", _place(one, images))
+            findings.add("empty masks", _place(one, images))
     for image_id, objects in Counter(one["image_id"] for one in annotations).items():
         image = images[image_id]
         size = image["height"] * image["width"] * objects
         if size > _LARGE_MASKS:
             place = f"{image['file_name']}: {objects} masks of {image['width']} x {image['height']}"
-            troubles.add("large masks", f"{place}, {size / 1e9:.0f} GB")
+            findings.add("large masks", f"{place}, {size / 1e9:.0f} GB")
 
 
 def _place(one: Mapping[str, Any], images: Mapping[Any, Any]) -> str:

@@ -22,7 +22,7 @@ def check_classes(path: Path, content: Mapping[str, Any], classes: Sequence[str]
     if not more and [name for name in names if name in classes] == list(classes):
         return
     missing = [name for name in classes if name not in names]
-    cure = "set metainfo = dict(classes=(...)) in the config to the names of the file, in its order"
+    fix = "set metainfo = dict(classes=(...)) in the config to the names of the file, in its order"
     if len(missing) == len(classes):
         problem = "share no name with the config's classes"
     elif len(set(names)) < len(names):
@@ -31,11 +31,11 @@ def check_classes(path: Path, content: Mapping[str, Any], classes: Sequence[str]
         problem = f"lack {_listed(missing)} of the config's classes"
     elif more:
         problem = f"have {_listed(more)}, with objects, beside the config's classes"
-        cure += ", or take the objects that are not to be learned out of the file"
+        fix += ", or take the objects that are not to be learned out of the file"
     else:
         problem = "have another order than the config's classes, and labels go by the file's"
     raise ValueError(
-        f"the categories of {path} ({_listed(names)}) {problem} ({_listed(classes)}); {cure}"
+        f"the categories of {path} ({_listed(names)}) {problem} ({_listed(classes)}); {fix}"
     )
 
 

@@ -1,4 +1,4 @@
-"""Collect what is wrong with a data set: kinds of trouble, and where each was found."""
+"""Collect what is wrong with a dataset: kinds of finding, and where each was found."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -8,14 +8,14 @@ SEVERITIES = (ERROR, WARNING, NOTE)
 
 
 class Kind(NamedTuple):
-    """A kind of trouble. Errors stop a run, warnings are dealt with as they say, notes are fine."""
+    """A kind of finding. Errors stop a run, warnings are dealt with as they say, notes are fine."""
 
     severity: str
     meaning: str
 
 
-class Troubles:
-    """Where each kind of trouble was found, in the order in which kinds were met."""
+class Findings:
+    """Where each kind of finding was found, in the order in which kinds were met."""
 
     def __init__(self, kinds: Mapping[str, Kind]) -> None:
         self.kinds = kinds
@@ -25,7 +25,7 @@ class Troubles:
         assert kind in self.kinds, kind
         self.places.setdefault(kind, []).append(place)
 
-    def update(self, other: "Troubles") -> None:
+    def update(self, other: "Findings") -> None:
         """Take over what another collection found."""
         self.kinds = {**self.kinds, **other.kinds}
         for kind, places in other.places.items():

@@ -1,4 +1,4 @@
-"""Check a picture file against what its annotations say of it, by its header or by decoding it."""
+"""Check an image file against what its annotations say of it, by its header or by decoding it."""
 
 import os
 import unicodedata
@@ -15,52 +15,49 @@ from ropevit_mmdet._images import (
     MAX_PIXELS,
     exif_orientation,
     odd_maxval,
-    open_picture,
-    read_picture,
+    open_image,
+    read_image,
     why_unreadable,
 )
 from ropevit_mmdet.datasets.validation.findings import ERROR, NOTE, WARNING, Kind
 
 THINNEST = 100
 KINDS = {
-    "missing": Kind(ERROR, "picture files that are not there"),
-    "unreadable": Kind(ERROR, "picture files that cannot be decoded"),
+    "missing": Kind(ERROR, "image files that are not there"),
+    "unreadable": Kind(ERROR, "image files that cannot be decoded"),
     "too large": Kind(
-        ERROR, f"pictures of more than {MAX_PIXELS:,} pixels, which are not read: cut them up"
+        ERROR, f"images of more than {MAX_PIXELS:,} pixels, which are not read: cut them up"
     ),
-    "32 bits": Kind(
-        ERROR, "pictures of 32 bits a channel, which OpenCV does not read: convert them"
-    ),
+    "32 bits": Kind(ERROR, "images of 32 bits a channel, which OpenCV does not read: convert them"),
     "signed": Kind(
-        ERROR, "TIFF pictures of signed numbers, of which OpenCV makes the negative ones bright"
+        ERROR, "TIFF images of signed numbers, of which OpenCV makes the negative ones bright"
     ),
-    "other size": Kind(ERROR, "pictures of another size than their annotations say"),
+    "other size": Kind(ERROR, "images of another size than their annotations say"),
     "stored size": Kind(
         ERROR,
-        "annotations with the size of the picture as it is stored, while EXIF turns it: boxes "
-        "must lie on the upright picture, which is what a detector sees",
+        "annotations with the size of the image as it is stored, while EXIF turns it: boxes "
+        "must lie on the upright image, which is what a detector sees",
     ),
     "thin": Kind(
         ERROR,
-        f"pictures more than {THINNEST} times as long as wide: made smaller, they have no pixel "
-        "left",
+        f"images more than {THINNEST} times as long as wide: made smaller, they have no pixel left",
     ),
-    "turned": Kind(WARNING, "pictures turned by EXIF: boxes must lie on the upright picture"),
-    "Lab": Kind(WARNING, "Lab pictures: training and prediction see other colours: convert them"),
+    "turned": Kind(WARNING, "images turned by EXIF: boxes must lie on the upright image"),
+    "Lab": Kind(WARNING, "Lab images: training and prediction see other colors: convert them"),
     "other maxval": Kind(
         WARNING,
-        "PGM and PPM pictures whose highest value is neither 255 nor 65535: a detector sees them "
+        "PGM and PPM images whose highest value is neither 255 nor 65535: a detector sees them "
         "darker than other programs show them",
     ),
-    "several frames": Kind(WARNING, "files of several pictures: only the first one is seen"),
-    "small": Kind(WARNING, "pictures less than 32 pixels wide or high: configs for COCO skip them"),
-    "damaged EXIF": Kind(NOTE, "pictures with damaged EXIF data: taken for upright"),
-    "gray": Kind(NOTE, "gray pictures: fine, all three channels are the same"),
-    "16 bits": Kind(NOTE, "pictures of 16 bits a channel: fine, the upper 8 are seen"),
-    "alpha": Kind(NOTE, "pictures with transparency: what is under it is seen, black in most TIFF"),
-    "CMYK": Kind(NOTE, "CMYK pictures: fine, made RGB without a colour profile"),
+    "several frames": Kind(WARNING, "files of several images: only the first one is seen"),
+    "small": Kind(WARNING, "images less than 32 pixels wide or high: configs for COCO skip them"),
+    "damaged EXIF": Kind(NOTE, "images with damaged EXIF data: taken for upright"),
+    "gray": Kind(NOTE, "gray images: fine, all three channels are the same"),
+    "16 bits": Kind(NOTE, "images of 16 bits a channel: fine, the upper 8 are seen"),
+    "alpha": Kind(NOTE, "images with transparency: what is under it is seen, black in most TIFF"),
+    "CMYK": Kind(NOTE, "CMYK images: fine, made RGB without a color profile"),
 }
-_OF_ONE = {  # the errors, said of one picture
+_OF_ONE = {  # the errors, said of one image
     "missing": "does not exist",
     "unreadable": "cannot be decoded",
     "too large": "cannot be read",
@@ -86,7 +83,7 @@ _TAIL = 64  # bytes at the end in which a whole file has its end mark, mostly
 
 
 class _Header(NamedTuple):
-    """What a file says of its picture, `stored` and `upright` as (height, width) in pixels."""
+    """What a file says of its image, `stored` and `upright` as (height, width) in pixels."""
 
     format: str
     mode: str
@@ -101,10 +98,10 @@ class _Header(NamedTuple):
         return self.stored[::-1] if self.orientation in _SWAPPED else self.stored
 
 
-def check_picture(
+def check_image(
     path: str | os.PathLike[str], size: tuple[int, int] | None, *, decode: bool = False
 ) -> list[tuple[str, str]]:
-    """The kinds of trouble of a picture file, each with what more there is to say, or "".
+    """The kinds of finding of an image file, each with what more there is to say, or "".
 
     Only the header is read, unless the end of the file is missing or `decode` says so; then it is
     decoded as training does, and as prediction does.
@@ -134,16 +131,16 @@ def check_picture(
     return found
 
 
-def picture_error(
+def image_error(
     path: str | os.PathLike[str], size: tuple[int, int] | None, *, decode: bool = False
 ) -> str | None:
-    """Why a picture cannot be trained on, in one line that names it; None if it can.
+    """Why an image cannot be trained on, in one line that names it; None if it can.
 
-    Arguments as for `check_picture`.
+    Arguments as for `check_image`.
     """
-    for kind, said in check_picture(path, size, decode=decode):
+    for kind, said in check_image(path, size, decode=decode):
         if kind in _OF_ONE:
-            return f"picture {path} {_OF_ONE[kind]}" + (f": {said}" if said else "")
+            return f"image {path} {_OF_ONE[kind]}" + (f": {said}" if said else "")
     return None
 
 
@@ -173,7 +170,7 @@ def _of_header(header: _Header, size: tuple[int, int] | None) -> Iterator[tuple[
 
 
 def _read_header(path: Path) -> _Header:
-    with open_picture(path) as image:
+    with open_image(path) as image:
         kind, mode, (width, height) = image.format or "", image.mode, image.size
         rarely_read = False
         if kind == "PNG" and "exif" not in image.info:
@@ -213,9 +210,9 @@ def _seems_cut(path: Path, kind: str) -> bool:
 
 
 def _undecodable(path: Path) -> str | None:
-    """Why training or prediction cannot decode a picture; None if both can."""
+    """Why training or prediction cannot decode an image; None if both can."""
     try:
-        read_picture(path)
+        read_image(path)
         decoded = mmcv.imfrombytes(path.read_bytes()) is not None
     except ValueError as error:
         return str(error).partition("cannot be read: ")[2] or str(error)
@@ -230,10 +227,10 @@ def _near_name(path: Path) -> str | None:
 
 
 @lru_cache(maxsize=16)
-def _names(folder: Path) -> dict[str, str]:
-    if not folder.is_dir():
+def _names(directory: Path) -> dict[str, str]:
+    if not directory.is_dir():
         return {}
-    return {_folded(name): name for name in os.listdir(folder)}
+    return {_folded(name): name for name in os.listdir(directory)}
 
 
 def _folded(name: str) -> str:

@@ -23,7 +23,7 @@ KINDS = {
     ),
     "bad masks": Kind(ERROR, "segmentations that are neither lists of polygons nor run lengths"),
     "wild polygons": Kind(
-        ERROR, "polygons with coordinates that are NaN, or further outside than the picture is wide"
+        ERROR, "polygons with coordinates that are NaN, or further outside than the image is wide"
     ),
     "short polygons": Kind(
         WARNING,
@@ -35,36 +35,36 @@ KINDS = {
     ),
     "empty masks": Kind(
         WARNING,
-        "masks without a pixel (flat polygons, ones outside the picture, run lengths of background "
+        "masks without a pixel (flat polygons, ones outside the image, run lengths of background "
         "alone): learned as they are, and missed objects to an evaluation of masks",
     ),
-    "run lengths": Kind(ERROR, "run lengths of another size than the picture, or damaged ones"),
+    "run lengths": Kind(ERROR, "run lengths of another size than the image, or damaged ones"),
 }
 
 
-def segmentation_trouble(
+def segmentation_finding(
     found: Any, height: int, width: int, *, evaluated: bool = False
 ) -> tuple[str, str] | None:
-    """The kind of trouble of one object's segmentation, and what to say of it; None if it is fine.
+    """The kind of finding of one object's segmentation, and what to say of it; None if it is fine.
 
-    `height` and `width` are those of the picture, in pixels; `evaluated`: pycocotools will compare
+    `height` and `width` are those of the image, in pixels; `evaluated`: pycocotools will compare
     masks with it, and takes a first polygon of four numbers for a box.
     """
     if not found:
         return "no masks", ""
     if isinstance(found, list):
-        kind = _polygon_trouble(found, height, width)
+        kind = _polygon_finding(found, height, width)
         if kind == "short polygons" and evaluated and len(found[0]) <= 4:
             kind = "two points first"
         return kind and (kind, "")
     if not isinstance(found, dict) or "counts" not in found or "size" not in found:
         return "bad masks", f": {short(found)}"
-    said = _run_length_trouble(found, height, width)
+    said = _run_length_finding(found, height, width)
     return said and ("run lengths", f": {said}")
 
 
 def is_empty(found: list[Any] | Mapping[str, Any], height: int, width: int) -> bool:
-    """Whether a segmentation, which must be without trouble, covers no pixel of the picture."""
+    """Whether a segmentation, which must be without finding, covers no pixel of the image."""
     if isinstance(found, list):
         return all(_covers_nothing(polygon, height, width) for polygon in found)
     if isinstance(found["counts"], list):
@@ -73,7 +73,7 @@ def is_empty(found: list[Any] | Mapping[str, Any], height: int, width: int) -> b
 
 
 def _covers_nothing(polygon: list[float], height: int, width: int) -> bool:
-    """Drawn only if it may be: thinner than a pixel in the mean, or not wholly in the picture."""
+    """Drawn only if it may be: thinner than a pixel in the mean, or not wholly in the image."""
     xs, ys = polygon[::2], polygon[1::2]
     left, right, top, bottom = min(xs), max(xs), min(ys), max(ys)
     twice_area = sum(map(mul, xs, ys[1:] + ys[:1])) - sum(map(mul, ys, xs[1:] + xs[:1]))
@@ -84,7 +84,7 @@ def _covers_nothing(polygon: list[float], height: int, width: int) -> bool:
     return int(rle.area(rle.frPyObjects([polygon], height, width))[0]) == 0
 
 
-def _polygon_trouble(polygons: list[Any], height: int, width: int) -> str | None:
+def _polygon_finding(polygons: list[Any], height: int, width: int) -> str | None:
     kind = None
     for polygon in polygons:
         if not isinstance(polygon, list):
@@ -105,10 +105,10 @@ def _polygon_trouble(polygons: list[Any], height: int, width: int) -> str | None
     return kind
 
 
-def _run_length_trouble(code: Mapping[str, Any], height: int, width: int) -> str | None:
+def _run_length_finding(code: Mapping[str, Any], height: int, width: int) -> str | None:
     size, counts = code["size"], code["counts"]
     if size != [height, width]:
-        return f"size {short(size)} (height, width), the picture has {[height, width]}"
+        return f"size {short(size)} (height, width), the image has {[height, width]}"
     if isinstance(counts, str):
         counts = _decoded_counts(counts)
     elif not isinstance(counts, list) or not all(type(count) is int for count in counts):
@@ -134,7 +134,7 @@ def _decoded_counts(text: str) -> list[int] | None:
     ends = np.flatnonzero((codes & 0x20) == 0)
     starts = np.concatenate(([0], ends[:-1] + 1))
     places = np.arange(len(codes)) - np.repeat(starts, ends - starts + 1)
-    if places.max() > 6:  # 35 bits are more than any picture has
+    if places.max() > 6:  # 35 bits are more than any image has
         return None
     numbers = np.add.reduceat((codes & 0x1F) << (5 * places), starts)
     negative = (codes[ends] & 0x10) != 0

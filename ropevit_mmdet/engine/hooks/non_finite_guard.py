@@ -44,7 +44,7 @@ class NonFiniteGuard(Hook):
         action: 'stop' ends the run before anything broken is saved; the numbers are looked at
             behind the step, where logging has waited for the device anyway. 'skip' leaves out
             every step whose gradients are not finite, which costs one wait per step, and warns
-            with a count; learning rates go on. A loss that is not finite but has finite gradients
+            with a count; learning rates continue. A loss that is not finite but has finite gradients
             is warned of.
         max_skips: steps left out in a row, by the scaler or here; one more stops the run.
 
@@ -53,7 +53,7 @@ class NonFiniteGuard(Hook):
             checkpoint. Gradients whose squares overflow count as not finite: Adam squares them.
     """
 
-    priority = "HIGH"  # behind the log values, ahead of EMA, log lines and checkpoints
+    priority = "HIGH"  # behind the log values, before EMA, log lines and checkpoints
 
     def __init__(self, action: str = "stop", max_skips: int = 100) -> None:
         if action not in ("stop", "skip"):
@@ -104,7 +104,7 @@ class NonFiniteGuard(Hook):
         self._losses, self._steps, self._left_out = {}, [], False
 
     def _step(self, wrapper: OptimWrapper, step: Callable[..., None], **kwargs) -> None:
-        """What `wrapper.step` does while a run goes on."""
+        """What `wrapper.step` does while a run continues."""
         scaled = bool(_scalers([wrapper]))
         gradients = _Gradients(wrapper.optimizer, scaled=scaled)
         self._steps.append(gradients)
@@ -234,11 +234,11 @@ def _place(runner) -> str:
 
 
 def _last(runner) -> str:
-    """What the training can go on from, in words."""
+    """What the training can continue from, in words."""
     path = latest_checkpoint(runner.work_dir)
     if path is None:
         return f"There is no checkpoint in {runner.work_dir} yet"
-    return f"The last checkpoint is {path}, and --resume goes on from it"
+    return f"The last checkpoint is {path}, and --resume continues from it"
 
 
 def _few(texts: list[str], comma: str = ", ") -> str:

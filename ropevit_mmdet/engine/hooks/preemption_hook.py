@@ -19,7 +19,7 @@ from ropevit_mmdet.compat.workers import outlive
 from ropevit_mmdet.engine.hooks.resumable_checkpoint_hook import ResumableCheckpointHook
 
 EXIT_STATUS = 75  # EX_TEMPFAIL of sysexits.h: try again
-PATIENCE = 2  # signals that are one and the same: a launcher passes on what its processes got too
+TIMEOUT = 2  # signals that are one and the same: a launcher passes on what its processes got too
 
 
 @HOOKS.register_module()
@@ -102,7 +102,7 @@ class PreemptionHook(Hook):
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self._received.append(number)
-        if len(self._received) > PATIENCE:
+        if len(self._received) > TIMEOUT:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
 
@@ -117,7 +117,7 @@ class PreemptionHook(Hook):
     def _leave(self, runner, done: int) -> None:
         name = signal.Signals(self._received[0]).name if self._received else "a signal elsewhere"
         runner.logger.warning(
-            f"{name}: saved {self._checkpoint.last_ckpt} behind iteration {done}; --resume goes on "
+            f"{name}: saved {self._checkpoint.last_ckpt} behind iteration {done}; --resume continues "
             f"from there. Exit status {EXIT_STATUS}"
         )
         raise SystemExit(EXIT_STATUS)

@@ -1,4 +1,4 @@
-"""Checkpoints that survive a kill, and runs that go on from them as if nothing had happened.
+"""Checkpoints that survive a kill, and runs that continue from them as if nothing had happened.
 
 mmengine 0.10 removes the old checkpoint before it writes the new one, writes in place, and keeps
 neither random states nor half-accumulated gradients. With this hook in the place of its own
@@ -57,7 +57,7 @@ class ResumableCheckpointHook(CheckpointHook):
     alone, in `last_checkpoint` too: a work dir can be moved, and resumed from there.
 
     Validation leaves the random numbers of training alone. In an EpochBasedTrainLoop, worker
-    processes are started and seeded anew for every epoch, by its number, and a run that is resumed
+    processes are started and seeded again for every epoch, by its number, and a run that is resumed
     within an epoch skips the batches of it that were trained on.
     """
 
@@ -132,7 +132,7 @@ class ResumableCheckpointHook(CheckpointHook):
             self._save_within_epoch(runner, done, meta)
 
     def save_within_val(self, runner: Runner) -> None:
-        """Save out of turn what training goes on with behind the validation that is running."""
+        """Save out of turn what training continues with behind the validation that is running."""
         averaging = [hook for hook in runner.hooks if isinstance(hook, EMAHook)]
         for hook in averaging:
             hook.after_val_epoch(runner)  # takes the averaged weights out of the model
@@ -195,7 +195,7 @@ class ResumableCheckpointHook(CheckpointHook):
             self._remove(self.file_backend.join_path(self.out_dir, outdated))
 
     def _write(self, runner: Runner, step: int, meta: dict[str, Any]) -> None:
-        """mmengine's way to save a checkpoint, without its removal of old ones ahead of that."""
+        """mmengine's way to save a checkpoint, without its removal of old ones before that."""
         self._states = all_gather_object(self._before_val or random_states())
         self._position = dict(meta)
         name = self.filename_tmpl.format(step)
@@ -254,7 +254,7 @@ class ResumableCheckpointHook(CheckpointHook):
             self.best_ckpt_path = after[""]
 
     def _found(self, path: str | None) -> str | None:
-        """Where the best checkpoint is that a resumed run was told of; None: not in its folder."""
+        """Where the best checkpoint is that a resumed run was told of; None: not in its directory."""
         path = path and self.file_backend.join_path(self.out_dir, os.path.basename(path))
         return path if path and self.file_backend.isfile(path) else None
 
@@ -310,17 +310,17 @@ def set_random_states(states: dict[str, Any]) -> None:
         torch.cuda.set_rng_state(states["cuda"].cpu())
 
 
-def latest_checkpoint(folder: str | os.PathLike[str]) -> Path | None:
+def latest_checkpoint(directory: str | os.PathLike[str]) -> Path | None:
     """The newest checkpoint of a work dir that is whole; None if there is none.
 
     The one that `last_checkpoint` names comes first, then `iter_*.pth` and `epoch_*.pth` by time. A
-    file that was cut short is passed over with a warning.
+    file that was truncated is passed over with a warning.
     """
-    folder = Path(folder)
-    pointer = folder / POINTER
+    directory = Path(directory)
+    pointer = directory / POINTER
     text = pointer.read_text(encoding="utf-8", errors="replace") if pointer.is_file() else ""
-    named = folder / text.strip("\0 \n")  # mmengine writes absolute paths
-    files = [file for file in folder.glob("*.pth") if CHECKPOINT_NAME.fullmatch(file.name)]
+    named = directory / text.strip("\0 \n")  # mmengine writes absolute paths
+    files = [file for file in directory.glob("*.pth") if CHECKPOINT_NAME.fullmatch(file.name)]
     files = [file for file in files if file.is_file()]  # not links to what is gone
     files.sort(key=lambda file: file.stat().st_mtime, reverse=True)
     if os.path.isfile(named):  # also of names that no file can have, which Path would raise for
@@ -345,7 +345,7 @@ def _leave_out_machine(checkpoint: dict[str, Any]) -> None:
 
 
 def _call_after(batches: Iterator[Any], count: int, action: Callable[[], None]) -> Iterator[Any]:
-    """The same batches; `action` is called once, after `count` of them and ahead of the next."""
+    """The same batches; `action` is called once, after `count` of them and before the next."""
     yield from itertools.islice(batches, count)
     action()
     yield from batches

@@ -1,4 +1,4 @@
-"""Checks at the start of a run: strides, colours and classes that contradict each other stop it."""
+"""Checks at the start of a run: strides, colors and classes that contradict each other stop it."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from ropevit_mmdet.models.backbones.rope_vit import RoPEViT
 from ropevit_mmdet.weights.checkpoint import read_checkpoint
 from ropevit_mmdet.weights.lookup import resolve_weights
 
-# Heads whose num_classes is the data set's: an RPN has 1, one of stuff has others.
+# Heads whose num_classes is the dataset's: an RPN has 1, one of stuff has others.
 _HEAD = re.compile(r"(^|\.)(bbox|mask)_head(\.\d+)?$")
 
 
 @HOOKS.register_module()
 class RoPEViTChecks(Hook):
     """Stops a run whose heads were given other strides than the pyramid has or another number of
-    classes than the data set, or whose preprocessor normalises colours otherwise than the
+    classes than the dataset, or whose preprocessor normalises colors otherwise than the
     checkpoint was trained with. Warns of a batch that is not the one its learning rate is for.
 
     Raises (as the run starts):
@@ -37,7 +37,7 @@ class RoPEViTChecks(Hook):
         check_strides(model)
         started = getattr(runner, "_load_from", None) or getattr(runner, "_resume", False)
         if not started:  # else nothing reads the backbone's own file
-            check_colours(model)
+            check_colors(model)
 
     def before_train(self, runner) -> None:
         for loop in (runner.train_loop, runner.val_loop):
@@ -93,15 +93,15 @@ def batch_warning(
             f"auto_scale_lr=dict(base_batch_size={batch}, passes={passes})"
         )
     return (
-        f"a step has {step} pictures ({processes} x {per_process}"
+        f"a step has {step} images ({processes} x {per_process}"
         f"{f' in {passes} passes' if passes > 1 else ''}), the config is made for {base_step}: "
         f"the learning rate {rate}, and the run sees "
-        f"{batch / base:.3g} times the pictures that its schedule means{schedule}"
+        f"{batch / base:.3g} times the images that its schedule means{schedule}"
     )
 
 
 def check_num_classes(model: nn.Module, dataset: Any) -> None:
-    """Compares the number of classes of every box and mask head with the data set's.
+    """Compares the number of classes of every box and mask head with the dataset's.
 
     Raises:
         ValueError: they differ; names the head, and both numbers.
@@ -114,7 +114,7 @@ def check_num_classes(model: nn.Module, dataset: Any) -> None:
         number = getattr(module, "num_classes", None) if _HEAD.search(name) else None
         if number is not None and number != len(classes):
             raise ValueError(
-                f"{name}.num_classes is {number}, but the data set has {len(classes)} classes "
+                f"{name}.num_classes is {number}, but the dataset has {len(classes)} classes "
                 f"({', '.join(map(str, classes[:6]))}{', ...' * (len(classes) > 6)}); set "
                 f"num_classes={len(classes)} there, or metainfo = dict(classes=(...)) in the data "
                 "set"
@@ -140,7 +140,7 @@ def check_strides(model: nn.Module) -> None:
             )
 
 
-def check_colours(model: nn.Module) -> None:
+def check_colors(model: nn.Module) -> None:
     """Compares the preprocessor's mean, std and channel order with the backbone's checkpoint.
 
     Raises:

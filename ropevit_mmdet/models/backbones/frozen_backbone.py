@@ -1,6 +1,6 @@
 """FrozenBackbone: any backbone as it was pretrained, its maps kept on disk from epoch to epoch.
 
-A frozen probe (as in Perception Encoder, arXiv 2504.13181, section 5) runs the same pictures
+A frozen probe (as in Perception Encoder, arXiv 2504.13181, section 5) runs the same images
 through the same weights in every epoch. Where no augmentation changes them, once is enough.
 """
 
@@ -27,7 +27,7 @@ from torch import Tensor, nn
 _SUFFIX, _PARTIAL = ".maps", ".partial"
 _COUNT, _LOCK = ".bytes", ".lock"
 _ABANDONED = 3600  # seconds; a file is written in far less
-_PATIENCE = 10  # seconds that the lock is waited for: longer than a picture takes to be written
+_TIMEOUT = 10  # seconds that the lock is waited for: longer than an image takes to be written
 
 
 @MODELS.register_module()
@@ -39,10 +39,10 @@ class FrozenBackbone(BaseModule):
 
     Args:
         backbone: config of any registered backbone; its ``init_cfg`` names the weights.
-        cache_dir: folder where maps are kept, by weights and pictures; None for nowhere. A picture
-            that is augmented otherwise is another picture: only data that does not change from
+        cache_dir: directory where maps are kept, by weights and images; None for nowhere. An image
+            that is augmented otherwise is another image: only data that does not change from
             epoch to epoch gains.
-        max_gb: GB (10^9 bytes) that the folder may hold, by all processes that share it; when it is
+        max_gb: GB (10^9 bytes) that the directory may hold, by all processes that share it; when it is
             full nothing more is kept.
 
     Raises:
@@ -62,7 +62,7 @@ class FrozenBackbone(BaseModule):
         self.backbone: nn.Module = MODELS.build(backbone)
         self.backbone.requires_grad_(False)
         self._settings = repr({key: backbone[key] for key in sorted(backbone) if key != "init_cfg"})
-        self._folder = None if cache_dir is None else Path(cache_dir)
+        self._directory = None if cache_dir is None else Path(cache_dir)
         self._max_bytes = int(max_gb * 1e9)
         self._cache: MapCache | None = None
         self._weights: list[tuple[int, int]] = []  # of the cache's key: place and version of each
@@ -76,13 +76,13 @@ class FrozenBackbone(BaseModule):
             images: [B, 3, H, W].
         """
         with torch.no_grad():
-            if self._folder is None:
+            if self._directory is None:
                 return tuple(self.backbone(images))
             tensors = self.backbone.state_dict().values()
             weights = [(tensor.data_ptr(), tensor._version) for tensor in tensors]
             if weights != self._weights:  # loaded since, or moved to another device
                 key = _digest(self._settings, tensors)
-                self._cache = MapCache(self._folder, key, self._max_bytes)
+                self._cache = MapCache(self._directory, key, self._max_bytes)
                 self._weights = weights
             return self._cached(images)
 
@@ -92,7 +92,7 @@ class FrozenBackbone(BaseModule):
         return self
 
     def _cached(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Maps of pictures seen before are read; those of the others are computed in one batch."""
+        """Maps of images seen before are read; those of the others are computed in one batch."""
         device = images.device.type
         half = str(torch.get_autocast_dtype(device)) * torch.is_autocast_enabled(device)
         keys = [_digest(f"{device} {half}", [image]) for image in images]
@@ -108,43 +108,43 @@ class FrozenBackbone(BaseModule):
 
 
 class MapCache:
-    """Maps on disk under ``<root>/<key of the weights>/<key of the picture>.maps``.
+    """Maps on disk under ``<root>/<key of the weights>/<key of the image>.maps``.
 
-    Several processes may share a folder: files are written beside and renamed, and what all of
+    Several processes may share a directory: files are written beside and renamed, and what all of
     them have written is counted in ``<root>/.bytes``, under a lock that they take in turns. So the
-    limit holds for all together, to the byte; on a file system that knows no locks, pictures that
+    limit holds for all together, to the byte; on a file system that knows no locks, images that
     are written at the same moment may count as one. Files that are removed meanwhile count until a
-    cache is opened on the folder again.
+    cache is opened on the directory again.
 
-    What a killed process left behind is removed. In a folder that cannot be made, on a disk that is
+    What a killed process left behind is removed. In a directory that cannot be made, on a disk that is
     full, or breaks down, nothing more is kept.
 
     Args:
-        root: the folder whose size is limited.
+        root: the directory whose size is limited.
         weights: key of what computes the maps.
         max_bytes: of all maps below ``root``.
     """
 
     def __init__(self, root: Path, weights: str, max_bytes: int) -> None:
-        self.root, self.folder = root, root / weights
+        self.root, self.directory = root, root / weights
         self.max_bytes = max_bytes
         self.stopped = False
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            self.directory.mkdir(parents=True, exist_ok=True)
             with _locked(root):
                 self._note(self._counted())
         except OSError as error:  # no reason to end a training
-            self._stop(f"cannot be written to ({error})", "the run goes on without")
+            self._stop(f"cannot be written to ({error})", "the run continues without")
 
     def read(self, key: str) -> list[Tensor] | None:
-        """The maps [C, rows, columns] of a picture, or None if they are not kept (or cut short)."""
+        """The maps [C, rows, columns] of an image, or None if they are not kept (or truncated)."""
         path = self._path(key)
         try:
             content = bytearray(path.read_bytes())  # of its own: tensors on it may be written to
         except FileNotFoundError:
             return None
         except OSError as error:
-            self._stop(f"cannot be read ({error})", "the run goes on without")
+            self._stop(f"cannot be read ({error})", "the run continues without")
             return None
         try:
             return _unpacked(content)
@@ -153,7 +153,7 @@ class MapCache:
             return None
 
     def write(self, key: str, maps: Sequence[Tensor]) -> None:
-        """Keeps the maps of a picture, unless the folder is full."""
+        """Keeps the maps of an image, unless the directory is full."""
         if self.stopped:
             return
         content = _packed(maps)
@@ -164,19 +164,19 @@ class MapCache:
                     self._note(held)
                     _put(self._path(key), content)
         except OSError as error:
-            self._stop(f"cannot be written to ({error})", "the run goes on without")
+            self._stop(f"cannot be written to ({error})", "the run continues without")
             return
         if held > self.max_bytes:
             self._stop(
                 f"is full ({self.max_bytes / 1e9:.3g} GB)",
-                "raise max_gb, or remove the folders of weights that are no longer used",
+                "raise max_gb, or remove the directories of weights that are no longer used",
             )
 
     def _counted(self) -> int:
         """The bytes of all maps below the root; what was abandoned is removed."""
         total = 0
-        for folder, _, names in os.walk(self.root):
-            for path in (Path(folder, name) for name in names):
+        for directory, _, names in os.walk(self.root):
+            for path in (Path(directory, name) for name in names):
                 with contextlib.suppress(FileNotFoundError):  # another process renamed it meanwhile
                     status = path.stat()
                     if path.suffix == _SUFFIX:
@@ -194,26 +194,26 @@ class MapCache:
     def _note(self, total: int) -> None:
         _put(self.root / _COUNT, b"%d" % total)
 
-    def _stop(self, trouble: str, cure: str) -> None:
+    def _stop(self, finding: str, fix: str) -> None:
         if self.stopped:
             return
         self.stopped = True
         MMLogger.get_current_instance().warning(
-            f"the cache of maps in {self.root} {trouble}: maps of further pictures are "
-            f"computed every time; {cure}"
+            f"the cache of maps in {self.root} {finding}: maps of further images are "
+            f"computed every time; {fix}"
         )
 
     def _path(self, key: str) -> Path:
-        return self.folder / f"{key}{_SUFFIX}"
+        return self.directory / f"{key}{_SUFFIX}"
 
 
 @contextlib.contextmanager
 def _locked(root: Path) -> Iterator[None]:
-    """Holds the lock of a folder; goes on without where there are no locks, or nobody lets go."""
+    """Holds the lock of a directory; continues without where there are no locks, or nobody lets go."""
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(NotImplementedError, OSError):
             lock = FileLock(root / _LOCK, fallback_to_soft=False)
-            stack.enter_context(lock.acquire(timeout=_PATIENCE, poll_interval=0.002))
+            stack.enter_context(lock.acquire(timeout=_TIMEOUT, poll_interval=0.002))
         yield
 
 

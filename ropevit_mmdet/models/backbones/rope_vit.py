@@ -66,7 +66,7 @@ class RoPEViT(BaseModule):
         pos_embed_mode: 'interpolate' or 'tile' the position embedding over larger grids.
         out_indices: blocks whose maps are returned; default the last one only.
         final_norm: the encoder's last norm, on the last block's map only.
-        drop_path_rate: default the architecture's; drawn per picture.
+        drop_path_rate: default the architecture's; drawn per image.
         frozen_stages: -1 nothing, 0 the embedding, k the embedding and the first k blocks, depth
             everything.
         with_cp: activation checkpointing, non-reentrant.
@@ -182,7 +182,7 @@ class RoPEViT(BaseModule):
 
         Raises:
             FileNotFoundError, ValueError, DownloadError: see ``weights.lookup.resolve_weights``
-                and ``checkpoint.read_checkpoint``; also weights of another architecture or picture
+                and ``checkpoint.read_checkpoint``; also weights of another architecture or image
                 size, with the line to paste.
         """
         path = resolve_weights(path)
@@ -211,7 +211,7 @@ class RoPEViT(BaseModule):
         grid_map = self.patch_embed(images)
         grid = _grid_of(grid_map)
         groups = window_groups(grid, self.window_size)
-        whole, windows = self.rope_tables.segments(  # ahead of dropout: birder's order of draws
+        whole, windows = self.rope_tables.segments(  # before dropout: birder's order of draws
             grid, groups, device=grid_map.device, training=self.training
         )
         x = self.pre_norm(self.pos_drop(self._embed(grid_map, groups)))

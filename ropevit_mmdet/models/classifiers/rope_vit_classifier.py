@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 
-from ropevit_mmdet._images import open_picture
+from ropevit_mmdet._images import open_image
 from ropevit_mmdet.models.backbones.rope_vit import RoPEViT
 from ropevit_mmdet.models.layers.block import ACTIVATIONS, norm_layer
 from ropevit_mmdet.weights.architectures import Arch, resolve_arch
@@ -51,7 +51,7 @@ def load_classifier(
     if content.origin != "birder":
         raise ValueError(f"{content.path} is no classifier of birder's, but of a detector")
     if content.img_size is None:
-        raise ValueError(f"{content.path} has no signature: the picture size is not known")
+        raise ValueError(f"{content.path} has no signature: the image size is not known")
     if arch is None:
         _, arch = identify(content)
     elif isinstance(arch, str):
@@ -103,7 +103,7 @@ class RoPEViTClassifier(nn.Module):
         return self(images).softmax(dim=1)
 
     def embedding(self, images: Tensor) -> Tensor:
-        """The pooled features of the pictures, [B, C]."""
+        """The pooled features of the images, [B, C]."""
         return self.embedding_norm(self._pool(self.encoder.forward_tokens(images)))
 
     def classify(self, embedding: Tensor) -> Tensor:
@@ -127,18 +127,18 @@ class RoPEViTClassifier(nn.Module):
         """
         return {"neck": self.encoder(images)[-1]}
 
-    def preprocess(self, picture: str | Path | Image.Image) -> Tensor:
-        """A picture as the network takes it, [1, 3, height, width] of ``img_size``.
+    def preprocess(self, image: str | Path | Image.Image) -> Tensor:
+        """An image as the network takes it, [1, 3, height, width] of ``img_size``.
 
         Resized to that size whatever its aspect, bicubic, as birder does; a photo that says which
         way is up is turned first.
 
         Raises:
-            ValueError: a file that is no picture, a checkpoint without ``rgb_stats``.
+            ValueError: a file that is no image, a checkpoint without ``rgb_stats``.
         """
         if self.rgb_stats is None:
             raise ValueError("this checkpoint has no rgb_stats: it does not say how to normalise")
-        image = picture if isinstance(picture, Image.Image) else _open(Path(picture))
+        image = image if isinstance(image, Image.Image) else _open(Path(image))
         image = ImageOps.exif_transpose(image).convert("RGB")
         image = image.resize(self.img_size[::-1], Image.Resampling.BICUBIC)
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)  # [3, H, W]
@@ -249,10 +249,10 @@ def _class_names(checkpoint: Checkpoint, num_classes: int) -> tuple[str, ...]:
 
 def _open(path: Path) -> Image.Image:
     try:
-        with open_picture(path) as image:
+        with open_image(path) as image:
             image.load()
             return image
     except FileNotFoundError:
-        raise FileNotFoundError(f"picture not found: {path}") from None
+        raise FileNotFoundError(f"image not found: {path}") from None
     except (OSError, Image.DecompressionBombError) as error:  # PIL's for what it cannot decode
-        raise ValueError(f"picture {path} cannot be read: {error}") from error
+        raise ValueError(f"image {path} cannot be read: {error}") from error

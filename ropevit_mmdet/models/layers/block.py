@@ -102,7 +102,7 @@ class Block(nn.Module):
     ) -> Tensor:
         """[B, tokens, C] to the same; the segments' tokens add up to ``tokens``.
 
-        ``checkpointed``: computed once more in the backward pass instead of kept for it.
+        ``checkpointed``: computed again in the backward pass instead of kept for it.
         """
         if checkpointed:
             return self._checkpointed(x, segments)
@@ -245,7 +245,7 @@ class LayerScale(nn.Module):
 
 
 class DropPath(nn.Module):
-    """Drops a residual path in training, drawn once per picture (arXiv 1603.09382)."""
+    """Drops a residual path in training, drawn once per image (arXiv 1603.09382)."""
 
     def __init__(self, rate: float) -> None:
         super().__init__()
@@ -255,7 +255,7 @@ class DropPath(nn.Module):
         return self.drawn(x)(x)
 
     def drawn(self, x: Tensor) -> Callable[[Tensor], Tensor]:
-        """Draws for the pictures of ``x`` [B, ...]: a function for all the pieces of their tokens.
+        """Draws for the images of ``x`` [B, ...]: a function for all the pieces of their tokens.
 
         It takes [B, tokens, C] to the same.
         """

@@ -1,4 +1,4 @@
-"""Patch kernels at another patch size: 14 -> 16 keeps a grid while pictures grow.
+"""Patch kernels at another patch size: 14 -> 16 keeps a grid while images grow.
 
 Papers: FlexiViT, arXiv 2212.08013; EVA, arXiv 2211.07636 (``interpolate_patch_14to16.py``).
 """
@@ -11,11 +11,11 @@ from torch import Tensor
 
 
 def resample_patch_kernel(weight: Tensor, patch_size: int, method: str = "pinv") -> Tensor:
-    """A patch kernel [C, 3, p, p] for pictures that are scaled as the patch is.
+    """A patch kernel [C, 3, p, p] for images that are scaled as the patch is.
 
     'pinv' (FlexiViT, arXiv 2212.08013) solves for the kernel whose products with bilinearly
     resized patches are those of the old kernel with the patches themselves, exactly so where
-    patches grow. 'bicubic' resizes the kernel as if it were a picture, as EVA did, and scales
+    patches grow. 'bicubic' resizes the kernel as if it were an image, as EVA did, and scales
     it by the ratio of areas, which EVA left to fine-tuning: without it tokens of 14 -> 16 come
     out 1.3 times as long. docs/parity.md has both measured.
 

@@ -118,7 +118,7 @@ class RopeTables:
         device: torch.device,
         noise: CoordNoise | None,
     ) -> tuple[Tensor, Tensor]:
-        """The top-left part of the table of a picture of w x w patches."""
+        """The top-left part of the table of an image of w x w patches."""
         whole = (self.window_size, self.window_size)
         cos, sin = self.window_rope.table(whole, noise=noise, device=device)
         cos, sin = (t.view(*whole, -1)[: grid[0], : grid[1]].flatten(0, 1) for t in (cos, sin))

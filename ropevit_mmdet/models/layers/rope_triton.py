@@ -99,7 +99,7 @@ if triton is not None:
         cos,
         sin,
         tokens,
-        picture_stride,
+        image_stride,
         token_stride,
         head_stride,
         heads,
@@ -126,7 +126,7 @@ if triton is not None:
         # A partner's share of a channel is the sine of the channel; in the gradient, its own.
         turned_by = partner if transposed else channel
         sine = tl.load(sin + token * dim + turned_by, mask=inside, other=0.0)
-        start = x + (row // tokens) * picture_stride + token * token_stride + head * head_stride
+        start = x + (row // tokens) * image_stride + token * token_stride + head * head_stride
         own = tl.load(start + channel, mask=mask, other=0.0).to(tl.float32)
         other = tl.load(start + partner, mask=mask, other=0.0).to(tl.float32)
         turned = own * cosine + other * sine

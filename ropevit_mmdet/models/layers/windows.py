@@ -4,7 +4,7 @@ A grid that windows do not divide ends in smaller windows: no filling patches, n
 one size form a group; there are at most four groups (inner, right edge, bottom edge, corner).
 
 *Window order* is the order of patch tokens from the first block to the last: group by group,
-window by window, row by row. Two layouts of a picture's tokens, both [B, tokens, C]:
+window by window, row by row. Two layouts of an image's tokens, both [B, tokens, C]:
 
 - merged: the S special tokens, then the N patches in window order;
 - split: window by window, each with its own copy of the S special tokens in front.

@@ -58,7 +58,7 @@ class _Breaks(torch.autograd.Function):
         return gradient * math.nan
 
 
-def run(folder, numbers, *, guard, model=None, wrapper=None, groups=False, **settings):
+def run(directory, numbers, *, guard, model=None, wrapper=None, groups=False, **settings):
     """Train on a batch per number; the runner, also where the guard has ended the run."""
     model = model or Model()
     if wrapper is None:
@@ -71,7 +71,7 @@ def run(folder, numbers, *, guard, model=None, wrapper=None, groups=False, **set
         wrapper = OptimWrapper(torch.optim.AdamW(parameters, lr=0.01), **settings)
     runner = Runner(
         model,
-        work_dir=str(folder),
+        work_dir=str(directory),
         train_dataloader=dict(
             batch_size=1,
             dataset=Batches(numbers),
@@ -86,7 +86,7 @@ def run(folder, numbers, *, guard, model=None, wrapper=None, groups=False, **set
         ),
         default_scope="mmdet",
         log_level="WARNING",
-        experiment_name=str(folder).replace("/", "_"),
+        experiment_name=str(directory).replace("/", "_"),
     )
     try:
         runner.train()
@@ -101,8 +101,8 @@ def stopped(*args, **kwargs):
     return run(*args, guard=dict(type="NonFiniteGuard"), **kwargs)
 
 
-def log_of(folder):
-    return "".join(file.read_text() for file in folder.glob("*/*.log"))
+def log_of(directory):
+    return "".join(file.read_text() for file in directory.glob("*/*.log"))
 
 
 def test_it_stops_with_step_loss_group_and_checkpoint(tmp_path):
@@ -259,7 +259,7 @@ def test_processes_decide_alike_and_each_is_heard(tmp_path, monkeypatch):
     monkeypatch.setattr(non_finite, "get_world_size", lambda: 2)
     monkeypatch.setattr(non_finite, "all_reduce", lambda number, how: number.fill_(1))
     monkeypatch.setattr(non_finite, "all_gather_object", lambda own: [own, "loss_mask is inf"])
-    monkeypatch.setattr(non_finite, "latest_checkpoint", lambda folder: None)
+    monkeypatch.setattr(non_finite, "latest_checkpoint", lambda directory: None)
     guard = NonFiniteGuard()
     wrapper = SimpleNamespace(should_update=lambda: True)
     guard._wrappers = [wrapper]

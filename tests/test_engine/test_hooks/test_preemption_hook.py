@@ -49,7 +49,7 @@ def test_a_run_that_is_told_to_go_resumes_to_the_bit(name, tmp_path):
     done = train_with(config, work_dir, dict(kind="machine_goes", iteration=iteration))
     assert done.returncode == EXIT_STATUS == 75, done.stderr[-3000:]
     said = re.findall(r"SIGTERM: saved .*", done.stderr + done.stdout)
-    assert said and f"{saved} behind iteration {iteration + 1}; --resume goes on" in said[0]
+    assert said and f"{saved} behind iteration {iteration + 1}; --resume continues" in said[0]
     assert "Traceback" not in done.stderr
     assert latest_checkpoint(work_dir).name == saved
     assert (done.stderr + done.stdout).count("bbox_mAP:") == validations
@@ -63,8 +63,8 @@ def test_another_signal_reaches_workers_too(tmp_path):
     config = prepared(tmp_path, loop=ITERATIONS, workers=2, accumulated=1, ema=False)
     with config.open("a") as file:
         file.write("default_hooks['preemption'].update(signals=['SIGTERM', 'SIGUSR1'])\n")
-    misfortune = dict(kind="machine_goes_by_usr1", iteration=4)
-    done = train_with(config, tmp_path / "told", misfortune)
+    failure = dict(kind="machine_goes_by_usr1", iteration=4)
+    done = train_with(config, tmp_path / "told", failure)
     assert done.returncode == EXIT_STATUS, done.stderr[-3000:]
     assert "SIGUSR1: saved" in done.stderr + done.stdout
     assert latest_checkpoint(tmp_path / "told").name == "iter_5.pth"
@@ -76,8 +76,8 @@ def test_twice_in_an_epoch(tmp_path):
     config.write_text(config.read_text() + "train_dataloader.update(batch_size=1)\n")
     expected = train(config, tmp_path / "whole")
     for iteration, arguments in ((4, ()), (6, ("--resume",))):
-        misfortune = dict(kind="told_to_go", iteration=iteration)
-        done = train_with(config, tmp_path / "told", misfortune, arguments=arguments)
+        failure = dict(kind="told_to_go", iteration=iteration)
+        done = train_with(config, tmp_path / "told", failure, arguments=arguments)
         assert done.returncode == EXIT_STATUS, done.stderr[-3000:]
         interim = [file.name for file in (tmp_path / "told").glob("iter_*.pth")]
         assert interim == [f"iter_{iteration + 1}.pth"]
@@ -89,8 +89,8 @@ def test_twice_in_an_epoch(tmp_path):
 def test_at_the_end_it_ends_as_always(stage, tmp_path):
     config = prepared(tmp_path, loop=ITERATIONS, workers=0, accumulated=1, ema=False)
     last = 8 if stage == "before_train_iter" else 9
-    misfortune = dict(kind="told_to_go", iteration=last, stage=stage)
-    done = train_with(config, tmp_path / "told", misfortune)
+    failure = dict(kind="told_to_go", iteration=last, stage=stage)
+    done = train_with(config, tmp_path / "told", failure)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "bbox_mAP" in done.stderr + done.stdout
     assert (tmp_path / "told" / "iter_9.pth").exists()
@@ -104,8 +104,8 @@ def test_in_a_validation_it_saves_at_once(killed, tmp_path):
     config = prepared(tmp_path, loop=ITERATIONS, workers=0, accumulated=1, ema=True)
     expected = train(config, tmp_path / "whole")
     kind = "told_to_go_and_killed" if killed else "told_to_go"
-    misfortune = dict(kind=kind, iteration=2, stage="after_val_iter")
-    done = train_with(config, tmp_path / "told", misfortune)
+    failure = dict(kind=kind, iteration=2, stage="after_val_iter")
+    done = train_with(config, tmp_path / "told", failure)
     assert done.returncode == (-signal.SIGKILL if killed else EXIT_STATUS), done.stderr[-3000:]
     said = done.stderr + done.stdout
     assert "iter_2.pth; the validation is finished first" in said
@@ -122,8 +122,8 @@ def test_processes_agree_on_the_step(tmp_path):
     assert train_with(config, tmp_path / "whole", never, command=TORCHRUN).returncode == 0
     expected = torch.load(latest_checkpoint(tmp_path / "whole"), weights_only=True)
 
-    misfortune = dict(kind="told_to_go", iteration=4, rank=1)
-    done = train_with(config, tmp_path / "told", misfortune, command=TORCHRUN)
+    failure = dict(kind="told_to_go", iteration=4, rank=1)
+    done = train_with(config, tmp_path / "told", failure, command=TORCHRUN)
     assert done.returncode and f"exitcode  : {EXIT_STATUS}" in done.stderr, done.stderr[-3000:]
     assert "a signal elsewhere: saved " in done.stderr + done.stdout
     assert latest_checkpoint(tmp_path / "told").name == "iter_6.pth"  # a step of the optimizer

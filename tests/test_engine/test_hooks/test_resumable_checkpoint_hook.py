@@ -44,8 +44,8 @@ def test_a_killed_run_resumes_to_the_bit(name, tmp_path):
     config = write_config(tmp_path, **settings)
     expected = train(config, tmp_path / "whole")
 
-    misfortune = dict(kind=kind, iteration=iteration - 1, stage="after_train_iter")
-    killed = train_with(config, tmp_path / "killed", misfortune)
+    failure = dict(kind=kind, iteration=iteration - 1, stage="after_train_iter")
+    killed = train_with(config, tmp_path / "killed", failure)
     assert killed.returncode == -signal.SIGKILL, killed.stderr[-3000:]
     assert latest_checkpoint(tmp_path / "killed") is not None
     resumed = train(config, tmp_path / "killed", resume=True)
@@ -90,12 +90,12 @@ def test_the_checkpoint_before_a_damaged_one_is_taken(tmp_path):
         assert latest_checkpoint(tmp_path).name == "iter_1.pth"
     (tmp_path / "iter_3.pth").symlink_to("gone.pth")
     for pointer in (b"", b"\0" * 9, b"\xff", b"iter_2.pth", b"gone.pth", b"x" * 5000, b"a\0b"):
-        (tmp_path / "last_checkpoint").write_bytes(pointer)  # cut short, or out of date
+        (tmp_path / "last_checkpoint").write_bytes(pointer)  # truncated, or out of date
         assert latest_checkpoint(tmp_path).name == "iter_1.pth"
 
 
 def test_the_end_of_an_epoch_is_no_place_within_one(tmp_path):
-    """Another batch size has epochs of another length: the next one begins anew."""
+    """Another batch size has epochs of another length: the next one begins again."""
     config = write_config(tmp_path, loop=EPOCHS, workers=0, accumulated=1, ema=False)
     text = config.read_text()
     config.write_text(text + "train_cfg.update(max_epochs=2)\n")
@@ -141,7 +141,7 @@ def test_a_full_disk_leaves_the_file_as_it_was(tmp_path, monkeypatch):
     assert target.read_bytes() == b"whole" and [p.name for p in tmp_path.iterdir()] == [target.name]
 
 
-def test_a_checkpoint_loads_at_another_window_and_picture_size(tmp_path):
+def test_a_checkpoint_loads_at_another_window_and_image_size(tmp_path):
     from mmdet.apis import init_detector
 
     config = write_config(tmp_path, loop=ITERATIONS, workers=0, accumulated=1, ema=False)

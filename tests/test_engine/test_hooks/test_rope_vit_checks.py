@@ -1,4 +1,4 @@
-"""The checks at the start of a run: strides, colours, classes and the batch."""
+"""The checks at the start of a run: strides, colors, classes and the batch."""
 
 from types import SimpleNamespace
 
@@ -12,7 +12,7 @@ from mmengine.runner import Runner
 
 from ropevit_mmdet.engine.hooks.rope_vit_checks import (
     batch_warning,
-    check_colours,
+    check_colors,
     check_num_classes,
     check_strides,
 )
@@ -62,7 +62,7 @@ def test_points_of_other_strides_are_set_where_the_head_takes_them():
 
 
 @pytest.fixture
-def coloured(tmp_path):
+def colored(tmp_path):
     """A shapes detector whose backbone names a birder checkpoint with RGB_STATS."""
     pytest.importorskip("birder")
     path = write_checkpoint(birder_net(config=SMALL), tmp_path)
@@ -81,8 +81,8 @@ def coloured(tmp_path):
 RIGHT = {key: [255 * v for v in values] for key, values in RGB_STATS.items()}
 
 
-def test_colours_of_the_checkpoint_pass(coloured):
-    check_colours(coloured(**RIGHT, bgr_to_rgb=True))
+def test_colors_of_the_checkpoint_pass(colored):
+    check_colors(colored(**RIGHT, bgr_to_rgb=True))
 
 
 @pytest.mark.parametrize(
@@ -93,19 +93,19 @@ def test_colours_of_the_checkpoint_pass(coloured):
         dict(bgr_to_rgb=False),
     ],
 )
-def test_other_colours_stop_the_run_with_the_lines_to_paste(coloured, wrong):
+def test_other_colors_stop_the_run_with_the_lines_to_paste(colored, wrong):
     with pytest.raises(ValueError) as error:
-        check_colours(coloured(**(dict(RIGHT, bgr_to_rgb=True) | wrong)))
+        check_colors(colored(**(dict(RIGHT, bgr_to_rgb=True) | wrong)))
     assert "mean=[132.3705, 135.303, 124.3635]" in str(error.value)
     assert "std=[59.058, 58.752, 65.994]" in str(error.value)
     assert "bgr_to_rgb=True" in str(error.value)
 
 
-def test_the_hook_runs_before_a_run(coloured):
+def test_the_hook_runs_before_a_run(colored):
     from mmdet.registry import HOOKS
 
     class Runner:
-        model = coloured(mean=[0.0, 0.0, 0.0], std=[1.0, 1.0, 1.0])
+        model = colored(mean=[0.0, 0.0, 0.0], std=[1.0, 1.0, 1.0])
         _load_from, _resume = None, False
 
     hook = HOOKS.build(dict(type="RoPEViTChecks"))
@@ -118,10 +118,10 @@ def test_the_hook_runs_before_a_run(coloured):
     hook.before_run(Runner)
 
 
-def test_weights_that_come_from_no_file_have_no_colours(coloured):
-    model = coloured(mean=[0.0, 0.0, 0.0], std=[1.0, 1.0, 1.0])
+def test_weights_that_come_from_no_file_have_no_colors(colored):
+    model = colored(mean=[0.0, 0.0, 0.0], std=[1.0, 1.0, 1.0])
     model.backbone.init_cfg = dict(type="TruncNormal", layer="Linear", std=0.02)
-    check_colours(model)
+    check_colors(model)
 
 
 @pytest.mark.parametrize(
@@ -158,19 +158,19 @@ def test_a_batch_that_the_learning_rate_is_not_for_is_told():
     assert batch_warning(meant, 16, 4) is batch_warning({}, 1, 4) is None
     assert batch_warning(dict(base_batch_size=4), 1, 4, passes=16) is None  # it does not say
     told = batch_warning(meant, 1, 4)
-    assert "a step has 4 pictures (1 x 4), the config is made for 64" in told
+    assert "a step has 4 images (1 x 4), the config is made for 64" in told
     assert "multiply it by 0.0625 (--auto-scale-lr does so)" in told
-    assert told.endswith("0.0625 times the pictures that its schedule means")
+    assert told.endswith("0.0625 times the images that its schedule means")
     assert "is scaled to it" in batch_warning(dict(meant, enable=True), 1, 4)
 
 
 def test_a_step_of_other_passes_is_told():
     meant = dict(enable=False, base_batch_size=64, passes=1)
     told = batch_warning(meant, 1, 4, passes=16)
-    assert "rate fits" in told and "0.0625 times the pictures" in told
+    assert "rate fits" in told and "0.0625 times the images" in told
     assert "16 times as many" in told and "base_batch_size=4, passes=16" in told
     assert "scaled to a pass, not to a step" in batch_warning(dict(meant, enable=True), 1, 4, 16)
     told = batch_warning(meant, 8, 8, passes=4)
-    assert "a step has 256 pictures (8 x 8 in 4 passes)" in told and "multiply it by 4," in told
+    assert "a step has 256 images (8 x 8 in 4 passes)" in told and "multiply it by 4," in told
     told = batch_warning(dict(base_batch_size=2, passes=32), 1, 1, passes=64)
     assert "rate fits" in told and "2 times as many" in told

@@ -76,38 +76,45 @@ TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
 
 
 def train(
-    folder, name, *, processes, iterations=20, more="", with_cp=False, arguments=(), command=None
+    directory, name, *, processes, iterations=20, more="", with_cp=False, arguments=(), command=None
 ):
     """Train by tools/train.py; the losses of all iterations and the last checkpoint.
 
     `command` starts it; default: torchrun for two processes.
     """
-    (folder / "parts.py").write_text(PARTS)
-    config = folder / f"{name}.py"
-    start = folder / "start.pth"
+    (directory / "parts.py").write_text(PARTS)
+    config = directory / f"{name}.py"
+    start = directory / "start.pth"
     settings = dict(batch_size=4 // processes, iterations=iterations, more=more, with_cp=with_cp)
     config.write_text(CONFIG.format(start=str(start), **settings))
     if not start.exists():
         code = "import sys; from ropevit_mmdet.engine.config import *; from torch import save\n"
         code += "model = build_detector(load_config(sys.argv[1]))\n"
         code += "save(dict(state_dict=model.state_dict()), sys.argv[2])"
-        assert run_python("-c", code, config, start, path=folder).returncode == 0
+        assert run_python("-c", code, config, start, path=directory).returncode == 0
     if command is None:
         command = TORCHRUN if processes == 2 else ()
     launcher = ("--launcher", "pytorch") if command else ()
-    run = (ROOT / "tools" / "train.py", config, "--work-dir", folder / name, *launcher, *arguments)
-    done = run_python(*command, *run, path=folder)
+    run = (
+        ROOT / "tools" / "train.py",
+        config,
+        "--work-dir",
+        directory / name,
+        *launcher,
+        *arguments,
+    )
+    done = run_python(*command, *run, path=directory)
     assert done.returncode == 0, done.stderr[-3000:]
-    losses = [float(line) for line in (folder / name / "losses.txt").read_text().splitlines()]
-    return losses, torch.load(folder / name / f"iter_{iterations}.pth", weights_only=False)
+    losses = [float(line) for line in (directory / name / "losses.txt").read_text().splitlines()]
+    return losses, torch.load(directory / name / f"iter_{iterations}.pth", weights_only=False)
 
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
-    """A folder with a run of one process in it, its losses and its checkpoint."""
-    folder = tmp_path_factory.mktemp("distributed")
-    write_tiny(folder, pictures=12)
-    return folder, *train(folder, "alone", processes=1)
+    """A directory with a run of one process in it, its losses and its checkpoint."""
+    directory = tmp_path_factory.mktemp("distributed")
+    write_tiny(directory, num_images=12)
+    return directory, *train(directory, "alone", processes=1)
 
 
 def assert_same(found, expected):
@@ -124,43 +131,43 @@ def test_the_run_learns(alone):
 
 
 def test_ddp_equals_one_process(alone):
-    folder, *expected = alone
-    assert_same(train(folder, "ddp", processes=2), expected)
+    directory, *expected = alone
+    assert_same(train(directory, "ddp", processes=2), expected)
 
 
 def test_fsdp_equals_one_process_and_resumes(alone):
     """The first part validates: the checkpoint is written again for the best one's sake."""
-    folder, *expected = alone
+    directory, *expected = alone
     arguments = ("--resume",)
     more = (
         FSDP
         + "train_cfg.update(val_interval=10)\ndefault_hooks['checkpoint']['save_best'] = 'auto'"
     )
-    _, saved = train(folder, "fsdp", processes=2, iterations=10, more=more)
+    _, saved = train(directory, "fsdp", processes=2, iterations=10, more=more)
     assert saved["meta"]["iter"] == 10 and "best_score" in saved["message_hub"]["runtime_info"]
-    found = train(folder, "fsdp", processes=2, more=FSDP, arguments=arguments)
+    found = train(directory, "fsdp", processes=2, more=FSDP, arguments=arguments)
     assert_same(found, expected)
 
 
 def test_fsdp_checkpoints_load_into_a_plain_model(alone):
-    folder, *_ = alone
-    checkpoint = folder / "fsdp" / "iter_20.pth"
-    done = run_python(ROOT / "tools" / "test.py", folder / "fsdp.py", checkpoint,
-                      "--work-dir", folder / "tested", path=folder)  # fmt: skip
+    directory, *_ = alone
+    checkpoint = directory / "fsdp" / "iter_20.pth"
+    done = run_python(ROOT / "tools" / "test.py", directory / "fsdp.py", checkpoint,
+                      "--work-dir", directory / "tested", path=directory)  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     assert "bbox_mAP" in done.stdout + done.stderr
 
 
 def test_fsdp_with_activation_checkpointing(alone):
-    folder, *expected = alone
-    assert_same(train(folder, "fsdp_cp", processes=2, more=FSDP, with_cp=True), expected)
+    directory, *expected = alone
+    assert_same(train(directory, "fsdp_cp", processes=2, more=FSDP, with_cp=True), expected)
 
 
 def test_fsdp_clips_also_where_a_process_holds_nothing_that_learns(alone):
     """All of the first one's share is frozen: the norm is a sum over both."""
-    folder, *_ = alone
+    directory, *_ = alone
     more = FSDP + "model['backbone']['frozen_stages'] = 2\n"
-    losses, _ = train(folder, "fsdp_frozen", processes=2, iterations=2, more=more)
+    losses, _ = train(directory, "fsdp_frozen", processes=2, iterations=2, more=more)
     assert len(losses) == 2
 
 

@@ -25,9 +25,9 @@ from tests.tiny_coco import write_tiny
 PLAIN = dict(type="RoPEViT", arch="rope_vit_t14", window_size=4, out_indices=(5, 11))
 
 
-def frozen(folder=None, **changes):
+def frozen(directory=None, **changes):
     torch.manual_seed(0)
-    return FrozenBackbone(PLAIN, cache_dir=folder, **changes).train()
+    return FrozenBackbone(PLAIN, cache_dir=directory, **changes).train()
 
 
 def spied(model):
@@ -65,7 +65,7 @@ def test_names_of_its_weights_are_those_of_the_plain_backbone(images):
         torch.testing.assert_close(model(images), plain(images), rtol=0, atol=0)
 
 
-def test_a_picture_is_computed_once(images, tmp_path):
+def test_a_image_is_computed_once(images, tmp_path):
     model = frozen(tmp_path)
     calls = spied(model)
     first = model(images[:2])
@@ -115,8 +115,8 @@ def test_weights_that_change_later_are_noticed(images, tmp_path):
     assert calls == []
 
 
-def test_pictures_of_mixed_sizes_are_known_in_whatever_batch_they_come_again(tmp_path):
-    """By the padding of shapes_frozen.py: the keys are of padded pictures."""
+def test_images_of_mixed_sizes_are_known_in_whatever_batch_they_come_again(tmp_path):
+    """By the padding of shapes_frozen.py: the keys are of padded images."""
     config = load_config(ROOT / "configs" / "shapes_frozen.py").model
     preprocessor = MODELS.build(config.data_preprocessor)
     backbone = {**config.backbone.backbone, "init_cfg": None}
@@ -124,16 +124,16 @@ def test_pictures_of_mixed_sizes_are_known_in_whatever_batch_they_come_again(tmp
     calls = spied(model)
     generator = torch.Generator().manual_seed(0)
     sizes = [(224, 168), (168, 224), (224, 224), (140, 224)]
-    pictures = [torch.rand(3, *size, generator=generator) * 255 for size in sizes]
+    images = [torch.rand(3, *size, generator=generator) * 255 for size in sizes]
     for order in ([0, 1, 2, 3], [0, 2, 1, 3], [3, 0, 2, 1]):
         for pair in (order[:2], order[2:]):
             samples = [DetDataSample(gt_instances=InstanceData(), metainfo={}) for _ in pair]
             for i, sample in zip(pair, samples, strict=True):
                 sample.gt_instances.masks = BitmapMasks([], *sizes[i])
-            data = dict(inputs=[pictures[i] for i in pair], data_samples=samples)
-            images = preprocessor(data, True)["inputs"]
-            assert images.shape == (2, 3, 224, 224)
-            model(images)
+            data = dict(inputs=[images[i] for i in pair], data_samples=samples)
+            batch = preprocessor(data, True)["inputs"]
+            assert batch.shape == (2, 3, 224, 224)
+            model(batch)
     assert calls == [2, 2]
 
 
@@ -180,7 +180,7 @@ def test_a_disk_that_is_full_ends_no_training(images, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("below", ["", "maps"])
-def test_a_folder_that_cannot_be_made_ends_no_training(images, tmp_path, monkeypatch, below):
+def test_a_directory_that_cannot_be_made_ends_no_training(images, tmp_path, monkeypatch, below):
     said = []
     monkeypatch.setattr(MMLogger.get_current_instance(), "warning", said.append)
     (tmp_path / "file").touch()
@@ -216,12 +216,12 @@ def test_what_a_killed_process_left_behind_is_removed(tmp_path):
 
 
 def test_files_may_vanish_while_they_are_counted(tmp_path):
-    """Renamed or removed by another process, after the folder was listed."""
+    """Renamed or removed by another process, after the directory was listed."""
     for name in (".new.1.partial", "old.maps"):
         (tmp_path / name).symlink_to("nowhere")
     cache = MapCache(tmp_path, "ours", 10**6)
-    cache.write("picture", [torch.zeros(3)])
-    torch.testing.assert_close(cache.read("picture"), [torch.zeros(3)])
+    cache.write("image", [torch.zeros(3)])
+    torch.testing.assert_close(cache.read("image"), [torch.zeros(3)])
 
 
 @pytest.mark.parametrize(
@@ -256,12 +256,12 @@ def test_max_gb_must_be_positive():
 
 def test_the_limit_counts_what_was_there_before(tmp_path):
     level = torch.zeros(10, 10)
-    MapCache(tmp_path, "other", 10**6).write("picture", [level])
+    MapCache(tmp_path, "other", 10**6).write("image", [level])
     size = next(tmp_path.rglob("*.maps")).stat().st_size  # its first line, too
     for limit, kept in ((2 * size - 1, False), (2 * size, True)):
         cache = MapCache(tmp_path, "ours", limit)
-        cache.write("picture", [level])
-        assert (cache.read("picture") is not None) == kept
+        cache.write("image", [level])
+        assert (cache.read("image") is not None) == kept
 
 
 def write_many(cache, name):
@@ -304,11 +304,11 @@ def test_a_count_that_is_lost_is_made_again(tmp_path):
 def test_a_cached_run_has_the_losses_of_one_that_is_not(tmp_path):
     config = write_tiny(tmp_path)
     losses = []
-    for name, folder in (("plain", None), ("cached", str(tmp_path / "maps"))):
+    for name, directory in (("plain", None), ("cached", str(tmp_path / "maps"))):
         backbone = dict(PLAIN, out_indices=1, window_size=None)
         changes = {
             "model.backbone": dict(
-                _delete_=True, type="FrozenBackbone", backbone=backbone, cache_dir=folder
+                _delete_=True, type="FrozenBackbone", backbone=backbone, cache_dir=directory
             ),
             "model.neck": dict(
                 _delete_=True,
@@ -319,21 +319,21 @@ def test_a_cached_run_has_the_losses_of_one_that_is_not(tmp_path):
                 num_outs=2,
             ),
             "model.bbox_head.anchor_generator.strides": [14, 28],
-            "train_cfg.max_iters": 6,  # three times through the four pictures
+            "train_cfg.max_iters": 6,  # three times through the four images
             "default_hooks.logger": dict(type="LoggerHook", interval=1),
         }
         loaded = load_config(config, changes, work_dir=str(tmp_path / name))
         runner = Runner.from_cfg(loaded)
         calls = spied(runner.model.backbone)
         runner.train()
-        assert calls.count(2) == (6 if folder is None else 2)  # single ones are validation
+        assert calls.count(2) == (6 if directory is None else 2)  # single ones are validation
         losses.append([entry["loss"] for entry in read_run(tmp_path / name).train])
     assert len(losses[0]) == 6 and losses[0][0] != losses[0][4]
     torch.testing.assert_close(losses[1], losses[0], rtol=1e-6, atol=1e-6)
 
 
 def test_the_cache_takes_away_nine_tenths_of_the_backbones_time(tmp_path):
-    """Epochs of 80 pictures through the backbone of shapes_frozen.py; -s shows the times."""
+    """Epochs of 80 images through the backbone of shapes_frozen.py; -s shows the times."""
     settings = load_config(ROOT / "configs" / "shapes_frozen.py").model.backbone.backbone
     model = FrozenBackbone({**settings, "init_cfg": None}, cache_dir=tmp_path).train()
     batches = torch.randn(40, 2, 3, 224, 224)
@@ -345,5 +345,5 @@ def test_the_cache_takes_away_nine_tenths_of_the_backbones_time(tmp_path):
             model(images)
         seconds.append(time.perf_counter() - start)
     computed, read = seconds[0], min(seconds[1:])
-    print(f"an epoch of 80 pictures: {computed:.3f} s computed, {read:.3f} s read")
+    print(f"an epoch of 80 images: {computed:.3f} s computed, {read:.3f} s read")
     assert read < 0.1 * computed

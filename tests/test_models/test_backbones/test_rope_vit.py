@@ -40,7 +40,7 @@ def test_odd_sizes_are_padded_with_zeros_at_the_right_and_bottom():
     assert torch.equal(model(images)[0], model(padded)[0])
 
 
-def test_a_picture_alone_equals_the_same_picture_in_a_batch():
+def test_a_image_alone_equals_the_same_image_in_a_batch():
     model, images = small().double(), seeded_images((3, 3, 140, 84))
     torch.testing.assert_close(model(images)[0][1:2], model(images[1:2])[0])
 
@@ -115,7 +115,7 @@ def test_arguments_are_keyword_only_and_known():
         (torch.full((1, 3, 20, 20), float("nan")), "NaN"),
     ],
 )
-def test_pictures_without_pixels_or_with_nan_are_refused(images, message):
+def test_images_without_pixels_or_with_nan_are_refused(images, message):
     with pytest.raises(ValueError, match=message):
         small()(images)
 
@@ -130,7 +130,7 @@ def test_every_parameter_gets_a_gradient(window_size):
 @pytest.mark.parametrize("piece_tokens", [10, 40, 1100])
 @pytest.mark.parametrize("window_size", [None, 4])
 def test_activation_checkpointing_changes_nothing(window_size, piece_tokens, monkeypatch):
-    """Nor do the pieces that a CPU computes again; drop path is the same for all of a picture."""
+    """Nor do the pieces that a CPU computes again; drop path is the same for all of an image."""
     monkeypatch.setattr("ropevit_mmdet.models.layers.block._PIECE_TOKENS", piece_tokens)
     images, outputs, gradients = seeded_images((2, 3, 98, 84)), [], []
     for with_cp in (False, True):
@@ -171,8 +171,8 @@ def test_frozen_stages_take_no_gradient_and_stay_in_eval_mode(stages):
 
 
 @pytest.mark.parametrize("window_size", [None, 4])
-def test_drop_path_is_drawn_per_picture(window_size):
-    """Rate 1 on every block leaves the embedding: every path of a picture is dropped whole."""
+def test_drop_path_is_drawn_per_image(window_size):
+    """Rate 1 on every block leaves the embedding: every path of an image is dropped whole."""
     torch.manual_seed(0)
     arch = dict(SMALL, drop_path_uniform=True)
     model = fill(RoPEViT(arch, drop_path_rate=1.0, final_norm=False, window_size=window_size))
@@ -184,7 +184,7 @@ def test_drop_path_is_drawn_per_picture(window_size):
     drop = DropPath(0.5).train()
     x = torch.ones(64, 10, 3)
     kept = drop(x)
-    assert all(picture.unique().numel() == 1 for picture in kept)
+    assert all(image.unique().numel() == 1 for image in kept)
     assert set(kept.unique().tolist()) == {0.0, 2.0}
 
 

@@ -58,10 +58,10 @@ HEADS = {  # name -> overrides of SMALL
 }
 
 
-def written(folder, name="rope_vit_reg4_b14", *, config, size=(70, 70), num_classes=7):
+def written(directory, name="rope_vit_reg4_b14", *, config, size=(70, 70), num_classes=7):
     """A small network of birder, and the file that birder wrote of it."""
     net = birder_net(name, config, size=size, num_classes=num_classes)
-    return net, write_checkpoint(net, folder, config=config)
+    return net, write_checkpoint(net, directory, config=config)
 
 
 def check_three_uses(ours, net, sizes):
@@ -115,15 +115,15 @@ def test_the_file_alone_is_enough(tiny):
     assert ours.class_names == tuple(f"class_{i}" for i in range(7))
 
 
-def test_a_picture_becomes_what_birder_makes_of_it(tiny, tmp_path):
+def test_a_image_becomes_what_birder_makes_of_it(tiny, tmp_path):
     from birder.data.transforms.classification import inference_preset
 
     values = np.random.RandomState(0).randint(0, 256, (90, 150, 3), dtype=np.uint8)
-    Image.fromarray(values).save(tmp_path / "picture.png")
-    expected = inference_preset((70, 70), RGB_STATS)(Image.open(tmp_path / "picture.png"))
+    Image.fromarray(values).save(tmp_path / "image.png")
+    expected = inference_preset((70, 70), RGB_STATS)(Image.open(tmp_path / "image.png"))
     ours = load_classifier(tiny[1])
-    for picture in (tmp_path / "picture.png", Image.fromarray(values)):
-        torch.testing.assert_close(ours.preprocess(picture), expected[None])
+    for image in (tmp_path / "image.png", Image.fromarray(values)):
+        torch.testing.assert_close(ours.preprocess(image), expected[None])
     grey = Image.fromarray(values).convert("L")
     assert ours.preprocess(grey).shape == (1, 3, 70, 70)
 
@@ -137,9 +137,9 @@ def test_a_photo_is_turned_upright(tiny):
     torch.testing.assert_close(ours.preprocess(turned), ours.preprocess(upright))
 
 
-def test_what_is_no_picture_is_said(tiny, tmp_path):
+def test_what_is_no_image_is_said(tiny, tmp_path):
     ours = load_classifier(tiny[1])
-    (tmp_path / "text.jpg").write_text("not a picture")
+    (tmp_path / "text.jpg").write_text("not an image")
     with pytest.raises(ValueError, match=r"text\.jpg cannot be read"):
         ours.preprocess(tmp_path / "text.jpg")
     with pytest.raises(FileNotFoundError, match=r"nowhere\.jpg"):

@@ -10,7 +10,7 @@ import torch
 from ropevit_mmdet.compat.primitives import CAPACITY, VARIABLES
 from tests.processes import ROOT
 
-# Maps of more sizes than are kept, and the first of them once more.
+# Maps of more sizes than are kept, and the first of them again.
 PROGRAM = f"""
 import torch
 from ropevit_mmdet import RoPEViT
@@ -24,7 +24,7 @@ for width in [8, *range(9, 12 + {CAPACITY}), 8]:
 
 
 def made_for_the_last_map(**environment: str) -> bool:
-    """Whether the last map's convolution was made anew, as oneDNN tells."""
+    """Whether the last map's convolution was made again, as oneDNN tells."""
     kept = {key: value for key, value in os.environ.items() if key not in VARIABLES}
     output = subprocess.check_output(
         [sys.executable, "-c", PROGRAM],

@@ -1,4 +1,4 @@
-"""Patch kernels at another patch size: which way keeps the tokens, measured on pictures."""
+"""Patch kernels at another patch size: which way keeps the tokens, measured on images."""
 
 import numpy as np
 import pytest
@@ -12,15 +12,15 @@ BARE = "bicubic, not scaled by area"  # as EVA-02
 
 
 @pytest.fixture(scope="module")
-def pictures():
-    return draw_pictures(4)
+def images():
+    return draw_images(4)
 
 
-def draw_pictures(count: int) -> torch.Tensor:
-    """Pictures of the shapes data set, normalised, float64 [count, 3, 224, 224]."""
+def draw_images(count: int) -> torch.Tensor:
+    """Images of the shapes dataset, normalised, float64 [count, 3, 224, 224]."""
     drawn = [draw_scene(np.random.default_rng(i), 224, 224)[0] for i in range(count)]
-    pictures = torch.from_numpy(np.stack(drawn)).permute(0, 3, 1, 2).double() / 255
-    return (pictures - pictures.mean()) / pictures.std()
+    images = torch.from_numpy(np.stack(drawn)).permute(0, 3, 1, 2).double() / 255
+    return (images - images.mean()) / images.std()
 
 
 def kernel(blur: float) -> torch.Tensor:
@@ -34,11 +34,11 @@ def kernel(blur: float) -> torch.Tensor:
     return F.conv2d(blurred, taps.mT, padding=(0, 6)).view(weight.shape)
 
 
-def error(pictures, weight, patch_size, *, scaled_by, method) -> float:
-    """How far the tokens of scaled pictures are from those of the pictures, relatively."""
-    tokens = F.conv2d(pictures, weight, stride=14)
+def error(images, weight, patch_size, *, scaled_by, method) -> float:
+    """How far the tokens of scaled images are from those of the images, relatively."""
+    tokens = F.conv2d(images, weight, stride=14)
     side = 16 * patch_size
-    scaled = F.interpolate(pictures, size=(side, side), mode=scaled_by, antialias=True)
+    scaled = F.interpolate(images, size=(side, side), mode=scaled_by, antialias=True)
     if method == BARE:
         resampled = F.interpolate(weight, size=(patch_size, patch_size), mode="bicubic")
     else:
@@ -48,29 +48,29 @@ def error(pictures, weight, patch_size, *, scaled_by, method) -> float:
 
 @pytest.mark.parametrize("patch_size", [16, 12])
 @pytest.mark.parametrize("blur", [0, 1, 2])
-def test_pinv_keeps_tokens_best_where_pictures_are_scaled_bilinearly(pictures, blur, patch_size):
+def test_pinv_keeps_tokens_best_where_images_are_scaled_bilinearly(images, blur, patch_size):
     """As mmcv scales them by default."""
     weight = kernel(blur)
     pinv, bicubic, bare = (
-        error(pictures, weight, patch_size, scaled_by="bilinear", method=method)
+        error(images, weight, patch_size, scaled_by="bilinear", method=method)
         for method in ("pinv", "bicubic", BARE)
     )
     assert pinv < 0.75 * bicubic < bicubic < bare
     assert pinv < 0.02 if patch_size == 16 or blur else pinv < 0.1
 
 
-def test_bicubic_is_ahead_only_for_smooth_kernels_and_bicubic_pictures(pictures):
+def test_bicubic_is_ahead_only_for_smooth_kernels_and_bicubic_images(images):
     for blur in (1, 2):
         pinv, bicubic = (
-            error(pictures, kernel(blur), 16, scaled_by="bicubic", method=method)
+            error(images, kernel(blur), 16, scaled_by="bicubic", method=method)
             for method in ("pinv", "bicubic")
         )
         assert bicubic < pinv < 0.02  # both keep them
 
 
-def test_without_the_ratio_of_areas_tokens_grow_with_the_patch(pictures):
+def test_without_the_ratio_of_areas_tokens_grow_with_the_patch(images):
     weight = kernel(1)
-    bare = error(pictures, weight, 16, scaled_by="bilinear", method=BARE)
+    bare = error(images, weight, 16, scaled_by="bilinear", method=BARE)
     assert bare == pytest.approx((16 / 14) ** 2 - 1, rel=0.05)
 
 
@@ -84,7 +84,7 @@ def test_pinv_is_exact_for_bilinear_patches_one_by_one():
 
 
 @pytest.mark.parametrize("method, tolerance", [("pinv", 1e-9), ("bicubic", 2e-2)])
-def test_one_colour_keeps_its_embedding(method, tolerance):
+def test_one_color_keeps_its_embedding(method, tolerance):
     weight = kernel(2)
     sums = resample_patch_kernel(weight, 16, method).sum((2, 3))
     error = (sums - weight.sum((2, 3))).abs().max() / weight.sum((2, 3)).abs().max()

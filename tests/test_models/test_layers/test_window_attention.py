@@ -66,7 +66,7 @@ def test_windows_alone_equal_birder_on_the_crops(tmp_path, style):
 
 @pytest.mark.parametrize("size", [(280, 224), (910, 1190), (100, 500)])
 def test_a_ragged_window_attends_over_itself_alone(size):
-    """Each window equals the picture of that window alone, at the edges too."""
+    """Each window equals the image of that window alone, at the edges too."""
     model = small(**RECIPE, global_attn_indices=())
     images = seeded_images((2, 3, *size))
     whole = run(model, images)
@@ -198,7 +198,7 @@ def test_operations_in_closed_form_equal_those_counted(arguments, size):
     assert count_flops(model, *size) == counted(model, (height, width))
 
 
-def test_ragged_pictures_cost_what_they_hold():
+def test_ragged_images_cost_what_they_hold():
     """No filling patches: 1.25 times the rows is at most 1.25 times the operations, windowed."""
     model = small(**RECIPE, global_attn_indices=())
     assert counted(model, (280, 224)) <= 1.25 * counted(model, (224, 224))

@@ -70,7 +70,7 @@ def test_layers_are_those_of_the_simple_feature_pyramid():
 
 
 def test_resampling_keeps_positions():
-    """A ramp over the picture stays the same ramp, sampled at the new cells' centres."""
+    """A ramp over the image stays the same ramp, sampled at the new cells' centres."""
     neck = pyramid(out_strides=(4, 8, 16, 32, 64))
     assert neck.strides == (4, 8, 16, 32, 64)
     from ropevit_mmdet.models.necks.simple_feature_pyramid import _resample
