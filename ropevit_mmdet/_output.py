@@ -5,6 +5,9 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
+
+MB = 2**20  # bytes
 
 
 @contextmanager
@@ -40,3 +43,51 @@ def check_output_directory(out_dir: str | os.PathLike[str]) -> None:
         raise ValueError(
             f"cannot write into {out_dir}: {place} is not writable, give another directory"
         )
+
+
+@contextmanager
+def atomic_file(filepath: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """A file beside `filepath` to write into; flushed to the disk and renamed to that in the end.
+
+    Raises OSError that says what there is, where the disk is full; a file of that name is then as
+    it was.
+    """
+    path = Path(filepath)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with partial.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except (OSError, RuntimeError) as failure:
+        # torch.save hides the system's error behind one of its own, of a position in the file.
+        if (error := _system_error(failure)) is None:
+            raise
+        free = shutil.disk_usage(path.parent).free / MB
+        raise OSError(
+            error.errno,
+            f"{error.strerror}: {path} was not written; its disk has {free:.1f} MB left; earlier "
+            "files are whole",
+        ) from failure
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _system_error(error: BaseException | None) -> OSError | None:
+    """The error, or the one that it came of, that is the system's."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def is_running(process: int) -> bool:
+    """Whether there is a process of that number, whoever's it is."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

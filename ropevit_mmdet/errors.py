@@ -29,6 +29,14 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _PACKAGE = Path(__file__).parent
 
 
+class UserError(ValueError):
+    """An error in what the user named: a config, module, type, file or option.
+
+    Commands print it as one line, without a traceback. Raise it where such input is read; leave
+    every other exception as it is.
+    """
+
+
 @contextmanager
 def one_line_errors() -> Iterator[None]:
     """Turn errors that are addressed to the user into `error: ...` on stderr and exit status 2.

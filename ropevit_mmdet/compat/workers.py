@@ -17,7 +17,7 @@ import mmengine.runner._flexible_runner
 import mmengine.runner.runner
 from mmengine.dataset import worker_init_fn
 
-from ropevit_mmdet.compat.machine import is_running
+from ropevit_mmdet._output import is_running
 
 WATCH = 5.0  # seconds between two looks at whether the main process lives
 

@@ -11,8 +11,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from ropevit_mmdet._output import check_output_directory
-from ropevit_mmdet.compat.machine import is_running
+from ropevit_mmdet._output import check_output_directory, is_running
 
 LOCK = ".train.lock"
 # Data loader workers of a killed process keep its lock until they notice, every 5 s.

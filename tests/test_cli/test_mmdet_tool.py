@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 
-from ropevit_mmdet.compat import mmdet_tools
+from ropevit_cli import _mmdet_tools as mmdet_tools
 from tests.malformed_files import Payload
 from tests.processes import ROOT, run_python
 from tests.tiny_coco import write_tiny

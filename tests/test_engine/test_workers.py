@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from ropevit_mmdet.compat.machine import is_running
+from ropevit_cli._machine import is_running
 from ropevit_mmdet.compat.workers import WATCH
 from tests.processes import ROOT
 

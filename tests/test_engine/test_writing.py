@@ -9,7 +9,7 @@ import pytest
 import torch
 from mmengine.runner.checkpoint import save_checkpoint
 
-from ropevit_mmdet.compat.writing import MB, whole_file
+from ropevit_mmdet.compat.writing import MB, atomic_file
 
 
 def test_both_of_mmengines_names_are_taken_over():
@@ -37,7 +37,7 @@ def test_a_checkpoint_goes_to_the_disk_without_a_copy_in_memory(tmp_path):
 def test_what_fails_on_the_way_leaves_the_file_before_it(tmp_path):
     target = tmp_path / "weights.pth"
     target.write_bytes(b"before")
-    with pytest.raises(KeyError), whole_file(target) as file:
+    with pytest.raises(KeyError), atomic_file(target) as file:
         file.write(b"half of")
         raise KeyError("whatever")
     assert target.read_bytes() == b"before" and len(list(tmp_path.iterdir())) == 1

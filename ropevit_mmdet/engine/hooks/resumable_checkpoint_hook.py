@@ -30,9 +30,9 @@ from mmengine.hooks import CheckpointHook, EMAHook
 from mmengine.logging import print_log
 from mmengine.runner import EpochBasedTrainLoop, Runner
 
+from ropevit_mmdet._output import atomic_file
 from ropevit_mmdet.compat.log_text import seen_from_here
 from ropevit_mmdet.compat.reading import archive_is_whole
-from ropevit_mmdet.compat.writing import whole_file
 
 POINTER = "last_checkpoint"  # mmengine's name for the file that names the newest checkpoint
 CHECKPOINT_PATHS = ("last_ckpt", "best_ckpt")  # in the message hub
@@ -218,7 +218,7 @@ class ResumableCheckpointHook(CheckpointHook):
         self._saved_iter = meta["iter"]  # in every process: the first alone writes
         if is_main_process():
             pointer = name if self.out_dir == runner.work_dir else self.last_ckpt
-            with whole_file(os.path.join(runner.work_dir, POINTER)) as file:
+            with atomic_file(os.path.join(runner.work_dir, POINTER)) as file:
                 file.write(pointer.encode())
 
     def _outdated(self, runner: Runner, step: int) -> str | None:

@@ -11,7 +11,7 @@ try:
 except ImportError as error:
     sys.exit(f"error: {error}; more is said by: python tools/doctor.py")
 
-from ropevit_mmdet.compat.mmdet_tools import (
+from ropevit_cli._mmdet_tools import (
     choose_tool,
     description,
     find_tools,

@@ -13,8 +13,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ropevit_mmdet.compat import checks, machine, ops_file, probes
-from ropevit_mmdet.compat.machine import GIB, Machine
+from ropevit_cli import _machine as machine
+from ropevit_cli import _probes as probes
+from ropevit_cli._machine import GIB, Machine
+from ropevit_mmdet.compat import checks, ops_file
 from ropevit_mmdet.compat.ops_file import OpsSource
 
 PACKAGE = Path(__file__).parent.parent

@@ -71,14 +71,3 @@ def _gpus() -> tuple[Gpu, ...]:
     return tuple(
         Gpu(name, int(memory) if memory.isdigit() else 0, driver) for name, memory, driver in rows
     )
-
-
-def is_running(process: int) -> bool:
-    """Whether there is a process of that number, whoever's it is."""
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
