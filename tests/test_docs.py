@@ -1,8 +1,10 @@
-"""Every command in the README and in docs/ is run: here on a tiny detector, or by a test that is
-named; those within a sentence are read by their tool. Every link leads somewhere."""
+"""README and docs: every command runs, every option exists, every link leads to a file.
 
-import importlib.util
-import inspect
+Commands that take long run in another test, which `ELSEWHERE` names.
+"""
+
+import argparse
+import importlib
 import os
 import re
 import shlex
@@ -20,27 +22,29 @@ from mmdet.registry import HOOKS, MODELS
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
-from tests import oracle, parity_table
-from tests.processes import ROOT
-from tests.test_layout import FLOORS
+from ropevit_cli.main import build_parser, main
+from tests import oracle
 from tests.tiny_coco import write_tiny
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-EXTRAS = set(re.findall(r"(?m)^(\w+) = \[", (ROOT / "pyproject.toml").read_text()))
-# Beginnings of commands that are run elsewhere: the test file, and the call in it.
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+HOME = "https://github.com/ropevit-mmdet/ropevit_mmdet/blob/main/"
+RAW = "https://raw.githubusercontent.com/ropevit-mmdet/ropevit_mmdet/main/"
+# Beginnings of commands that run elsewhere: a test file, and the call in it.
 ELSEWHERE = {
-    "make ": ("test_bootstrap.py", 'bootstrap.main(["demo"'),
-    "pip install": ("test_bootstrap.py", "environment.ensure("),
-    "python -m tests.sizes_trial": ("test_sizes.py", "sizes_trial.main("),
-    "python tools/benchmark.py": ("test_benchmark.py", 'ROOT / "tools" / "benchmark.py", *arg'),
-    "python tools/doctor.py": ("test_doctor.py", 'run_python(TOOL, "--install-ops"'),
-    "python tools/mmdet_tool.py": ("test_mmdet_tool.py", 'run_python("-c", FORKED, TOOL'),
-    "python tools/compare_backbones.py": ("test_compare.py", "tool.main([*argv"),
-    "python tools/prove_recipes.py": ("test_prove_recipes.py", "tool.main()"),
+    "make ": ("test_cli/test_bootstrap.py", 'bootstrap.main(["demo"'),
+    "pip install": ("test_cli/test_bootstrap.py", "environment.ensure("),
+    "python -m tests.sizes_trial": ("test_models/test_sizes.py", "sizes_trial.main("),
+    "ropevit doctor": ("test_cli/test_doctor.py", '"doctor"'),
+    "ropevit mmdet": ("test_cli/test_mmdet.py", '"mmdet"'),
+    "ropevit compare": ("test_apis/test_compare.py", '"compare"'),
+    "ropevit benchmark": ("test_apis/test_benchmark.py", '"benchmark"'),
+    "python -m benchmarks.peers": ("test_apis/test_benchmark.py", "peers"),
+    "python -m benchmarks.recipes": ("test_benchmarks/test_recipes.py", "recipes.main("),
+    "python -m benchmarks.leak_test": ("test_benchmarks/test_leak_test.py", "leak_test"),
 }
-# Those that have a test of their own below.
-BELOW = ("bash tools/dist_", "NNODES=2", "python -m tests.parity_table")
-FEW = {"make_shapes": "--num-train 2 --num-val 1 --num-test 1 --size 112 --workers 1".split()}
+SKIPPED = ("bash tools/dist_", "NNODES=2", "python -m tests.parity_table", "pre-commit", ". .venv")
+SMALL = {"make-shapes": "--num-train 2 --num-val 1 --num-test 1 --size 112 --workers 1".split()}
 STAND_IN = """
 _base_ = "./tiny.py"
 model = dict(
@@ -62,16 +66,14 @@ def directory(tmp_path_factory):
     pytest.importorskip("birder")
     directory = tmp_path_factory.mktemp("docs")
     write_tiny(directory)
-    net = oracle.birder_net("rope_vit_t14", None)
-    checkpoint = oracle.write_checkpoint(net, directory, "net")
+    checkpoint = oracle.write_checkpoint(oracle.birder_net("rope_vit_t14", None), directory, "net")
     (directory / "stand_in.py").write_text(STAND_IN.format(checkpoint=str(checkpoint)))
-    tool("train").main([str(directory / "stand_in.py"), "--work-dir", str(directory / "run")])
+    main(["train", str(directory / "stand_in.py"), "--work-dir", str(directory / "run")])
     (directory / "more").mkdir()
     for copy in ("photo.png", "more/one.png"):
         shutil.copy(directory / "data" / "images" / "1.png", directory / copy)
-    clip = cv2.VideoWriter(
-        str(directory / "clip.mp4"), cv2.VideoWriter_fourcc(*"mp4v"), 5, (64, 48)
-    )
+    code = cv2.VideoWriter_fourcc(*"mp4v")
+    clip = cv2.VideoWriter(str(directory / "clip.mp4"), code, 5, (64, 48))
     clip.write(np.zeros((48, 64, 3), np.uint8))
     clip.release()
     return directory
@@ -81,153 +83,139 @@ def directory(tmp_path_factory):
 def test_every_command_runs(page, directory, monkeypatch, capsys):
     monkeypatch.chdir(directory)
     for command in commands(page):
-        if not any(command.startswith(beginning) for beginning in (*ELSEWHERE, *BELOW)):
-            words = shlex.split(command)
+        words = shlex.split(command)
+        if command.startswith((*ELSEWHERE, *SKIPPED)) or words[0] == "pytest":
+            continue
+        argv = stand_ins(words[1:], directory)
+        if words[0] == "ropevit":
+            assert not main(argv + SMALL.get(argv[0], [])), command
+        else:
             assert words[0] == "python", f"{page.name}: nothing runs {command!r}"
-            argv = stand_ins(words[2:], directory) + FEW.get(Path(words[1]).stem, [])
-            monkeypatch.setattr(sys, "argv", [words[1], *argv])
-            tool(Path(words[1]).stem).main()
-            capsys.readouterr()
+            monkeypatch.setattr(sys, "argv", argv)
+            load(ROOT / words[1]).main()
+        capsys.readouterr()
 
 
-def test_what_is_run_elsewhere_is_run_there():
+def test_commands_that_run_elsewhere_do():
     for command, (file, call) in ELSEWHERE.items():
         assert call in (ROOT / "tests" / file).read_text(), command
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_every_command_is_understood(page, monkeypatch):
-    """What is run elsewhere, and what stands within a sentence: files, options, names of tests."""
+def test_every_option_exists(page):
+    """Of all commands, those within sentences included: options, extras, files, test names."""
+    extras = set(re.findall(r"(?m)^(\w+) = \[", (ROOT / "pyproject.toml").read_text()))
     for command in [*commands(page), *inline_commands(page)]:
         words = shlex.split(command)
         if words[0] == "pytest":
-            check_tests_are_there(words)
+            check_tests_exist(words)
         elif words[0] == "make":
-            assert f"$(BOOTSTRAP) {words[1]}" in (ROOT / "Makefile").read_text(), command
+            assert re.search(rf"(?m)^{words[1]}:", (ROOT / "Makefile").read_text()), command
         elif words[:2] == ["pip", "install"]:
-            extras = set(",".join(re.findall(r"\.\[(.*?)\]", command)).split(",")) - {""}
-            assert extras <= EXTRAS, command
-        elif words[0] == "python" and words[1] != "-m":
-            check_options_are_there(words[1:], monkeypatch)
+            assert set(",".join(re.findall(r"\.\[(.*?)\]", command)).split(",")) - {""} <= extras
+        elif words[0] == "ropevit":
+            parse(words[1:])
+        elif words[:2] == ["python", "-m"]:
+            assert importlib.util.find_spec(words[2]), command
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_commands_for_several_processes(page, tmp_path, monkeypatch):
-    """What the shell scripts of a page would start."""
+def test_distributed_commands(page, tmp_path):
+    """What the shell scripts would start."""
     python = tmp_path / "python"
     python.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
     python.chmod(0o755)
-    for command in commands(page):
-        if "tools/dist_" in command:
-            env = dict(os.environ, PYTHON=str(python))
-            done = subprocess.run(
-                ["bash", "-c", command], cwd=ROOT, env=env, capture_output=True, text=True
-            )
-            options, words = launched(done.stdout.splitlines())
-            check_options_are_there(words, monkeypatch)
-            assert words[2:4] == ["--launcher", "pytorch"] and options["nproc_per_node"] == "8"
-            two = "NNODES=2" in command
-            assert options["nnodes"] == ("2" if two else "1")
-            assert options["master_addr"] == ("10.0.0.1" if two else "127.0.0.1")
-            assert options["node_rank"] == "0"
-
-
-def test_the_table_of_parity_is_written(directory, tmp_path, monkeypatch):
-    page = tmp_path / "parity.md"
-    shutil.copy(parity_table.DOCS, page)
-    monkeypatch.setattr(parity_table, "DOCS", page)
-    monkeypatch.setattr(parity_table, "arch_names", lambda: ["rope_vit_s16"])
-    monkeypatch.setattr(parity_table, "SWITCHES", {"one": {}})
-    monkeypatch.setattr(parity_table, "kernels", lambda: "| kernel |\n")
-    monkeypatch.setattr(sys, "argv", ["parity_table"])
-    parity_table.main()
-    text = page.read_text()
-    assert "| `rope_vit_s16` | small |" in text and "| `rope_vit_s14` |" not in text
-    assert "| one | small |" in text and "| kernel |" in text
-    assert "| `rope_vit_reg4_b14` | full |" in text  # not measured without --full
+    for command in filter(lambda command: "tools/dist_" in command, commands(page)):
+        done = subprocess.run(
+            ["bash", "-c", command],
+            cwd=ROOT,
+            env=dict(os.environ, PYTHON=str(python)),
+            capture_output=True,
+            text=True,
+        )
+        words = done.stdout.splitlines()
+        assert words[:2] == ["-m", "torch.distributed.run"]
+        options = dict(word[2:].split("=") for word in words if re.match("--n|--master", word))
+        two = "NNODES=2" in command
+        assert options["nproc_per_node"] == "8" and options["nnodes"] == ("2" if two else "1")
+        assert options["master_addr"] == ("10.0.0.1" if two else "127.0.0.1")
+        tool = next(i for i, word in enumerate(words) if word.endswith(".py"))
+        parse([Path(words[tool]).stem, *words[tool + 1 :]])
 
 
 @pytest.mark.parametrize("neck", [{}, {"model.neck.out_strides": (4, 8, 16, 32, 64)}], ids=str)
 def test_the_readme_config_passes_its_own_checks(neck, directory):
-    """Over mmdet's Mask R-CNN; with ``out_strides`` its heads stay as they are."""
+    """On top of MMDetection's Mask R-CNN; with `out_strides` the heads stay as they are."""
     snippet = next(code for code in blocks(ROOT / "README.md", "python") if "_delete_" in code)
     if neck:
         snippet = snippet[: snippet.index("    rpn_head=")] + ")"
     base = Path(mmdet.__file__).parent / ".mim/configs/_base_/models/mask-rcnn_r50_fpn.py"
-    file = directory / "own.py"
-    file.write_text(f"_base_ = {str(base)!r}\n{snippet}")
-    config = Config.fromfile(file)
+    (directory / "own.py").write_text(f"_base_ = {str(base)!r}\n{snippet}")
+    config = Config.fromfile(directory / "own.py")
     config.merge_from_dict(neck)
     init_default_scope("mmdet")
     model = MODELS.build(config.model)
-    model.backbone.init_cfg["checkpoint"] = str(next(directory.glob("net*.pt")))  # its colors
+    model.backbone.init_cfg["checkpoint"] = str(next(directory.glob("net*.pt")))
     (hook,) = config.custom_hooks
     HOOKS.build(hook).before_run(SimpleNamespace(model=model))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_links_and_configs_are_there(page):
+def test_links_and_files_exist(page):
     text = page.read_text()
-    links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text)
-    files = re.findall(r"(?:configs|tools|tests)/[\w/-]+\.(?:py|sh)\b", text)
-    missing = [link for link in links if not (page.parent / link).exists()]
-    missing += [file for file in files if not (ROOT / file).exists()]
+    links = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text)
+    local = [link.removeprefix(HOME).removeprefix(RAW) for link in links if link.startswith(HOME)]
+    local += [link.removeprefix(RAW) for link in links if link.startswith(RAW)]
+    missing = [link for link in local if not (ROOT / link).exists()]
+    missing += [x for x in links if "://" not in x and not (page.parent / x).exists()]
+    files = re.findall(r"(?:configs|tools|tests|examples|benchmarks)/[\w/-]+\.(?:py|sh)\b", text)
+    missing += [file for file in files if "NAME" not in file and not (ROOT / file).exists()]
     assert not missing, f"{page.name} names {missing}"
 
 
-def test_what_works_of_mmdets_tools_is_run():
+def test_working_mmdet_tools_are_run():
     rows = (ROOT / "docs" / "mmdet_tools.md").read_text().splitlines()
-    run = (ROOT / "tests" / "test_mmdet_tool.py").read_text()
+    test = (ROOT / "tests" / "test_cli" / "test_mmdet.py").read_text()
     names = [name for row in rows if "| works |" in row for name in row.split("|")[1].split(",")]
     assert len(names) > 5
     for name in names:
-        assert f'["{name.strip(" `")}"' in run, f"no test runs {name}"
-
-
-def test_rooms_stand_in_the_order_of_their_imports():
-    rows = re.findall(r"(?m)^\| (`[^|]+`) \|", (ROOT / "docs" / "architecture.md").read_text())
-    rooms = [set(re.findall(r"`(\w+)(?:/|\.py)`", row)) for row in rows]
-    assert rooms[::-1] == FLOORS
+        assert f'"{name.strip(" `")}"' in test, f"no test runs {name}"
 
 
 def commands(page: Path) -> list[str]:
     """The commands of a page: lines of its shell blocks, fenced or indented."""
     shell = blocks(page, "(?:bash|sh)")
-    shell += re.findall(r"(?m)^    ((?:python|pip|make|bash) .*)$", without_blocks(page))
+    pattern = r"(?m)^    ((?:[A-Z_]+=\S+ )*(?:python|pip|make|bash|ropevit) .*)$"
+    shell += re.findall(pattern, without_blocks(page))
     lines = "\n".join(shell).replace("\\\n", " ").splitlines()
-    return [line for line in (re.sub(r"\s#.*", "", line).strip() for line in lines) if line]
+    lines = [re.sub(r"\s#.*", "", line).strip() for line in lines]
+    return [re.sub(r"^(?:(?:ONEDNN|LRU)\S+ )+", "", line) for line in lines if line]
 
 
 def inline_commands(page: Path) -> list[str]:
-    """Commands within the text: in backticks, and with something to be done."""
-    found = [" ".join(one.split()) for one in re.findall(r"`([^`]+)`", without_blocks(page))]
-    found = [re.sub(r"^(?=tools/\w+\.py )", "python ", one) for one in found]
-    return [one for one in found if re.match(r"(python|pytest|make|pip install) \S", one)]
+    """Commands in backticks within the text."""
+    spans = [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", without_blocks(page))]
+    return [x for x in spans if re.match(r"(python -m|pytest|make|pip install|ropevit) \S", x)]
 
 
-def check_tests_are_there(words: list[str]) -> None:
-    """The files of a pytest command, each word of its -k in the name of a test there."""
-    files = [word for word in words if word.startswith("tests/")]
-    names = " ".join(re.findall(r"def (test_\w+)", "".join((ROOT / f).read_text() for f in files)))
-    wanted = words[words.index("-k") + 1] if "-k" in words else ""
-    for word in set(wanted.split()) - {"or", "and", "not"}:
-        assert word in names, f"{word} is in no name of {files}"
+def parse(words: list[str]) -> None:
+    """Parses a command of `ropevit`; words in capitals stand for a name."""
+    if len(words) > 1 and words[0].replace("-", "").islower() and words[0] != "mmdet":
+        try:
+            build_parser().parse_args(words)
+        except (SystemExit, argparse.ArgumentError) as error:
+            if getattr(error, "code", 2):
+                raise AssertionError(f"ropevit does not parse {words}") from error
 
 
-def check_options_are_there(words: list[str], monkeypatch) -> None:
-    """A tool takes these arguments; those of mmdet_tool.py and bootstrap.py are others' own."""
-    module = tool(Path(words[0]).stem)
-    if hasattr(module, "parse_args"):
-        monkeypatch.setattr(sys, "argv", words)
-        argv = [words[1:]] if inspect.signature(module.parse_args).parameters else []
-        module.parse_args(*argv)
-
-
-def launched(words: list[str]) -> tuple[dict[str, str], list[str]]:
-    """The options of a launcher's command, and what it launches."""
-    assert words[:2] == ["-m", "torch.distributed.run"]
-    options = [word for word in words[2:] if word.startswith("--") and "=" in word]
-    return dict(word[2:].split("=") for word in options), words[2 + len(options) :]
+def check_tests_exist(words: list[str]) -> None:
+    """The files of a pytest command, and each word of its `-k` in the name of a test."""
+    paths = [ROOT / word for word in words if word.startswith("tests/")]
+    files = [f for path in paths for f in (path.rglob("*.py") if path.is_dir() else [path])]
+    names = " ".join(re.findall(r"def (test_\w+)", "".join(file.read_text() for file in files)))
+    expression = words[words.index("-k") + 1] if "-k" in words else ""
+    for word in set(expression.split()) - {"or", "and", "not"}:
+        assert word in names, f"{word} is in no test name of {paths}"
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -239,30 +227,30 @@ def without_blocks(page: Path) -> str:
 
 
 def stand_ins(words: list[str], directory: Path) -> list[str]:
-    """A command's arguments with the docs' names replaced by what is there, for a CPU."""
+    """Arguments of a command with the docs' names replaced by small files, for a CPU."""
     known = {
-        r"CONFIG|configs/.*": "stand_in.py",
+        r"CONFIG|configs/.*|(?:ropevit|shapes)_\w+": "stand_in.py",
         r"CHECKPOINT|work_dirs/.*\.pth": "run/iter_2.pth",
         r"path/to/checkpoint.pt|birder://.*": str(next(directory.glob("net*.pt"))),
         r"work_dirs/\w+": "run",
         r"IMAGES|photos/|holiday/|data/shapes/test": "data/images",
         r"image.jpg|photo.jpg": "photo.png",
         r"data/shapes/test/00000(\d.png)": r"data/images/\1",
-        r"data/shapes/annotations/.*": "data/annotations.json",
+        r"data/shapes/annotations/.*|A.json": "data/annotations.json",
     }
-    found = []
+    replaced = []
     for word in words:
         option, equals, value = word.rpartition("=")
         for pattern, stand_in in known.items():
             if re.fullmatch(pattern, value):
                 value = re.sub(pattern, stand_in, value)
                 break
-        found.append(option + equals + value)
-    return [word for word in found if word != "--amp"]  # needs a GPU
+        replaced.append(option + equals + value)
+    return [word for word in replaced if word != "--amp"]  # needs a GPU
 
 
-def tool(name: str):
-    spec = importlib.util.spec_from_file_location(f"docs_{name}", ROOT / "tools" / f"{name}.py")
+def load(path: Path):
+    spec = importlib.util.spec_from_file_location(f"docs_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
