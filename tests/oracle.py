@@ -1,6 +1,6 @@
 """birder as the oracle of the tests: its networks, its checkpoint files, its maps.
 
-Weights are drawn by numpy's frozen RandomState, seeded by the parameter's name, so that the
+Weights come from numpy's frozen RandomState, seeded by the parameter's name, so that the
 committed goldens can be checked without birder.
 """
 
@@ -116,7 +116,7 @@ def write_safetensors(
 
 
 def birder_map(net: nn.Module, images: Tensor, *, final_norm: bool) -> Tensor:
-    """birder's detection map: ``stage1``, with the encoder's norm where ``final_norm``."""
+    """birder's detection map: `stage1`, with the encoder's norm if `final_norm`."""
     with torch.no_grad():
         stage = net.detection_features(images)["stage1"]
         if final_norm:

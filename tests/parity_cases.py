@@ -1,6 +1,6 @@
 """What is compared with birder: every architecture made small, and every switch of its config.
 
-The tests (``test_parity_archs``) and the table of ``docs/parity.md`` (``parity_table``) share it.
+The tests (`test_parity_architectures`) and the table of `docs/parity.md` (`parity_table`) share it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _NORM_SWIGLU = dict(mlp_layer_type="Norm_SwiGLU_FFN", attn_norm=True)
 _DROPOUTS = dict(dropout=0.2, attention_dropout=0.1, projection_dropout=0.3)
 _NOISE = dict(rope_shift_coords=0.25, rope_jitter_coords=1.4, rope_rescale_coords=2.0)
 
-# Name -> overrides of BASE: what no entry of birder uses, or none uses alone.
+# Name -> overrides of BASE: what no entry of birder uses, or no other entry uses separately.
 SWITCHES: dict[str, dict[str, Any]] = {
     "hmlp": _HMLP,
     "hmlp, LayerNorm2d": _HMLP | dict(stem_norm_layer_type="LayerNorm2d"),
@@ -95,12 +95,12 @@ def birder_config(name: str) -> dict[str, Any]:
 
 
 def small_config(name: str) -> dict[str, Any]:
-    """The same, with fewer and narrower blocks: all that is no length stays as it is."""
+    """The same, with fewer and narrower blocks: everything else as registered."""
     return birder_config(name) | CUT
 
 
 def modes_of(config: dict[str, Any]) -> tuple[str, ...]:
-    """The values of ``rope_interpolation`` that tell something apart for this config."""
+    """The values of `rope_interpolation` that differ for this config."""
     default = config.get("rope_style", "default") == "default"
     return ("none", "pretrain") if default else ("none",)
 
@@ -123,9 +123,9 @@ def worst_error(
         path: a checkpoint of a network with seeded weights, written by birder.
         config: birder's config of that network.
         sizes: pixels, (height, width).
-        mode: 'none' or 'pretrain': the latter is birder's with a ``pt_grid_size``.
-        name: birder's name that ``config`` overrides.
-        arch: what we are given; default the config.
+        mode: 'none' or 'pretrain': the latter is birder's with a `pt_grid_size`.
+        name: birder's name that `config` overrides.
+        arch: argument of RoPEViT; default the config.
         pretrain: pixels, (height, width).
     """
     settings = dict(config)
@@ -149,7 +149,7 @@ def worst_error(
 
 
 def birder_maps(net: torch.nn.Module, images: Tensor, *, final_norm: bool) -> list[Tensor]:
-    """birder's detection maps; the encoder's norm on the last block's where ``final_norm``."""
+    """birder's detection maps; the encoder's norm on the last block's if `final_norm`."""
     with torch.no_grad():
         maps = list(net.detection_features(images).values())
         if final_norm and (net.out_indices or [-1])[-1] in (-1, net.num_layers - 1):

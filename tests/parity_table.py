@@ -1,6 +1,6 @@
 """Writes the tables of docs/parity.md: what was compared with birder, where, and with which error.
 
-``python -m tests.parity_table`` measures the small networks again (a minute), with ``--full`` the
+`python -m tests.parity_table` measures the small networks again (a minute), with `--full` the
 published ones in full too (a quarter of an hour on 2 cores, 6 GB of memory). Prose and the tables
 that are not measured stay.
 """
@@ -31,7 +31,7 @@ from tests.parity_cases import (
     small_config,
     worst_error,
 )
-from tests.test_models.test_layers.test_resample import BARE, draw_images, error, kernel
+from tests.test_models.test_layers.test_patch_embed import EVA02, kernel, render_images, token_error
 
 DOCS = Path(__file__).parents[1] / "docs" / "parity.md"
 HEADER = "| {} | compared as | sizes, pixels | `rope_interpolation` | largest relative error |\n"
@@ -67,13 +67,15 @@ def row(title: str, name: str, config: dict[str, Any]) -> str:
 
 def kernels() -> str:
     """Errors of the tokens after resampling 14 -> 16, per method."""
-    methods, images = ("pinv", "bicubic", BARE), draw_images(16)
+    methods, images = ("pinv", "bicubic", EVA02), render_images(16)
     table = f"| images scaled | kernels | {' | '.join(methods)} |\n|---|---|---|---|---|\n"
     for scaled_by in ("bilinear", "bicubic"):
         for blur in (0, 1, 2):
             torch.manual_seed(0)
             weight = kernel(blur)
-            errors = (error(images, weight, 16, scaled_by=scaled_by, method=m) for m in methods)
+            errors = (
+                token_error(images, weight, 16, scaled_by=scaled_by, method=m) for m in methods
+            )
             name = f"random, blurred by {blur} pixels" if blur else "random"
             table += f"| {scaled_by} | {name} | {' | '.join(f'{e:.4f}' for e in errors)} |\n"
     return table
@@ -94,7 +96,7 @@ def line(title: str, how: str, sizes: Any, modes: Any, error: float) -> str:
 
 
 def write(name: str, table: str) -> None:
-    """Replaces what stands between the two marks of a table."""
+    """Replaces the text between the two marks of a table."""
     pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
     text, count = pattern.subn(lambda match: match[1] + table + match[2], DOCS.read_text())
     assert count == 1, name

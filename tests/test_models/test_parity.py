@@ -1,5 +1,6 @@
 """RoPEViT against birder, element by element, through checkpoint files that birder wrote."""
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -50,21 +51,17 @@ def test_small_network_equals_birder(tmp_path, dtype, size, interpolated, final_
     assert relative_error(actual, expected) <= TOLERANCE[dtype]
 
 
-def test_full_network_equals_birder(tmp_path):
+FULL = [
+    pytest.param(
+        *case, marks=() if case == ((224, 336), False, torch.float64) else pytest.mark.slow
+    )
+    for case in itertools.product(SIZES, (False, True), TOLERANCE)
+]
+
+
+@pytest.mark.parametrize(("size", "interpolated", "dtype"), FULL)
+def test_full_network_equals_birder(tmp_path, size, interpolated, dtype):
     pytest.importorskip("birder")
-    check_full_network(tmp_path, (224, 336), interpolated=False, dtype=torch.float64)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("interpolated", [True, False])
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_full_network_equals_birder_at_every_size(tmp_path, dtype, size, interpolated):
-    pytest.importorskip("birder")
-    check_full_network(tmp_path, size, interpolated=interpolated, dtype=dtype)
-
-
-def check_full_network(tmp_path, size, *, interpolated, dtype):
     from birder.model_registry import registry
 
     config = dict(registry.all_nets["rope_vit_reg4_b14"].config)
@@ -76,22 +73,6 @@ def check_full_network(tmp_path, size, *, interpolated, dtype):
     with torch.no_grad():
         (actual,) = model(images)
     assert relative_error(actual, birder_map(net, images, final_norm=True)) <= TOLERANCE[dtype]
-
-
-def test_pretraining_at_a_size_that_is_not_square(tmp_path):
-    pytest.importorskip("birder")
-    net = birder_net(config=SMALL, size=(168, 280))
-    model = ours(
-        write_checkpoint(net, tmp_path),
-        arch=SMALL,
-        pretrain_img_size=(168, 280),
-        rope_interpolation="none",
-    ).double()
-    for size in ((168, 280), (280, 168)):
-        images = seeded_images((2, 3, *size))
-        with torch.no_grad():
-            (actual,) = model(images)
-        assert relative_error(actual, birder_map(net, images, final_norm=True)) <= 1e-9
 
 
 @pytest.mark.parametrize("case", ["none", "pretrain", "raw"])

@@ -10,7 +10,7 @@ pytest.importorskip("birder")
 from ropevit_mmdet import RoPEViT
 from ropevit_mmdet.models.layers.rope import Rope
 from ropevit_mmdet.weights.architectures import arch_names
-from ropevit_mmdet.weights.checkpoint import IGNORED
+from ropevit_mmdet.weights.formats.birder import IGNORED
 from tests.oracle import birder_map, birder_net, relative_error, seeded_images, write_checkpoint
 from tests.parity_cases import (
     BASE,
@@ -63,7 +63,7 @@ def test_every_switch_equals_birder(switch, tmp_path):
     compare(BASE | SWITCHES[switch], tmp_path)
 
 
-INVISIBLE = (  # weights do not show them: a config that lacks them loads, and is wrong
+INVISIBLE = (  # not visible in weights: a config without them loads, and is wrong
     "activation silu, activation quick_gelu, position embedding bilinear, "
     "position embedding antialiased, heads of 4 channels, offset, temperature, interleaved, "
     "indexing xy, pt_grid_size, axial, centered"
@@ -71,7 +71,7 @@ INVISIBLE = (  # weights do not show them: a config that lacks them loads, and i
 
 
 @pytest.mark.parametrize("switch", INVISIBLE)
-def test_the_comparison_sees_a_switch_that_is_missed(switch, tmp_path):
+def test_the_comparison_detects_a_missing_switch(switch, tmp_path):
     config = BASE | SWITCHES[switch]
     sizes = [pixels(config, grid) for grid in GRIDS]
     pretrain = pixels(config, (GRID, GRID))
@@ -79,7 +79,7 @@ def test_the_comparison_sees_a_switch_that_is_missed(switch, tmp_path):
 
 
 @pytest.mark.parametrize("switch", SWITCHES)
-def test_training_equals_birder_draw_by_draw(switch, tmp_path):
+def test_training_equals_birder_sample_by_sample(switch, tmp_path):
     """The same seed drops the same values and moves the same coordinates."""
     config = BASE | SWITCHES[switch]
     path, size = write(config, tmp_path), pixels(config, (GRID, GRID))
@@ -103,7 +103,7 @@ def refused(content, path, model) -> bool:
 
 @pytest.mark.parametrize("name", arch_names())
 def test_no_key_is_dropped_silently(name, tmp_path):
-    """Every key of all but one of the blocks is missed; strays of every part are named."""
+    """Missing keys and stray keys of every part are errors."""
     config = small_config(name)
     path = write(config, tmp_path, name)
     content = torch.load(path, weights_only=True)
@@ -112,11 +112,11 @@ def test_no_key_is_dropped_silently(name, tmp_path):
     assert not refused(content, path, model)
     for key in [key for key in state if not key.startswith((*IGNORED, "encoder.block.1."))]:
         less = {k: v for k, v in state.items() if k != key}
-        assert refused(content | {"state": less}, path, model), f"{key} was not missed"
+        assert refused(content | {"state": less}, path, model), f"{key} may be missing"
     blocks = ("encoder.block.1.stray", "encoder.block.2.norm1.weight", "encoder.block.0.mlp.norm.x")
     for key in (*blocks, "stray", "norm.stray", "encoder.pre_block.9.stray", "conv_proj.stray"):
         more = state | {key: torch.zeros(config["hidden_dim"])}
-        assert refused(content | {"state": more}, path, model), f"{key} was dropped"
+        assert refused(content | {"state": more}, path, model), f"{key} is ignored"
 
 
 def test_no_key_of_a_part_that_is_not_built_is_dropped_silently(tmp_path):
@@ -140,11 +140,11 @@ def test_pretraining_that_was_not_square(tmp_path):
         compare(BASE, tmp_path, grid=grid, grids=(grid, (7, 4), (9, 8)))
 
 
-# Where birder itself is of two minds: what is done here.
+# Where birder has two answers: docs/parity.md.
 
 
 def test_rows_that_the_patch_does_not_divide_are_padded_not_cut(tmp_path):
-    """birder's convolution leaves them out; a detector must see its borders."""
+    """birder's convolution skips them; a detector must see its borders."""
     path, size = write(BASE, tmp_path), pixels(BASE, (GRID, GRID))
     net = birder_net("rope_vit_reg4_b14", BASE, size=size)
     model = load(path, BASE, pretrain_img_size=size, rope_interpolation="none").double()
@@ -158,7 +158,7 @@ def test_rows_that_the_patch_does_not_divide_are_padded_not_cut(tmp_path):
 
 
 def test_position_embedding_is_that_of_dynamic_size_not_of_adjust_size(tmp_path):
-    """``adjust_size`` resizes with antialias, the forward pass without: smaller grids differ."""
+    """`adjust_size` resizes with antialias, the forward pass without: smaller grids differ."""
     path, size = write(BASE, tmp_path), pixels(BASE, (GRID, GRID))
     model = load(path, BASE, pretrain_img_size=size, rope_interpolation="none").double()
     small = pixels(BASE, (3, 2))
@@ -174,27 +174,15 @@ def test_position_embedding_is_that_of_dynamic_size_not_of_adjust_size(tmp_path)
 def test_position_embedding_is_resized_in_float32_in_float64_models_too(tmp_path):
     path, size = write(BASE, tmp_path), pixels(BASE, (GRID, GRID))
     model = load(path, BASE, pretrain_img_size=size).double()
-    actual = model._grid_pos_embed((8, 6))
+    actual = model.grid_pos_embed((8, 6))
     embed = model.pos_embed[:, 5:].view(1, GRID, GRID, -1).permute(0, 3, 1, 2)
     in_float64 = torch.nn.functional.interpolate(embed, size=(8, 6), mode="bicubic")
     error = relative_error(actual, in_float64.permute(0, 2, 3, 1))
     assert 1e-9 < error < 1e-5
 
 
-def test_rope_tables_stay_float32_in_bfloat16_models(tmp_path):
-    """birder's become bfloat16 with the model, and angles go wrong in the third digit."""
-    path, size = write(BASE, tmp_path), pixels(BASE, (GRID, GRID))
-    net = birder_net("rope_vit_reg4_b14", BASE, size=size).bfloat16()
-    assert net.rope.pos_embed.dtype == torch.bfloat16
-    model = load(path, BASE, pretrain_img_size=size).bfloat16()
-    model(seeded_images((1, 3, *size)).bfloat16())
-    assert {table.dtype for pair in model.rope_tables._cache.values() for table in pair} == {
-        torch.float32
-    }
-
-
-def test_axial_turns_the_first_channels_by_columns_and_the_others_by_rows():
-    """The order that birder has for each style; only ``default`` can be told another."""
+def test_axial_gives_the_first_channels_the_columns_and_default_the_rows():
+    """birder's order of each style; only `default` has an option for it."""
     for style, switches in (("axial", dict(rotation="interleaved")), ("default", {})):
         cos = Rope(16, style=style, **switches).table((3, 4))[0].view(3, 4, 16)
         first = cos[..., :8]
@@ -204,7 +192,7 @@ def test_axial_turns_the_first_channels_by_columns_and_the_others_by_rows():
 
 
 def test_out_indices_of_birder_come_in_the_order_of_the_blocks():
-    """birder names its stages by position but fills them block by block: ascending is clear."""
+    """birder names its stages by position but fills them block by block."""
     net = birder_net("rope_vit_reg4_b14", BASE | dict(out_indices=[1, 0]), size=(80, 80))
     images = seeded_images((1, 3, 80, 80))
     ascending = birder_net("rope_vit_reg4_b14", BASE | dict(out_indices=[0, 1]), size=(80, 80))

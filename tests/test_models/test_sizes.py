@@ -38,8 +38,8 @@ def test_extreme_cases(change):
     check(dataclasses.replace(CASE, **change))
 
 
-def test_the_trial_finds_what_it_looks_for(monkeypatch):
-    """Windows or images that see each other, a lost column, padding that is not zeros."""
+def test_the_trial_detects_injected_failures(monkeypatch):
+    """Information between windows or images, a lost column, padding that is not zeros."""
     case = dataclasses.replace(CASE, divisor=1)
     check(case)
     forward = sizes_trial.RoPEViT.forward

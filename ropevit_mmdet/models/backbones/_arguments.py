@@ -1,59 +1,65 @@
-"""The arguments of RoPEViT that have several spellings, as the numbers that they stand for.
-
-Every function raises ValueError with the bad value.
-"""
+"""The arguments of RoPEViT: defaults and checks."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
-import torch
+from ropevit_mmdet.weights.architectures import Arch, check_values
 
-from ropevit_mmdet.weights.architectures import Arch
-
-
-def size_pair(size: int | Sequence[int]) -> tuple[int, int]:
-    """``pretrain_img_size``, pixels, as (height, width)."""
-    pair = (size, size) if isinstance(size, int) else tuple(size)
-    if len(pair) != 2 or not all(isinstance(side, int) for side in pair):
-        raise ValueError(f"pretrain_img_size must be an int or (height, width), got {size!r}")
-    return pair
+if TYPE_CHECKING:
+    from ropevit_mmdet.models.backbones.rope_vit import RoPEViT
 
 
 def block_indices(indices: int | Sequence[int] | None, arch: Arch) -> tuple[int, ...]:
-    """``out_indices`` as block numbers from 0; None: the architecture's own, else the last one."""
+    """`out_indices`, counted from 0; None: the architecture's own, else the last block."""
     if indices is None:
         indices = arch.out_indices or (arch.num_layers - 1,)
     indices = (indices,) if isinstance(indices, int) else tuple(indices)
-    resolved = tuple(i + arch.num_layers if i < 0 else i for i in indices)
-    ordered = tuple(sorted(set(resolved)))
-    if not resolved or resolved != ordered or resolved[0] < 0 or resolved[-1] >= arch.num_layers:
-        raise ValueError(
-            f"out_indices must be ascending block numbers below {arch.num_layers}, got {indices}"
-        )
-    return resolved
+    return tuple(i + arch.num_layers if i < 0 else i for i in indices)
 
 
-def global_indices(
-    indices: Sequence[int] | None, window_size: int | None, arch: Arch
-) -> tuple[int, ...]:
-    """``global_attn_indices`` as block numbers; None: the last of each quarter of the blocks."""
+def global_indices(indices: Sequence[int] | None, arch: Arch) -> tuple[int, ...]:
+    """`global_attn_indices`; None: the last of each quarter of the blocks."""
     if indices is None:
         return tuple((i + 1) * arch.num_layers // 4 - 1 for i in range(4))
-    if window_size is None:
-        raise ValueError(f"global_attn_indices {tuple(indices)} without a window_size")
-    if any(not 0 <= i < arch.num_layers for i in indices):
-        raise ValueError(
-            f"global_attn_indices must be block numbers below {arch.num_layers}, got {indices}"
-        )
     return tuple(indices)
 
 
-def drop_path_rates(arch: Arch, rate: float | None) -> list[float]:
-    """Rates that grow linearly from 0 at the first block to ``rate`` at the last."""
-    rate = arch.drop_path_rate if rate is None else rate
-    if not 0 <= rate <= 1:
-        raise ValueError(f"drop_path_rate must be 0 to 1, got {rate}")
-    if arch.drop_path_uniform:
-        return [rate] * arch.num_layers
-    return torch.linspace(0, rate, arch.num_layers, device="cpu").tolist()
+def check_arguments(
+    model: RoPEViT, global_attn_indices: Sequence[int] | None, drop_path_rate: float
+) -> None:
+    """Raises UserError for the arguments that a model must not have, with their values."""
+    arch, depth, patch = model.arch, model.arch.num_layers, model.patch_size
+    size, window, rope = model.pretrain_img_size, model.window_size, model.rope_interpolation
+    mode, stages, rate = model.pos_embed_mode, model.frozen_stages, drop_path_rate
+    own, indices = arch.patch_size, global_attn_indices
+
+    is_patch = _is_positive(patch) and (patch == own or arch.stem_type == "patchify")
+    is_size = len(size) == 2 and all(_is_positive(n) and n % own == 0 for n in size)
+    is_window = window is None or _is_positive(window)
+    is_rope = rope in ("pretrain", "none") or not isinstance(rope, str | bool) and rope > 0
+    is_global = all(0 <= i < depth for i in indices or ())
+    is_used = indices is None or bool(window)
+    ascending = f"ascending block indices below {depth}"
+    check_values(
+        (is_patch, "patch_size", "a positive integer (16 for an hmlp stem)", patch),
+        (is_size, "pretrain_img_size", f"(height, width), multiples of patch size {own}", size),
+        (is_window, "window_size", "None or a positive integer", window),
+        (is_global, "global_attn_indices", f"block indices below {depth}", indices),
+        (is_used, "global_attn_indices without window_size", "None", indices),
+        (is_rope, "rope_interpolation", "'pretrain', 'none' or a number of pixels", rope),
+        (mode in ("interpolate", "tile"), "pos_embed_mode", "'interpolate' or 'tile'", mode),
+        (_is_ascending(model.out_indices, depth), "out_indices", ascending, model.out_indices),
+        (0 <= rate <= 1, "drop_path_rate", "0 to 1", rate),
+        (stages in range(-1, depth + 1), "frozen_stages", f"-1 to {depth}", stages),
+    )
+
+
+def _is_positive(value: Any) -> bool:
+    return isinstance(value, int) and value > 0
+
+
+def _is_ascending(indices: tuple[int, ...], depth: int) -> bool:
+    in_range = all(0 <= i < depth for i in indices)
+    return bool(indices) and in_range and indices == tuple(sorted(set(indices)))

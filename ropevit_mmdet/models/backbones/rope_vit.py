@@ -1,14 +1,16 @@
-"""RoPEViT: birder's RoPE ViT as a mmdet backbone.
+"""RoPEViT: birder's RoPE ViT as an mmdet backbone.
 
 Papers: RoPE for ViT, arXiv 2403.13298; plain-ViT detection, arXiv 2203.16527. Reference
-implementation: birder 0.8.4, ``birder/net/rope_vit.py`` (``detection_features``).
+implementation: birder 0.8.4, `birder/net/rope_vit.py` (`detection_features`).
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -17,17 +19,15 @@ from mmengine.logging import MMLogger
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
-from ropevit_mmdet.compat.primitives import bound_caches
 from ropevit_mmdet.models.backbones._arguments import (
     block_indices,
-    drop_path_rates,
+    check_arguments,
     global_indices,
-    size_pair,
 )
-from ropevit_mmdet.models.layers.block import Block, PatchEmbed, norm_layer
-from ropevit_mmdet.models.layers.resample import resample_patch_kernel
-from ropevit_mmdet.models.layers.rope import Rope
-from ropevit_mmdet.models.layers.rope_tables import RopeTables
+from ropevit_mmdet.models.layers.block import Block
+from ropevit_mmdet.models.layers.norm import norm_layer
+from ropevit_mmdet.models.layers.patch_embed import PatchEmbed, resample_patch_kernel
+from ropevit_mmdet.models.layers.rope import Rope, RopeTables, Segment
 from ropevit_mmdet.models.layers.windows import (
     WindowGroup,
     merge_windows,
@@ -36,7 +36,7 @@ from ropevit_mmdet.models.layers.windows import (
     to_window_order,
     window_groups,
 )
-from ropevit_mmdet.weights.architectures import resolve_arch
+from ropevit_mmdet.weights.architectures import Arch, resolve_arch
 from ropevit_mmdet.weights.checkpoint import (
     check_arch,
     check_fit,
@@ -44,8 +44,10 @@ from ropevit_mmdet.weights.checkpoint import (
     load_into,
     read_checkpoint,
 )
-from ropevit_mmdet.weights.identify import summary
-from ropevit_mmdet.weights.lookup import resolve_weights
+from ropevit_mmdet.weights.hub import resolve_weights
+from ropevit_mmdet.weights.inspection import summary
+
+_EMBEDDINGS = ("pos_embed", "cls_token", "reg_tokens")
 
 
 @MODELS.register_module()
@@ -54,32 +56,32 @@ class RoPEViT(BaseModule):
 
     Args:
         arch: birder network name, or a dict with the keys of birder's network config.
-        pretrain_img_size: pixels, int or (height, width): the size the weights were trained at.
-        patch_size: pixels; another patch size than the architecture's: the patch kernel is
-            resampled at load, the pretraining grid stays.
+        pretrain_img_size: pixels, int or (height, width): the image size of the pretraining.
+        patch_size: pixels; if it differs from the architecture's, the patch kernel is resampled
+            when weights are loaded, and the pretraining grid stays.
         window_size: patches; None: every block attends globally.
-        global_attn_indices: blocks that attend globally when windowed; default the last of each
-            quarter of the blocks, () for none.
-        rope_interpolation: how global attention fits the pretraining grid to the input:
-            'pretrain' stretches it over the input's grid, 'none' is the architecture's own way,
-            a number of pixels lets a side of that length span it whatever the input's size.
-        pos_embed_mode: 'interpolate' or 'tile' the position embedding over larger grids.
-        out_indices: blocks whose maps are returned; default the last one only.
-        final_norm: the encoder's last norm, on the last block's map only.
-        drop_path_rate: default the architecture's; drawn per image.
-        frozen_stages: -1 nothing, 0 the embedding, k the embedding and the first k blocks, depth
-            everything.
+        global_attn_indices: blocks that attend globally although there are windows; default: the
+            last of each quarter of the blocks; () for none.
+        rope_interpolation: how global attention fits the pretraining grid to the input: 'pretrain'
+            stretches it over the input's grid, 'none' follows the architecture, a number of pixels
+            is the side that spans it whatever the input's size.
+        pos_embed_mode: 'interpolate' or 'tile' the position embedding over other grids.
+        out_indices: blocks whose feature maps are returned, ascending; default: the last one.
+        final_norm: apply the encoder's last norm, to the last block's feature map only.
+        drop_path_rate: 0 to 1, sampled per image; default: the architecture's.
+        frozen_stages: -1 nothing, 0 the embedding, k the embedding and the first k blocks; all
+            blocks also freeze the final norm.
         with_cp: activation checkpointing, non-reentrant.
-        init_cfg: ``dict(type='Pretrained', checkpoint=path)`` reads a birder checkpoint or one of
-            ours, strictly.
+        init_cfg: `dict(type='Pretrained', checkpoint=PATH)` loads a birder checkpoint or one of
+            this package, strictly.
 
     Raises:
-        ValueError: an argument out of range, named with its value.
+        UserError: invalid arguments, with their values.
     """
 
     def __init__(
         self,
-        arch: str | Mapping[str, Any] = "rope_vit_reg4_b14",
+        arch: str | Mapping[str, Any] | Arch = "rope_vit_reg4_b14",
         *,
         pretrain_img_size: int | Sequence[int] = 224,
         patch_size: int | None = None,
@@ -95,21 +97,214 @@ class RoPEViT(BaseModule):
         init_cfg: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(init_cfg)
-        bound_caches()
         self.arch = arch = resolve_arch(arch)
         self.patch_size = arch.patch_size if patch_size is None else patch_size
-        self.pretrain_img_size = size_pair(pretrain_img_size)
+        size = (pretrain_img_size,) * 2 if isinstance(pretrain_img_size, int) else pretrain_img_size
+        self.pretrain_img_size = cast(tuple[int, int], tuple(size))  # of two: check_arguments
         self.out_indices = block_indices(out_indices, arch)
         self.window_size = window_size
-        self.global_attn_indices = global_indices(global_attn_indices, window_size, arch)
+        self.global_attn_indices = global_indices(global_attn_indices, arch)
         self.rope_interpolation = rope_interpolation
         self.pos_embed_mode = pos_embed_mode
         self.frozen_stages = frozen_stages
         self.with_cp = with_cp
-        self._check_arguments()
+        drop_path_rate = arch.drop_path_rate if drop_path_rate is None else drop_path_rate
+        check_arguments(self, global_attn_indices, drop_path_rate)
+        self._build(final_norm, drop_path_rate)
+        self._init_parameters()
+        self._freeze()
 
-        dim, depth = arch.hidden_dim, self.out_indices[-1] + 1
-        rates = drop_path_rates(arch, drop_path_rate)
+    @property
+    def pretrain_grid(self) -> tuple[int, int]:
+        """(rows, columns) in patches of the pretraining images."""
+        height, width = self.pretrain_img_size
+        return height // self.arch.patch_size, width // self.arch.patch_size
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Feature maps of normalized images.
+
+        Args:
+            images: [B, 3, H, W], any H and W.
+
+        Returns:
+            One feature map [B, C, ceil(H / patch), ceil(W / patch)] per out_index.
+
+        Raises:
+            ValueError: images without pixels, or (on a CPU) with NaN or infinite values.
+        """
+        outputs, groups = self._encode(images)
+        patches = [tokens[:, self.arch.num_special_tokens :] for tokens in outputs]
+        patches[-1] = self.norm(patches[-1])
+        return tuple(to_grid(tokens, groups).permute(0, 3, 1, 2) for tokens in patches)
+
+    def forward_tokens(self, images: Tensor) -> Tensor:
+        """All tokens after the last block that is built, for the head of a classifier.
+
+        Args:
+            images: as for `forward`.
+
+        Returns:
+            [B, S + N, C], normalized as the feature map: registers, class token, then the patches,
+            row by row without windows and in window order with them.
+
+        Raises:
+            ValueError: as for `forward`.
+        """
+        outputs, _ = self._encode(images)
+        return self.norm(outputs[-1])
+
+    def init_weights(self) -> None:
+        """Loads the checkpoint of `init_cfg`, strictly; without one, random weights stay."""
+        if self.init_cfg and self.init_cfg.get("type") == "Pretrained":
+            self.load_pretrained(self.init_cfg["checkpoint"])
+            self._is_init = True
+        else:
+            super().init_weights()
+
+    def load_pretrained(self, path: str | Path) -> None:
+        """Loads a birder checkpoint, or one of this package, into the model.
+
+        Args:
+            path: a file, a URL or `birder://NAME`, as for `resolve_weights`.
+
+        Raises:
+            UserError: no such file; weights of another architecture or image size, with the line
+                to paste.
+        """
+        path = resolve_weights(path)
+        checkpoint = read_checkpoint(path)
+        state = dict(checkpoint.state)
+        if checkpoint.origin == "birder":
+            check_arch(checkpoint, self.arch)
+            check_img_size(checkpoint, self.arch, self.pretrain_img_size)
+            kernel = "patch_embed.proj.weight"
+            if kernel in state:
+                state[kernel] = resample_patch_kernel(state[kernel], self.patch_size)
+            check_fit(self._full_state(), state, source=str(path))
+            state = {key: state[key] for key in self.state_dict()}
+        load_into(self, state, source=str(path))
+        MMLogger.get_current_instance().info(summary(checkpoint, state))
+
+    def train(self, mode: bool = True) -> RoPEViT:
+        """Sets the mode; frozen parts stay in eval mode."""
+        super().train(mode)
+        for module in self._frozen_modules():
+            module.eval()
+        return self
+
+    def is_windowed(self, index: int) -> bool:
+        """Whether the block of an index attends within windows."""
+        return self.window_size is not None and index not in self.global_attn_indices
+
+    def run_blocks(
+        self,
+        x: Tensor,
+        global_segments: Sequence[Segment],
+        window_segments: Sequence[Segment],
+        *,
+        split: Callable[[Tensor], Tensor],
+        merge: Callable[[Tensor], Tensor],
+    ) -> list[Tensor]:
+        """Runs all blocks, changing between the merged and the split layout of `windows`.
+
+        Args:
+            x: merged tokens [B, S + N, C].
+            global_segments: segments of merged tokens.
+            window_segments: segments of split tokens.
+            split: from merged to split tokens.
+            merge: from split to merged tokens.
+
+        Returns:
+            Merged tokens [B, S + N, C] after every out_index.
+        """
+        checkpointed = self.with_cp and self.training and torch.is_grad_enabled()
+        outputs, is_split = [], False
+        for i, block in enumerate(self.blocks):
+            windowed = self.is_windowed(i)
+            if windowed and not is_split:
+                x = split(x)
+            elif is_split and not windowed:
+                x = merge(x)
+            is_split = windowed
+            segments = window_segments if windowed else global_segments
+            x = block(x, segments, checkpointed=checkpointed)  # as a call: FSDP wraps the block
+            if i in self.out_indices:
+                outputs.append(merge(x) if is_split else x)
+        return outputs
+
+    def add_special_tokens(self, tokens: Tensor) -> Tensor:
+        """Puts registers and class token, with their positions, before patch tokens.
+
+        Args:
+            tokens: [B, N, C].
+
+        Returns:
+            [B, S + N, C].
+        """
+        arch = self.arch
+        names = [name for name in ("reg_tokens", "cls_token") if hasattr(self, name)]
+        if not names:
+            return tokens
+        special = torch.cat([getattr(self, name) for name in names], dim=1)  # [1, S, C]
+        if arch.abs_pos_embed and arch.pos_embed_special_tokens:
+            special = special + self.pos_embed[:, : arch.num_special_tokens]
+        special = special.to(tokens.dtype).expand(tokens.shape[0], -1, -1)
+        return torch.cat((special, tokens), dim=1)
+
+    def grid_pos_embed(self, grid: tuple[int, int]) -> Tensor:
+        """The position embedding [1, rows, columns, C] of a grid (rows, columns)."""
+        if grid == self.pretrain_grid:
+            return self.pretrain_pos_embed()
+        if self.pos_embed_mode == "interpolate":
+            return self.interpolated_pos_embed(grid)
+        rows, columns = self.pretrain_grid
+        repeats = (1, -(-grid[0] // rows), -(-grid[1] // columns), 1)
+        return self.pretrain_pos_embed().repeat(repeats)[:, : grid[0], : grid[1]]
+
+    def interpolated_pos_embed(self, grid: tuple[int, int]) -> Tensor:
+        """The position embedding resized to a grid, in float32 whatever its dtype, as in birder."""
+        embed = self.pretrain_pos_embed()
+        resized = F.interpolate(
+            embed.permute(0, 3, 1, 2).float(),
+            size=grid,
+            mode=self.arch.pos_embed_interpolation_mode,
+            antialias=self.arch.pos_embed_antialias,
+        )
+        return resized.permute(0, 2, 3, 1).to(embed.dtype)
+
+    def pretrain_pos_embed(self) -> Tensor:
+        """The position embedding of patches, [1, rows, columns, C] of the pretraining grid."""
+        arch = self.arch
+        special = arch.num_special_tokens if arch.pos_embed_special_tokens else 0
+        return self.pos_embed[:, special:].reshape(1, *self.pretrain_grid, arch.hidden_dim)
+
+    def _encode(self, images: Tensor) -> tuple[list[Tensor], tuple[WindowGroup, ...]]:
+        """Merged tokens [B, S + N, C] after every out_index, and the windows of the grid."""
+        _check_images(images)
+        grid_map = self.patch_embed(images)  # [B, rows, columns, C]
+        # torch.jit.trace, with which mmengine counts FLOPs, gives tensors for sizes.
+        rows, columns = (int(n) if isinstance(n, Tensor) else n for n in grid_map.shape[1:3])
+        groups = window_groups((rows, columns), self.window_size)
+        segments = self.rope_tables.segments(  # samples its noise before dropout, as birder does
+            (rows, columns), groups, device=grid_map.device, training=self.training
+        )
+        if self.arch.abs_pos_embed:
+            grid_map = grid_map + self.grid_pos_embed((rows, columns))
+        x = self.add_special_tokens(to_window_order(grid_map, groups))
+        x = self.pre_norm(self.pos_drop(x))
+        layout: dict[str, Any] = dict(groups=groups, num_special=self.arch.num_special_tokens)
+        outputs = self.run_blocks(
+            x,
+            *segments,
+            split=partial(split_windows, **layout),
+            merge=partial(merge_windows, **layout),
+        )
+        return outputs, groups
+
+    def _build(self, final_norm: bool, drop_path_rate: float) -> None:
+        """Makes the parameters and layers; nothing that the last out_index does not need."""
+        arch, dim = self.arch, self.arch.hidden_dim
+        depth = self.out_indices[-1] + 1
         self.patch_embed = PatchEmbed(arch, self.patch_size)
         if arch.num_reg_tokens:
             self.reg_tokens = nn.Parameter(torch.zeros(1, arch.num_reg_tokens, dim))
@@ -121,149 +316,13 @@ class RoPEViT(BaseModule):
             self.pos_embed = nn.Parameter(torch.zeros(1, special + rows * columns, dim))
         self.pos_drop = nn.Dropout(arch.dropout)
         self.pre_norm = norm_layer(arch)(dim) if arch.pre_norm else nn.Identity()
+        rates = torch.linspace(0, drop_path_rate, arch.num_layers, device="cpu").tolist()
+        if arch.drop_path_uniform:
+            rates = [drop_path_rate] * arch.num_layers
         self.blocks = nn.ModuleList(Block(arch, rates[i]) for i in range(depth))
         normed = final_norm and arch.has_final_norm and depth == arch.num_layers
         self.norm = norm_layer(arch)(dim) if normed else nn.Identity()
-
         self.rope_tables = self._rope_tables()
-        self._init_parameters()
-        self._freeze()
-
-    @property
-    def pretrain_grid(self) -> tuple[int, int]:
-        """Rows and columns of patches that the weights were trained with."""
-        height, width = self.pretrain_img_size
-        return height // self.arch.patch_size, width // self.arch.patch_size
-
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Feature maps of normalised images.
-
-        Args:
-            images: [B, 3, H, W], any H and W.
-
-        Returns:
-            One map [B, C, ceil(H / patch), ceil(W / patch)] per out_index.
-
-        Raises:
-            ValueError: images of no pixels, or (on CPU) with values that are not finite.
-        """
-        outputs, groups = self._encode(images)
-        patches = [tokens[:, self.arch.num_special_tokens :] for tokens in outputs]
-        patches[-1] = self.norm(patches[-1])
-        return tuple(to_grid(tokens, groups).permute(0, 3, 1, 2) for tokens in patches)
-
-    def forward_tokens(self, images: Tensor) -> Tensor:
-        """All tokens after the last block that is built, as a classifier's head takes them.
-
-        Args:
-            images: as for ``forward``.
-
-        Returns:
-            [B, S + N, C], normed as the map is: registers, class token, then the patches, row by
-            row without windows and in window order with them.
-        """
-        outputs, _ = self._encode(images)
-        return self.norm(outputs[-1])
-
-    def init_weights(self) -> None:
-        """Loads the checkpoint of ``init_cfg``, strictly; without one the random weights stay."""
-        if self.init_cfg and self.init_cfg.get("type") == "Pretrained":
-            self.load_pretrained(self.init_cfg["checkpoint"])
-            self._is_init = True
-        else:
-            super().init_weights()
-
-    def load_pretrained(self, path: str) -> None:
-        """Copies a birder checkpoint, or one of ours, into the model.
-
-        Args:
-            path: a file, an http(s) URL or ``birder://NAME``: see
-                ``weights.lookup.resolve_weights``.
-
-        Raises:
-            FileNotFoundError, ValueError, DownloadError: see ``weights.lookup.resolve_weights``
-                and ``checkpoint.read_checkpoint``; also weights of another architecture or image
-                size, with the line to paste.
-        """
-        path = resolve_weights(path)
-        checkpoint = read_checkpoint(path)
-        state = dict(checkpoint.state)
-        if checkpoint.origin == "birder":
-            check_arch(checkpoint, self.arch)
-            check_img_size(checkpoint, self.arch, self.pretrain_img_size)
-            kernel = "patch_embed.proj.weight"
-            if kernel in state:
-                state[kernel] = resample_patch_kernel(state[kernel], self.patch_size)
-            check_fit(self._whole_encoder(), state, source=str(path))
-            state = {key: state[key] for key in self.state_dict()}
-        load_into(self, state, source=str(path))
-        MMLogger.get_current_instance().info(summary(checkpoint, state))
-
-    def train(self, mode: bool = True) -> RoPEViT:
-        super().train(mode)
-        for module in self._frozen_modules():
-            module.eval()
-        return self
-
-    def _encode(self, images: Tensor) -> tuple[list[Tensor], tuple[WindowGroup, ...]]:
-        """Merged tokens [B, S + N, C] after every out_index, and the windows that order them."""
-        _check_images(images)
-        grid_map = self.patch_embed(images)
-        grid = _grid_of(grid_map)
-        groups = window_groups(grid, self.window_size)
-        whole, windows = self.rope_tables.segments(  # before dropout: birder's order of draws
-            grid, groups, device=grid_map.device, training=self.training
-        )
-        x = self.pre_norm(self.pos_drop(self._embed(grid_map, groups)))
-
-        checkpointed = self.with_cp and self.training and torch.is_grad_enabled()
-        outputs, num_special, split = [], self.arch.num_special_tokens, False
-        for i, block in enumerate(self.blocks):
-            windowed = self.window_size is not None and i not in self.global_attn_indices
-            if windowed and not split:
-                x = split_windows(x, groups, num_special)
-            elif split and not windowed:
-                x = merge_windows(x, groups, num_special)
-            split = windowed
-            segments = windows if windowed else whole
-            x = block(x, segments, checkpointed=checkpointed)  # as a call: FSDP wraps the block
-            if i in self.out_indices:
-                outputs.append(merge_windows(x, groups, num_special) if split else x)
-        return outputs, groups
-
-    def _embed(self, grid_map: Tensor, groups: tuple[WindowGroup, ...]) -> Tensor:
-        """Merged tokens [B, S + N, C]: special tokens, then patches, with their positions."""
-        arch, grid = self.arch, _grid_of(grid_map)
-        special = [
-            getattr(self, name) for name in ("reg_tokens", "cls_token") if hasattr(self, name)
-        ]
-        if arch.abs_pos_embed:
-            grid_map = grid_map + self._grid_pos_embed(grid)
-        tokens = to_window_order(grid_map, groups)
-        if not special:
-            return tokens
-        special = torch.cat(special, dim=1)  # [1, S, C]
-        if arch.abs_pos_embed and arch.pos_embed_special_tokens:
-            special = special + self.pos_embed[:, : arch.num_special_tokens]
-        return torch.cat((special.to(tokens.dtype).expand(len(tokens), -1, -1), tokens), dim=1)
-
-    def _grid_pos_embed(self, grid: tuple[int, int]) -> Tensor:
-        """The position embedding [1, rows, columns, C] of a grid."""
-        arch, (rows, columns) = self.arch, self.pretrain_grid
-        special = arch.num_special_tokens if arch.pos_embed_special_tokens else 0
-        embed = self.pos_embed[:, special:].reshape(1, rows, columns, -1)
-        if grid == (rows, columns):
-            return embed
-        if self.pos_embed_mode == "tile":
-            repeats = (1, -(-grid[0] // rows), -(-grid[1] // columns), 1)
-            return embed.repeat(repeats)[:, : grid[0], : grid[1]]
-        resized = F.interpolate(
-            embed.permute(0, 3, 1, 2).float(),  # float32 in float64 models too, as birder
-            size=grid,
-            mode=arch.pos_embed_interpolation_mode,
-            antialias=arch.pos_embed_antialias,
-        )
-        return resized.permute(0, 2, 3, 1).to(embed.dtype)
 
     def _rope_tables(self) -> RopeTables:
         arch, mode = self.arch, self.rope_interpolation
@@ -288,36 +347,8 @@ class RoPEViT(BaseModule):
             period=None if isinstance(mode, str) else mode / self.patch_size,
         )
 
-    def _check_arguments(self) -> None:
-        arch = self.arch
-        if not isinstance(self.patch_size, int) or self.patch_size < 1:
-            raise ValueError(f"patch_size must be a positive integer, got {self.patch_size!r}")
-        if self.patch_size != arch.patch_size and arch.stem_type != "patchify":
-            raise ValueError(f"patch_size {self.patch_size}: a hmlp stem cannot be resampled")
-        if any(side < 1 or side % arch.patch_size for side in self.pretrain_img_size):
-            raise ValueError(
-                f"pretrain_img_size {self.pretrain_img_size} is not a multiple of the patch size "
-                f"{arch.patch_size}"
-            )
-        window = self.window_size
-        if window is not None and (not isinstance(window, int) or window < 1):
-            raise ValueError(f"window_size must be None or a positive integer, got {window!r}")
-        if self.pos_embed_mode not in ("interpolate", "tile"):
-            raise ValueError(
-                f"pos_embed_mode must be 'interpolate' or 'tile', got {self.pos_embed_mode!r}"
-            )
-        rope = self.rope_interpolation
-        pixels = isinstance(rope, (int, float)) and not isinstance(rope, bool) and rope > 0
-        if rope not in ("pretrain", "none") and not pixels:
-            raise ValueError(
-                f"rope_interpolation must be 'pretrain', 'none' or a number of pixels, got {rope!r}"
-            )
-        stages = self.frozen_stages
-        if not isinstance(stages, int) or not -1 <= stages <= arch.num_layers:
-            raise ValueError(f"frozen_stages must be -1 to {arch.num_layers}, got {stages!r}")
-
-    def _whole_encoder(self) -> dict[str, Tensor]:
-        """Names and shapes of all of the architecture's weights, those not built here too."""
+    def _full_state(self) -> dict[str, Tensor]:
+        """The state dict that all blocks and the final norm of the architecture would have."""
         arch, tensors = self.arch, dict(self.state_dict())
         block = self.blocks[0].state_dict()
         for i in range(len(self.blocks), arch.num_layers):
@@ -328,7 +359,7 @@ class RoPEViT(BaseModule):
         return tensors
 
     def _init_parameters(self) -> None:
-        for name in ("pos_embed", "cls_token", "reg_tokens"):
+        for name in _EMBEDDINGS:
             if hasattr(self, name):
                 nn.init.trunc_normal_(getattr(self, name), std=0.02)
         for module in self.blocks.modules():
@@ -348,28 +379,20 @@ class RoPEViT(BaseModule):
 
     def _freeze(self) -> None:
         if self.frozen_stages >= 0:
-            for name in ("pos_embed", "cls_token", "reg_tokens"):
+            for name in _EMBEDDINGS:
                 if hasattr(self, name):
                     getattr(self, name).requires_grad_(False)
         for module in self._frozen_modules():
             module.requires_grad_(False).eval()
 
 
-def _grid_of(grid_map: Tensor) -> tuple[int, int]:
-    """(rows, columns) of a map [B, rows, columns, C].
-
-    torch.jit.trace, by which mmengine counts operations, gives tensors for numbers.
-    """
-    rows, columns = (
-        int(side) if isinstance(side, Tensor) else side for side in grid_map.shape[1:3]
-    )
-    return rows, columns
-
-
 def _check_images(images: Tensor) -> None:
+    finding = None
     if images.dim() != 4 or images.shape[1] != 3 or 0 in images.shape:
-        raise ValueError(f"images must be [B, 3, H, W] with pixels in them, got {[*images.shape]}")
-    if torch.compiler.is_compiling() or images.device.type != "cpu":
-        return  # a look at the values would stall the device
-    if not images.isfinite().all():
-        raise ValueError("images hold NaN or infinite values")
+        finding = f"must be [B, 3, H, W] with pixels, got {[*images.shape]}"
+    elif torch.compiler.is_compiling() or images.device.type != "cpu":
+        return  # reading the values would stall a GPU
+    elif not images.isfinite().all():
+        finding = "contain NaN or infinite values"
+    if finding:
+        raise ValueError(f"images {finding}")

@@ -1,27 +1,31 @@
-"""Rotary position tables of RoPE ViTs and their application, to the digit of birder.
+"""Rotary position embedding of RoPE ViTs: tables, their cache and their application.
 
-The default style of these weights is *not* a rotation: every angle stands twice side by side,
-but channel i is turned against channel i + D/2, so the two carry different angles. Norms change
-and logits depend on absolute position. The weights were trained that way; it stays.
+The default style of these weights is *not* a rotation: every angle appears twice, adjacent, but
+channel i is paired with channel i + D/2, so the two have different angles. Norms change, and logits
+depend on absolute position. The weights were trained this way, so it stays.
 
 Papers: RoPE, arXiv 2104.09864; RoPE for ViT, arXiv 2403.13298. Reference implementation: birder
-0.8.4, ``birder/layers/rope.py``. Shapes: N tokens, S special tokens, D channels of a head.
+0.8.4, `birder/layers/rope.py`. Shapes: N patches, S special tokens, D channels of a head.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ropevit_mmdet.models.layers.rope_triton import Turn, can_turn
+from ropevit_mmdet.models.layers.rope_triton import ApplyRope, is_supported
+from ropevit_mmdet.models.layers.windows import WindowGroup, to_window_order
+
+_MAX_TABLES = 16  # multi-scale training uses many grids
 
 
 class CoordNoise(NamedTuple):
-    """One draw of the ``centered_separate`` coordinate augmentation, applied in field order."""
+    """A sample of the `centered_separate` coordinate augmentation, applied in this order."""
 
     shift: Tensor | None = None  # [2], added
     jitter: Tensor | None = None  # [2], multiplied, per axis
@@ -30,17 +34,26 @@ class CoordNoise(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Rope:
-    """The settings of a rotary embedding; ``table`` lays it out for a grid.
+    """The settings of a rotary embedding.
 
-    ``pt_grid``: (rows, columns) in patches that the whole grid is fitted to (default style).
+    Args:
+        head_dim: channels of a head, D; a multiple of 4.
+        temperature: base of the frequency bands.
+        style: 'default', 'axial' or 'centered_separate'.
+        rotation: 'standard' pairs channels (i, i + D/2), 'interleaved' pairs (2i, 2i + 1).
+        indexing: 'ij': rows give the angles of the first half of the channels; 'xy': columns.
+        offset: patches, added to every index (default style).
+        pt_grid: (rows, columns) in patches that coordinates are scaled to (default style); None:
+            the grid itself.
+        shift, jitter, rescale: bounds of the coordinate noise in training (`centered_separate`).
     """
 
     head_dim: int
     temperature: float = 100.0
-    style: str = "default"  # | 'axial' | 'centered_separate'
-    rotation: str = "standard"  # pairs (i, i + D/2) | 'interleaved': pairs (2i, 2i + 1)
-    indexing: str = "ij"  # rows turn the first half of the channels | 'xy': columns do
-    offset: int = 0  # patches, added to every index
+    style: str = "default"
+    rotation: str = "standard"
+    indexing: str = "ij"
+    offset: int = 0
     pt_grid: tuple[int, int] | None = None
     shift: float | None = None
     jitter: float | None = None
@@ -58,12 +71,13 @@ class Rope:
 
         Args:
             grid: (rows, columns) in patches.
-            period: patches that span ``pt_grid``, per axis; default: the grid itself.
-            noise: a draw of ``draw_noise``; only ``centered_separate`` looks at it.
+            period: patches that span `pt_grid`, per axis; default: the grid itself.
+            noise: a sample of `sample_noise`, used by `centered_separate`.
+            device: device of the result.
 
         Returns:
-            cos [N, D] and sin [N, D], float32; sin carries the minus sign of the first channel
-            of each pair, ready for ``rotate``.
+            cos [N, D] and sin [N, D], float32; sin has the minus sign of the first channel of each
+            pair, as `apply_rope` expects.
         """
         num_bands = self.head_dim // 4
         exponents = torch.arange(0, num_bands, 1, device=device) / num_bands
@@ -76,8 +90,8 @@ class Rope:
             angles = _centered_angles(grid, bands, noise or CoordNoise())
         return angles.cos(), angles.sin() * self._signs(device)
 
-    def draw_noise(self, device: torch.device | str | None = None) -> CoordNoise | None:
-        """A training draw of shift, jitter and rescale; None where the settings have none."""
+    def sample_noise(self, device: torch.device | str | None = None) -> CoordNoise | None:
+        """Samples shift, jitter and rescale for a training step; None if the settings have none."""
         if self.shift is None and self.jitter is None and self.rescale is None:
             return None
         shift = jitter = rescale = None
@@ -114,24 +128,150 @@ class Rope:
         return signs
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor, rotation: str) -> Tensor:
-    """Turns queries or keys: each channel times its cosine plus its partner times the sine.
+def apply_rope(x: Tensor, cos: Tensor, sin: Tensor, rotation: str) -> Tensor:
+    """Applies a rope table to queries or keys.
+
+    Every channel becomes itself times its cosine plus its partner times its sine.
 
     Args:
         x: [..., N, h, D] of any floating dtype.
-        cos, sin: [N, 1, D] from ``Rope.table``, float32.
-        rotation: 'standard' or 'interleaved', as in ``Rope``.
+        cos, sin: [N, 1, D] from `Rope.table`, float32.
+        rotation: 'standard' or 'interleaved', as in `Rope`.
 
     Returns:
-        A new tensor like ``x``; the arithmetic is at least float32, the result has x's dtype.
+        A new tensor like `x`; computed in float32 at least, in the dtype of `x`.
     """
-    if can_turn(x):
-        return Turn.apply(x, cos, sin, rotation)
+    if is_supported(x):
+        return ApplyRope.apply(x, cos, sin, rotation)
     if rotation == "standard":
         partner = torch.cat(x.chunk(2, dim=-1)[::-1], dim=-1)
     else:
         partner = x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
     return (x * cos + partner * sin).to(x.dtype)
+
+
+class Segment(NamedTuple):
+    """A run of tokens that is cut into equal windows, each attending within itself."""
+
+    windows: int
+    tokens: int  # of one window, special tokens included
+    cos: Tensor  # [tokens, 1, D], float32
+    sin: Tensor
+    mask: Tensor | None = None  # of keys, [B * windows, 1, 1, tokens]: True takes part
+
+
+class RopeTables:
+    """Segments with their rope tables, for any grid.
+
+    Tables are float32, follow from the settings, and are never part of a checkpoint. A few per
+    model are cached, one per grid and device.
+
+    Args:
+        window_rope: settings for windowed blocks.
+        global_rope: settings for global blocks.
+        num_special: special tokens at the start of every window, S.
+        window_size: patches; None without windows.
+        period: patches that span the pretraining grid in global attention; None: the input's grid.
+    """
+
+    def __init__(
+        self,
+        window_rope: Rope,
+        global_rope: Rope,
+        *,
+        num_special: int,
+        window_size: int | None,
+        period: float | None,
+    ) -> None:
+        self.window_rope, self.global_rope = window_rope, global_rope
+        self.num_special = num_special
+        self.window_size = window_size
+        self.period = None if period is None else (period, period)
+        self._cache: dict[tuple, tuple[Tensor, Tensor]] = {}
+
+    def segments(
+        self,
+        grid: tuple[int, int],
+        groups: tuple[WindowGroup, ...],
+        *,
+        device: torch.device,
+        training: bool,
+    ) -> tuple[list[Segment], list[Segment]]:
+        """The segments of a grid.
+
+        Args:
+            grid: (rows, columns) in patches.
+            groups: its windows.
+            device: device of the tables.
+            training: sample coordinate noise, where the settings have it.
+
+        Returns:
+            The segments of a global block and those of a windowed block.
+        """
+        noise = self.global_rope.sample_noise(device) if training else None
+        cos, sin = self._cached(self._global_table, grid, groups, device, noise)
+        global_segments = [Segment(1, self.num_special + grid[0] * grid[1], cos, sin)]
+        if self.window_size is None:
+            return global_segments, global_segments
+        windows = []
+        for g in groups:
+            size = (g.height, g.width)
+            cos, sin = self._cached(self._window_table, size, groups, device, noise)
+            windows.append(Segment(g.windows, self.num_special + g.patches, cos, sin))
+        return global_segments, windows
+
+    def with_special(self, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+        """Adds the identity (1, 0) for special tokens: [N, D] to [S + N, 1, D]."""
+        cos = torch.cat((cos.new_ones(self.num_special, cos.shape[-1]), cos))
+        sin = torch.cat((sin.new_zeros(self.num_special, sin.shape[-1]), sin))
+        return cos[:, None], sin[:, None]
+
+    def _cached(
+        self,
+        build: Callable[..., tuple[Tensor, Tensor]],
+        grid: tuple[int, int],
+        groups: tuple[WindowGroup, ...],
+        device: torch.device,
+        noise: CoordNoise | None,
+    ) -> tuple[Tensor, Tensor]:
+        if noise is not None or torch.compiler.is_compiling():
+            return build(grid, groups, device, noise)
+        key = (build.__name__, grid, device)
+        if key not in self._cache:
+            # Training could not use a table that was built in inference mode.
+            with torch.inference_mode(False), torch.no_grad():
+                # The cosines of a GPU and a CPU differ in the last digit: one table for all.
+                cos, sin = build(grid, groups, torch.device("cpu"), noise)
+                table = cos.to(device), sin.to(device)
+            while len(self._cache) >= _MAX_TABLES:
+                self._cache.pop(next(iter(self._cache)))
+            self._cache[key] = table
+        return self._cache[key]
+
+    def _global_table(
+        self,
+        grid: tuple[int, int],
+        groups: tuple[WindowGroup, ...],
+        device: torch.device,
+        noise: CoordNoise | None,
+    ) -> tuple[Tensor, Tensor]:
+        cos, sin = self.global_rope.table(grid, period=self.period, noise=noise, device=device)
+        cos, sin = (to_window_order(t.view(1, *grid, -1), groups)[0] for t in (cos, sin))
+        return self.with_special(cos, sin)
+
+    def _window_table(
+        self,
+        grid: tuple[int, int],
+        groups: tuple[WindowGroup, ...],
+        device: torch.device,
+        noise: CoordNoise | None,
+    ) -> tuple[Tensor, Tensor]:
+        """The top-left part of the table of an image of `window_size` x `window_size` patches."""
+        assert self.window_size is not None  # there are windowed blocks
+        window = (self.window_size, self.window_size)
+        cos, sin = self.window_rope.table(window, noise=noise, device=device)
+        cos, sin = (t.view(*window, -1)[: grid[0], : grid[1]].flatten(0, 1) for t in (cos, sin))
+        return self.with_special(cos, sin)
 
 
 def _axial_angles(grid: tuple[int, int], bands: Tensor) -> Tensor:

@@ -1,8 +1,7 @@
-"""One Triton kernel that turns queries or keys on a GPU, forward and backward.
+"""A Triton kernel for `rope.apply_rope` on a GPU, forward and backward.
 
-PyTorch's operators move a tensor of bfloat16 through the memory eight times to turn it; the kernel
-reads it once and writes it once. What it computes is ``rope.rotate``, in float32 whatever the type
-of the tensor; products and sum may round once less.
+PyTorch's operators pass a bfloat16 tensor through memory eight times; the kernel reads it once and
+writes it once. It computes in float32; products and sum may round once less.
 """
 
 from __future__ import annotations
@@ -19,11 +18,9 @@ try:
 except ImportError:  # comes with PyTorch for NVIDIA and AMD GPUs on Linux
     triton = None
 
-WAY_OUT = "PyTorch's operators do it, and take longer"
 
-
-class Turn(torch.autograd.Function):
-    """``rope.rotate`` as one kernel, of the same arguments; its gradient is the transposed turn."""
+class ApplyRope(torch.autograd.Function):
+    """`rope.apply_rope` as one kernel; the gradient is the transposed operation."""
 
     @staticmethod
     def forward(
@@ -35,22 +32,26 @@ class Turn(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        turned = Turn.apply(grad, *ctx.saved_tensors, ctx.rotation, not ctx.transposed)
-        return turned, None, None, None, None
+        grad = ApplyRope.apply(grad, *ctx.saved_tensors, ctx.rotation, not ctx.transposed)
+        return grad, None, None, None, None
 
 
 def launch(x: Tensor, cos: Tensor, sin: Tensor, rotation: str, *, transposed: bool) -> Tensor:
-    """Turns x [n, N, h, D], of any strides, into a new tensor; the tables are [N, 1, D]."""
+    """Runs the kernel on x [n, N, h, D], of any strides, with tables [N, 1, D] in float32.
+
+    Raises:
+        ValueError: tables of another number of tokens: the kernel would read beyond them.
+    """
     count, tokens, heads, dim = x.shape
     if cos.shape != (tokens, 1, dim) or sin.shape != cos.shape:
-        raise ValueError(f"tables {[*cos.shape]} do not belong to tokens {[*x.shape]}")
+        raise ValueError(f"rope tables {[*cos.shape]} do not fit tokens {[*x.shape]}")
     if x.stride(-1) != 1:
         x = x.contiguous()
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     if not x.numel():
         return out
     with torch.cuda.device_of(x):
-        _turn_kernel[(count * tokens,)](
+        _rope_kernel[(count * tokens,)](
             x, out, cos.contiguous(), sin.contiguous(), tokens, *x.stride()[:3], heads,
             dim=dim, half=dim // 2, heads_block=triton.next_power_of_2(heads),
             dim_block=triton.next_power_of_2(dim), interleaved=rotation == "interleaved",
@@ -59,41 +60,40 @@ def launch(x: Tensor, cos: Tensor, sin: Tensor, rotation: str, *, transposed: bo
     return out
 
 
-def can_turn(x: Tensor) -> bool:
-    """Whether the kernel is for this tensor: on a GPU, not in float64, and outside of tracing."""
+def is_supported(x: Tensor) -> bool:
+    """Whether the kernel takes this tensor: on a GPU, not float64, and not while tracing."""
     return (
         type(x) is Tensor  # no FakeTensor, DTensor ...
         and x.device.type == "cuda"
         and x.dim() == 4
         and x.dtype in (torch.float32, torch.bfloat16, torch.float16)
-        and not torch.compiler.is_compiling()  # which makes one of its own
+        and not torch.compiler.is_compiling()  # inductor writes its own
         and not torch.jit.is_tracing()
-        and _works(x.device.index, x.dtype)
+        and _compiles(x.device.index, x.dtype)
     )
 
 
 @cache
-def _works(device: int, dtype: torch.dtype) -> bool:
-    """Whether Triton can build the kernel here: it needs a C compiler. Said once where not."""
-    try:
-        if triton is None:
-            raise RuntimeError("the package triton is not installed")
+def _compiles(device: int, dtype: torch.dtype) -> bool:
+    """Whether Triton can compile the kernel, which needs a C compiler; warns once if not."""
+    reason = "the package triton is not installed"
+    if triton is not None:
         x = torch.ones(1, 1, 1, 4, device=f"cuda:{device}", dtype=dtype)
         table = torch.ones(1, 1, 4, device=x.device)
-        launch(x, table, table, "standard", transposed=False)
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:  # a compiler's failure may be anything
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        warnings.warn(f"no kernel for rotary positions, {WAY_OUT}: {reason[0]}", stacklevel=2)
-        return False
-    return True
+        try:
+            launch(x, table, table, "standard", transposed=False)
+            return True
+        except Exception as error:  # a compiler's failure may be anything
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    message = f"no Triton kernel for RoPE, PyTorch's slower operators replace it: {reason}"
+    warnings.warn(message, stacklevel=2)
+    return False
 
 
 if triton is not None:
 
     @triton.jit
-    def _turn_kernel(
+    def _rope_kernel(
         x,
         out,
         cos,
@@ -110,7 +110,7 @@ if triton is not None:
         interleaved: tl.constexpr,
         transposed: tl.constexpr,
     ):
-        """One token: all of its heads' channels."""
+        """One token: the channels of all its heads."""
         row = tl.program_id(0).to(tl.int64)
         token = row % tokens
         head = tl.arange(0, heads_block)[:, None]
@@ -123,12 +123,12 @@ if triton is not None:
         mask = inside & (head < heads)
 
         cosine = tl.load(cos + token * dim + channel, mask=inside, other=0.0)
-        # A partner's share of a channel is the sine of the channel; in the gradient, its own.
-        turned_by = partner if transposed else channel
-        sine = tl.load(sin + token * dim + turned_by, mask=inside, other=0.0)
+        # The partner is weighted by the sine of the channel; in the gradient, by its own.
+        source = partner if transposed else channel
+        sine = tl.load(sin + token * dim + source, mask=inside, other=0.0)
         start = x + (row // tokens) * image_stride + token * token_stride + head * head_stride
         own = tl.load(start + channel, mask=mask, other=0.0).to(tl.float32)
         other = tl.load(start + partner, mask=mask, other=0.0).to(tl.float32)
-        turned = own * cosine + other * sine
+        result = own * cosine + other * sine
         place = out + row * heads * dim + head * dim + channel
-        tl.store(place, turned.to(out.dtype.element_ty), mask=mask)
+        tl.store(place, result.to(out.dtype.element_ty), mask=mask)

@@ -1,16 +1,17 @@
-"""Between the grid of patches and windows, with the special tokens in and out.
+"""Grids of patches to windows and back, with the special tokens.
 
-A grid that windows do not divide ends in smaller windows: no filling patches, no masks. Windows of
-one size form a group; there are at most four groups (inner, right edge, bottom edge, corner).
+Where windows do not divide the grid, the last row and column of windows are smaller: no padding, no
+masks. Windows of one size form a group; there are at most four groups (inner, right edge, bottom
+edge, corner).
 
-*Window order* is the order of patch tokens from the first block to the last: group by group,
-window by window, row by row. Two layouts of an image's tokens, both [B, tokens, C]:
+*Window order* is the order of patch tokens in all blocks: group by group, window by window, row by
+row. There are two layouts of an image's tokens, both [B, tokens, C]:
 
 - merged: the S special tokens, then the N patches in window order;
-- split: window by window, each with its own copy of the S special tokens in front.
+- split: window by window, each starting with its own copy of the S special tokens.
 
-Windowed plain-ViT detection: ViTDet, arXiv 2203.16527. Windows that meet the position tables they
-were trained with: arXiv 2311.05613.
+Papers: ViTDet (windowed plain ViTs), arXiv 2203.16527; windows with the position embedding of
+pretraining, arXiv 2311.05613.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from torch import Tensor
 
 
 class WindowGroup(NamedTuple):
-    """Equal windows that tile a rectangle of the grid; all numbers are patches or windows."""
+    """Equal windows that tile a rectangle of the grid."""
 
     top: int  # patches
     left: int
@@ -33,6 +34,7 @@ class WindowGroup(NamedTuple):
 
     @property
     def windows(self) -> int:
+        """Number of windows."""
         return self.rows * self.columns
 
     @property
@@ -42,14 +44,22 @@ class WindowGroup(NamedTuple):
 
 
 def window_groups(grid: tuple[int, int], window: int | None) -> tuple[WindowGroup, ...]:
-    """The windows of a grid of (rows, columns) patches; one window over all where it is None."""
+    """Divides a grid into windows.
+
+    Args:
+        grid: (rows, columns) in patches.
+        window: patches per side; None: one window covers the grid.
+
+    Returns:
+        The groups, from top to bottom, then from left to right.
+    """
     if window is None:
         return (WindowGroup(0, 0, 1, 1, *grid),)
 
     def runs(length: int) -> list[tuple[int, int, int]]:  # (start, windows, patches of a window)
-        whole, rest = divmod(length, window)
-        whole_run = [(0, whole, window)] if whole else []
-        return whole_run + ([(whole * window, 1, rest)] if rest else [])
+        count, rest = divmod(length, window)
+        full = [(0, count, window)] if count else []
+        return full + ([(count * window, 1, rest)] if rest else [])
 
     return tuple(
         WindowGroup(top, left, rows, columns, height, width)
@@ -59,7 +69,7 @@ def window_groups(grid: tuple[int, int], window: int | None) -> tuple[WindowGrou
 
 
 def to_window_order(grid_map: Tensor, groups: tuple[WindowGroup, ...]) -> Tensor:
-    """A map [B, rows, columns, C] as tokens [B, N, C] in window order."""
+    """A feature map [B, rows, columns, C] as tokens [B, N, C] in window order."""
     batch, _, _, channels = grid_map.shape
     parts = []
     for g in groups:
@@ -71,7 +81,7 @@ def to_window_order(grid_map: Tensor, groups: tuple[WindowGroup, ...]) -> Tensor
 
 
 def to_grid(tokens: Tensor, groups: tuple[WindowGroup, ...]) -> Tensor:
-    """Tokens [B, N, C] in window order as a map [B, rows, columns, C]."""
+    """Tokens [B, N, C] in window order as a feature map [B, rows, columns, C]."""
     batch, _, channels = tokens.shape
     parts, start = [], 0
     for g in groups:
@@ -81,7 +91,7 @@ def to_grid(tokens: Tensor, groups: tuple[WindowGroup, ...]) -> Tensor:
         part = part.permute(0, 1, 3, 2, 4, 5)  # [B, rows, height, columns, width, C]
         parts.append(part.reshape(batch, g.rows * g.height, g.columns * g.width, channels))
         start += size
-    bands = []  # groups come band by band, from the top; those of a band stand side by side
+    bands = []  # groups with the same top are neighbors in a row
     for top in sorted({g.top for g in groups}):
         band = [part for g, part in zip(groups, parts, strict=True) if g.top == top]
         bands.append(_join(band, dim=2))
@@ -89,7 +99,7 @@ def to_grid(tokens: Tensor, groups: tuple[WindowGroup, ...]) -> Tensor:
 
 
 def split_windows(x: Tensor, groups: tuple[WindowGroup, ...], num_special: int) -> Tensor:
-    """Merged tokens [B, S + N, C] to split ones: every window starts from the special tokens."""
+    """Merged tokens [B, S + N, C] to split ones: every window gets a copy of the special tokens."""
     batch, _, channels = x.shape
     special = x[:, None, :num_special]  # [B, 1, S, C]
     parts, start = [], num_special
@@ -103,7 +113,7 @@ def split_windows(x: Tensor, groups: tuple[WindowGroup, ...], num_special: int) 
 
 
 def merge_windows(x: Tensor, groups: tuple[WindowGroup, ...], num_special: int) -> Tensor:
-    """Split tokens to merged ones [B, S + N, C]: special tokens become their mean over windows."""
+    """Split tokens to merged tokens [B, S + N, C]: special ones become their mean over windows."""
     batch, _, channels = x.shape
     special, patches, start = [], [], 0
     for g in groups:

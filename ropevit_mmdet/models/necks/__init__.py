@@ -1,0 +1,5 @@
+"""Necks."""
+
+from ropevit_mmdet.models.necks.simple_feature_pyramid import SimpleFeaturePyramid
+
+__all__ = ["SimpleFeaturePyramid"]

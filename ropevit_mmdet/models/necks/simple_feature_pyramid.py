@@ -1,12 +1,12 @@
-"""SimpleFeaturePyramid: a multi-scale pyramid out of the one map of a plain ViT.
+"""SimpleFeaturePyramid: a multi-scale pyramid from the single feature map of a plain ViT.
 
 Paper: ViTDet, arXiv 2203.16527, section 3 and appendix A.2. Reference implementation: detectron2,
-``modeling/backbone/vit.py``. A stride-14 map gives strides 3.5, 7, 14, 28 and 56.
+`modeling/backbone/vit.py`. A stride-14 feature map gives strides 3.5, 7, 14, 28 and 56.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,30 +16,34 @@ from mmengine.model import BaseModule
 from mmengine.registry import MODELS as ROOT_MODELS
 from torch import Tensor, nn
 
-from ropevit_mmdet.models.layers.block import LayerNorm2d, StridedConv
+from ropevit_mmdet.models.layers.norm import LayerNorm2d
+from ropevit_mmdet.models.layers.patch_embed import StridedConv
+from ropevit_mmdet.weights.architectures import check_values
 
-for _registry in (MODELS, ROOT_MODELS):  # the root, too: mmcv builds norms without a scope
+for _registry in (MODELS, ROOT_MODELS):  # in the root, too: mmcv builds norms without a scope
     _registry.register_module(module=LayerNorm2d)
 
 
 @MODELS.register_module()
 class SimpleFeaturePyramid(BaseModule):
-    """Scales one map up and down by powers of two, then mixes channels at every level.
+    """Scales one feature map by powers of two, then mixes channels at every level.
 
     Args:
-        in_channels, out_channels: channels of the map and of every level.
-        in_stride: pixels per cell of the map.
-        scale_factors: 4 two deconvolutions, 2 one, 1 the map itself, 0.5 max-pooling; coarser
-            ones (0.25, ...) pool more.
-        num_outs: levels; those beyond ``scale_factors`` halve the last one.
-        add_extra_convs: how they do: False max-pool (R-CNN), 'on_output' stride-2 convolutions
-            (RetinaNet).
+        in_channels: channels of the feature map.
+        out_channels: channels of every level.
+        in_stride: pixels per cell of the feature map.
+        scale_factors: 4 two deconvolutions, 2 one, 1 the feature map itself, 0.5 max-pooling;
+            smaller ones (0.25, ...) pool more.
+        num_outs: levels; those beyond `scale_factors` halve the last one.
+        add_extra_convs: how they halve: False by max-pooling (R-CNN), 'on_output' by stride-2
+            convolutions (RetinaNet).
         out_strides: pixels, one per level: every level is resampled to that stride by the exact
-            factor; default: the strides that come out.
+            factor; default: the strides of the scale factors.
         norm_cfg: the norm of every layer; None for none.
+        init_cfg: as in mmengine.
 
     Raises:
-        ValueError: arguments that contradict each other, named with their values.
+        UserError: arguments that contradict each other, with their values.
     """
 
     def __init__(
@@ -56,12 +60,19 @@ class SimpleFeaturePyramid(BaseModule):
         init_cfg: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(init_cfg)
-        if num_outs < len(scale_factors):
-            raise ValueError(f"num_outs {num_outs} is less than scale_factors {scale_factors} give")
-        if add_extra_convs not in (False, "on_output"):
-            raise ValueError(f"add_extra_convs must be False or 'on_output', got {add_extra_convs}")
-        if out_strides is not None and len(out_strides) != num_outs:
-            raise ValueError(f"out_strides {tuple(out_strides)} for num_outs {num_outs}")
+        scales, count = tuple(scale_factors), len(scale_factors)
+        check_values(
+            (all(map(_is_scale, scales)), "scale_factors", "4, 2, 1 or 1 / a power of 2", scales),
+            (num_outs >= count, "num_outs", f"{count} or more for {scales}", num_outs),
+            (
+                add_extra_convs in (False, "on_output"),
+                "add_extra_convs", "False or 'on_output'", add_extra_convs,
+            ),
+            (
+                out_strides is None or len(out_strides) == num_outs,
+                "out_strides", f"None or {num_outs} strides", out_strides,
+            ),
+        )  # fmt: skip
         num_extra = num_outs - len(scale_factors)
         self.own_strides = tuple(_plain(in_stride / scale) for scale in scale_factors)
         self.own_strides += tuple(self.own_strides[-1] * 2 ** (i + 1) for i in range(num_extra))
@@ -80,6 +91,7 @@ class SimpleFeaturePyramid(BaseModule):
                     ),
                 )
             )
+        extra: Iterable[nn.Module]
         if add_extra_convs:
             extra = (StridedConv(out_channels, out_channels, 3, 2, 1) for _ in range(num_extra))
         else:
@@ -87,29 +99,26 @@ class SimpleFeaturePyramid(BaseModule):
         self.extra = nn.ModuleList(extra)
 
     def forward(self, inputs: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """The pyramid of a map.
+        """The pyramid of a feature map.
 
         Args:
-            inputs: [B, in_channels, rows, columns], or a sequence that holds just that.
+            inputs: [B, in_channels, rows, columns], or a sequence of one such tensor.
 
         Returns:
-            ``num_outs`` maps [B, out_channels, ...], finest first, sizes rounded up; float32 under
-            autocast.
+            `num_outs` feature maps [B, out_channels, ...], finest first, sizes rounded up; float32
+            under autocast.
 
         Raises:
-            ValueError: several maps.
+            UserError: several feature maps.
         """
         if not isinstance(inputs, Tensor):
-            if len(inputs) != 1:
-                raise ValueError(
-                    f"SimpleFeaturePyramid takes one map, got {len(inputs)}: give the backbone "
-                    "a single out_index"
-                )
+            count = len(inputs)
+            check_values((count == 1, "number of feature maps (out_indices)", "1", count))
             inputs = inputs[0]
         levels = [conv(scale(inputs)) for scale, conv in zip(self.scales, self.convs)]
         for layer in self.extra:
             levels.append(layer(levels[-1]))
-        if torch.is_autocast_enabled(inputs.device.type):  # RoIs take the dtype of the maps
+        if torch.is_autocast_enabled(inputs.device.type):  # RoIs take the dtype of the levels
             levels = [level.float() for level in levels]
         return tuple(
             _resample(level, stride / out)
@@ -117,8 +126,15 @@ class SimpleFeaturePyramid(BaseModule):
         )
 
 
+def _is_scale(scale: float) -> bool:
+    if scale in (4, 2, 1):
+        return True
+    kernel = round(1 / scale)
+    return kernel * scale == 1 and kernel & (kernel - 1) == 0
+
+
 def _scaling(channels: int, scale: float, norm_cfg: dict | None) -> tuple[nn.Module, int]:
-    """Layers that scale a map, and the channels that they leave."""
+    """Layers that scale a feature map, and their output channels."""
     if scale == 4:
         norm = [] if norm_cfg is None else [build_norm_layer(norm_cfg, channels // 2)[1]]
         layers = (
@@ -133,20 +149,18 @@ def _scaling(channels: int, scale: float, norm_cfg: dict | None) -> tuple[nn.Mod
     if scale == 1:
         return nn.Identity(), channels
     kernel = round(1 / scale)
-    if kernel * scale != 1 or kernel & (kernel - 1) or kernel < 2:
-        raise ValueError(f"scale_factors must be 4, 2, 1 or 1 over a power of two, got {scale}")
     return nn.MaxPool2d(kernel, stride=kernel, ceil_mode=True), channels
 
 
 def _resample(level: Tensor, factor: float) -> Tensor:
-    """Bilinear by exactly ``factor``: a cell's centre stays where it was, sizes round up."""
+    """Bilinear by exactly `factor`: the centers of cells keep their positions, sizes round up."""
     if factor == 1:
         return level
     size = [-int(-(side * factor) // 1) for side in level.shape[-2:]]
-    # F.interpolate takes a size or a factor; a size alone would stretch what rounding added. Where
-    # a side stays the same, the operator copies and forgets the factor: so one cell more, cut off.
-    asked = [new + (new == old) for new, old in zip(size, level.shape[-2:])]
-    resampled = torch.ops.aten.upsample_bilinear2d(level, asked, False, factor, factor)
+    # F.interpolate takes a size or a factor, and a size would stretch the rounded-up part. Where a
+    # side stays the same, the operator copies and ignores the factor: compute a cell more, cut it.
+    padded = [new + (new == old) for new, old in zip(size, level.shape[-2:])]
+    resampled = torch.ops.aten.upsample_bilinear2d(level, padded, False, factor, factor)
     return resampled[:, :, : size[0], : size[1]]
 
 

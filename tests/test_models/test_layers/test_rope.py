@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from ropevit_mmdet.models.layers.rope import Rope, rotate
+from ropevit_mmdet.models.layers.rope import Rope, apply_rope
 
 STYLES = {
     "default": dict(),
@@ -15,16 +15,16 @@ STYLES = {
 }
 
 
-def turned(rope: Rope, x: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+def rotated(rope: Rope, x: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
     cos, sin = rope.table(grid)
-    return rotate(x, cos[:, None], sin[:, None], rope.rotation)
+    return apply_rope(x, cos[:, None], sin[:, None], rope.rotation)
 
 
 @pytest.mark.parametrize("style", STYLES)
-def test_norms_are_kept_where_it_is_a_rotation(style):
-    """The default style of the weights is not: angles stand in pairs, channels in halves."""
+def test_norms_stay_if_it_is_a_rotation(style):
+    """The default style is none: equal angles are adjacent, paired channels are D/2 apart."""
     x = torch.randn(20, 1, 16, dtype=torch.float64)
-    norms = turned(Rope(16, **STYLES[style]), x, (4, 5)).norm(dim=-1)
+    norms = rotated(Rope(16, **STYLES[style]), x, (4, 5)).norm(dim=-1)
     if style == "default":
         assert (norms - x.norm(dim=-1)).abs().max() > 0.1
     else:
@@ -32,10 +32,10 @@ def test_norms_are_kept_where_it_is_a_rotation(style):
 
 
 @pytest.mark.parametrize("style", STYLES)
-def test_logits_depend_on_distance_alone_where_it_is_a_rotation(style):
+def test_logits_depend_only_on_distance_if_it_is_a_rotation(style):
     q, k = torch.randn(2, 1, 1, 16, dtype=torch.float64)
     rope = Rope(16, **STYLES[style])
-    a, b = (turned(rope, t.expand(30, 1, 16), (5, 6)).squeeze(1) for t in (q, k))
+    a, b = (rotated(rope, t.expand(30, 1, 16), (5, 6)).squeeze(1) for t in (q, k))
     logits = (a @ b.T).view(5, 6, 5, 6)
     here, there = logits[0, 0, 2, 1], logits[2, 3, 4, 4]  # both 2 rows and 1 column apart
     if style == "default":
@@ -45,7 +45,7 @@ def test_logits_depend_on_distance_alone_where_it_is_a_rotation(style):
 
 
 def test_default_table_by_hand():
-    """Angle of row r and column c, band k: (r or c) / temperature ** (k / (D / 4)), twice over."""
+    """Angle of row r and column c, band k: (r or c) / temperature ** (k / (D / 4)), each twice."""
     cos, sin = Rope(8, temperature=100.0).table((3, 4))
     angle = [2, 2 / 10, 3, 3 / 10]  # row 2, column 3; two bands each
     expected = [math.cos(a) for a in angle for _ in range(2)]
@@ -61,7 +61,7 @@ def test_fitting_scales_coordinates_to_the_pretraining_grid():
     torch.testing.assert_close(fitted[::2, ::4], plain)
 
 
-def test_a_period_makes_the_angle_per_patch_free_of_the_input_size():
+def test_with_a_period_the_angle_per_patch_does_not_depend_on_the_input_size():
     rope = Rope(8, pt_grid=(16, 16))
     wide = rope.table((40, 64), period=(64.0, 64.0))[0].view(40, 64, 8)
     square = rope.table((64, 64), period=(64.0, 64.0))[0].view(64, 64, 8)
@@ -78,25 +78,25 @@ def test_order_of_operations_is_the_reference_one():
     assert torch.equal(cos.view(49, 49, 8)[:, 0, 0], coordinate.cos())
 
 
-def test_indexing_xy_turns_the_first_half_by_columns():
+def test_indexing_xy_gives_the_first_half_the_columns():
     ij = Rope(8).table((3, 5))[0].view(3, 5, 8)
     xy = Rope(8, indexing="xy").table((5, 3))[0].view(5, 3, 8)
     assert torch.equal(xy.transpose(0, 1), ij)
 
 
-def test_bfloat16_is_turned_in_float32():
+def test_bfloat16_is_computed_in_float32():
     x = torch.randn(12, 1, 16)
     cos, sin = (t[:, None] for t in Rope(16).table((3, 4)))
-    actual = rotate(x.bfloat16(), cos, sin, "standard")
+    actual = apply_rope(x.bfloat16(), cos, sin, "standard")
     assert actual.dtype == torch.bfloat16
-    assert torch.equal(actual, rotate(x.bfloat16().float(), cos, sin, "standard").bfloat16())
+    assert torch.equal(actual, apply_rope(x.bfloat16().float(), cos, sin, "standard").bfloat16())
 
 
-def test_noise_moves_only_the_centered_style_and_only_within_its_bounds():
+def test_noise_is_for_the_centered_style_and_within_its_bounds():
     rope = Rope(16, style="centered_separate", shift=0.1, jitter=1.2, rescale=1.5)
-    noise = rope.draw_noise()
+    noise = rope.sample_noise()
     assert noise.shift.abs().max() <= 0.1
     assert ((noise.jitter >= 1 / 1.2) & (noise.jitter <= 1.2)).all()
     assert 1 / 1.5 <= noise.rescale <= 1.5
     assert not torch.equal(rope.table((4, 4), noise=noise)[0], rope.table((4, 4))[0])
-    assert Rope(16).draw_noise() is None
+    assert Rope(16).sample_noise() is None

@@ -1,10 +1,10 @@
-"""The kernel for rotary positions: in Triton's interpreter on a CPU, and on a GPU with -m gpu."""
+"""The Triton kernel of RoPE: in Triton's interpreter on a CPU, and on a GPU with -m gpu."""
 
 import pytest
 import torch
 
-from ropevit_mmdet.models.layers import rope_triton as rope_kernel
-from ropevit_mmdet.models.layers.rope import rotate
+from ropevit_mmdet.models.layers import rope_triton
+from ropevit_mmdet.models.layers.rope import apply_rope
 from tests.processes import run_python
 
 CASES = [
@@ -12,7 +12,6 @@ CASES = [
     for heads, dim in ((12, 64), (3, 48), (1, 4))  # neither needs to be a power of two
     for rotation in ("standard", "interleaved")
 ]
-needs_triton = pytest.mark.skipif(rope_kernel.triton is None, reason="triton is not installed")
 
 
 def compare(heads, dim, rotation, device, dtype):
@@ -21,14 +20,14 @@ def compare(heads, dim, rotation, device, dtype):
     cos, sin = torch.randn(2, 7, 1, dim).to(device)
     grad = torch.randn(3, heads, 7, dim).to(device, dtype).transpose(1, 2)
     results, second = [], []
-    for turn in (plain, rope_kernel.Turn.apply):
+    for function in (plain, rope_triton.ApplyRope.apply):
         leaf = x.detach().clone().requires_grad_()
-        turned = turn(leaf, cos, sin, rotation)
-        turned.backward(grad)
-        assert turned.dtype == leaf.grad.dtype == dtype
-        results.append([turned.detach(), leaf.grad, turn(x, cos, sin, rotation)])
+        out = function(leaf, cos, sin, rotation)
+        out.backward(grad)
+        assert out.dtype == leaf.grad.dtype == dtype
+        results.append([out.detach(), leaf.grad, function(x, cos, sin, rotation)])
         if dtype == torch.float32:
-            penalty = (turn(leaf, cos, sin, rotation) ** 2 * grad).sum()
+            penalty = (function(leaf, cos, sin, rotation) ** 2 * grad).sum()
             (first,) = torch.autograd.grad(penalty, leaf, create_graph=True)
             second += torch.autograd.grad((first**2).sum(), leaf)
     torch.testing.assert_close(results[1], results[0])
@@ -37,52 +36,52 @@ def compare(heads, dim, rotation, device, dtype):
 
 
 def plain(x, cos, sin, rotation):
-    return rotate(x.double(), cos, sin, rotation).to(x.dtype)  # no kernel is for float64
+    return apply_rope(x.double(), cos, sin, rotation).to(x.dtype)  # no kernel is for float64
 
 
-@needs_triton
-def test_the_kernel_turns_as_plain_operators_do(monkeypatch):
+@pytest.mark.skipif(rope_triton.triton is None, reason="triton is not installed")
+def test_kernel_equals_plain_operators_in_the_interpreter(monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     done = run_python(__file__)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == [f"{case} held" for case in CASES]
+    assert done.stdout.splitlines() == [f"{case} equal" for case in CASES]
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_so_it_does_on_a_gpu(case, dtype):
+def test_kernel_equals_plain_operators_on_a_gpu(case, dtype):
     compare(*case, "cuda", dtype)
 
 
 @pytest.mark.gpu
-def test_it_is_used_on_a_gpu():
+def test_kernel_is_used_on_a_gpu():
     x = torch.randn(1, 5, 2, 8, device="cuda")
-    assert rope_kernel.can_turn(x) and not rope_kernel.can_turn(x.double())
+    assert rope_triton.is_supported(x) and not rope_triton.is_supported(x.double())
 
 
-def test_a_cpu_does_without():
-    assert not rope_kernel.can_turn(torch.randn(1, 5, 2, 8))
+def test_kernel_is_not_used_on_a_cpu():
+    assert not rope_triton.is_supported(torch.randn(1, 5, 2, 8))
 
 
-def test_where_it_cannot_be_built_a_line_says_so(monkeypatch):
-    monkeypatch.setattr(rope_kernel, "triton", None)
-    rope_kernel._works.cache_clear()
+def test_a_kernel_that_cannot_be_compiled_warns_once(monkeypatch):
+    monkeypatch.setattr(rope_triton, "triton", None)
+    rope_triton._compiles.cache_clear()
     try:
-        with pytest.warns(UserWarning, match="take longer: the package triton is not installed"):
-            assert not rope_kernel._works(0, torch.float32)
-        assert not rope_kernel._works(0, torch.float32)  # and says no more
+        with pytest.warns(UserWarning, match="slower.*: the package triton is not installed"):
+            assert not rope_triton._compiles(0, torch.float32)
+        assert not rope_triton._compiles(0, torch.float32)  # a second warning would fail here
     finally:
-        rope_kernel._works.cache_clear()
+        rope_triton._compiles.cache_clear()
 
 
 def test_tables_of_other_tokens_are_refused():
     x, table = torch.ones(2, 3, 1, 4), torch.ones(1, 1, 4)
-    with pytest.raises(ValueError, match=r"tables \[1, 1, 4\] do not belong to tokens"):
-        rope_kernel.launch(x, table, table, "standard", transposed=False)
+    with pytest.raises(ValueError, match=r"tables \[1, 1, 4\] do not fit tokens"):
+        rope_triton.launch(x, table, table, "standard", transposed=False)
 
 
 if __name__ == "__main__":
     for case in CASES:
         compare(*case, "cpu", torch.float32)
-        print(f"{case} held")
+        print(f"{case} equal")

@@ -1,4 +1,4 @@
-"""Windows: order and back, ragged edges, special tokens in and out."""
+"""Windows: order and back, ragged edges, special tokens split and merged."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ GRIDS = [(32, 48), (20, 16), (65, 85), (3, 40), (5, 7), (16, 16)]
 
 @pytest.mark.parametrize("window", [None, 16, 4])
 @pytest.mark.parametrize("grid", GRIDS)
-def test_every_patch_once_and_back_again(grid, window):
+def test_window_order_has_every_patch_once_and_reverses(grid, window):
     groups = window_groups(grid, window)
     assert sum(g.windows * g.patches for g in groups) == grid[0] * grid[1]
     grid_map = torch.arange(2 * grid[0] * grid[1] * 3).view(2, *grid, 3)
@@ -24,7 +24,7 @@ def test_every_patch_once_and_back_again(grid, window):
     assert torch.equal(to_grid(tokens, groups), grid_map)
 
 
-def test_a_window_holds_its_own_patches_row_by_row():
+def test_a_window_contains_its_patches_row_by_row():
     grid_map = torch.arange(5 * 6).view(1, 5, 6, 1)
     tokens = to_window_order(grid_map, window_groups((5, 6), 4))[0, :, 0].tolist()
     expected = [grid_map[0, :4, :4], grid_map[0, :4, 4:], grid_map[0, 4:, :4], grid_map[0, 4:, 4:]]
@@ -33,7 +33,7 @@ def test_a_window_holds_its_own_patches_row_by_row():
 
 @pytest.mark.parametrize("num_special", [0, 1, 5])
 @pytest.mark.parametrize("grid", GRIDS)
-def test_special_tokens_go_to_every_window_and_come_back_as_their_mean(grid, num_special):
+def test_split_copies_special_tokens_and_merge_averages_them(grid, num_special):
     groups = window_groups(grid, 16)
     x = torch.randn(2, num_special + grid[0] * grid[1], 3, dtype=torch.float64)
     split = split_windows(x, groups, num_special)

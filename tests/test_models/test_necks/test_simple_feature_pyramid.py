@@ -1,10 +1,11 @@
-"""SimpleFeaturePyramid: strides, sizes, alignment, and the two kinds of extra level."""
+"""SimpleFeaturePyramid: strides, sizes, alignment, and extra levels."""
 
 import pytest
 import torch
 from mmdet.registry import MODELS
 
 from ropevit_mmdet import LayerNorm2d, SimpleFeaturePyramid
+from ropevit_mmdet.models.necks.simple_feature_pyramid import _resample
 
 
 def pyramid(**arguments) -> SimpleFeaturePyramid:
@@ -26,12 +27,6 @@ def test_sizes_follow_the_strides(grid, extra):
     levels = neck((torch.randn(2, 16, *grid),))
     for level, stride in zip(levels, neck.strides):
         assert level.shape == (2, 8, *(-int(-(n * 14 / stride) // 1) for n in grid))
-
-
-def test_retinanet_levels():
-    neck = pyramid(scale_factors=(2, 1, 0.5), num_outs=5, add_extra_convs="on_output")
-    assert neck.strides == (7, 14, 28, 56, 112)
-    assert sum(isinstance(m, torch.nn.Conv2d) for m in neck.extra) == 2
 
 
 def test_the_max_pooled_level_takes_every_second_cell():
@@ -73,8 +68,6 @@ def test_resampling_keeps_positions():
     """A ramp over the image stays the same ramp, sampled at the new cells' centres."""
     neck = pyramid(out_strides=(4, 8, 16, 32, 64))
     assert neck.strides == (4, 8, 16, 32, 64)
-    from ropevit_mmdet.models.necks.simple_feature_pyramid import _resample
-
     columns = (torch.arange(65, dtype=torch.float64) + 0.5) * 3.5  # pixels
     level = columns.expand(1, 1, 33, 65)
     resampled = _resample(level, 3.5 / 4)
@@ -88,9 +81,7 @@ def test_resampling_keeps_positions():
 
 
 def test_resampling_keeps_positions_where_rounding_keeps_the_size():
-    """7 cells at stride 56 are 7 at 64, yet elsewhere: PyTorch's operator alone would copy them."""
-    from ropevit_mmdet.models.necks.simple_feature_pyramid import _resample
-
+    """7 cells at stride 56 are 7 at 64, elsewhere: PyTorch's operator would copy them."""
     for old, new in ((7, 7), (9, 8)):
         columns = (torch.arange(old, dtype=torch.float64) + 0.5) * 56  # pixels
         resampled = _resample(columns.expand(1, 1, 5, old), 56 / 64)
@@ -110,21 +101,16 @@ def test_layer_norm_2d_is_layer_norm_over_channels():
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (dict(num_outs=3), "num_outs 3"),
+        (dict(num_outs=3), "num_outs must be 4 or more.*got 3"),
         (dict(add_extra_convs="on_input"), "on_input"),
         (dict(out_strides=(4, 8)), r"\(4, 8\)"),
-        (dict(scale_factors=(3, 1)), "got 3"),
-        (dict(scale_factors=(1, 0.3)), "got 0.3"),
+        (dict(scale_factors=(3, 1)), r"scale_factors.*got \(3, 1\)"),
+        (dict(scale_factors=(1, 0.3)), r"got \(1, 0.3\)"),
     ],
 )
-def test_wrong_arguments_are_named(arguments, message):
+def test_invalid_arguments_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         pyramid(**arguments)
-
-
-def test_several_maps_are_refused():
-    with pytest.raises(ValueError, match="takes one map, got 2"):
-        pyramid()([torch.zeros(1, 16, 4, 4)] * 2)
 
 
 def test_every_parameter_gets_a_gradient():
@@ -135,16 +121,16 @@ def test_every_parameter_gets_a_gradient():
 
 @pytest.mark.parametrize("grid", [(9, 1), (9, 2), (20, 3), (1, 1)])
 def test_extra_levels_of_narrow_maps_in_bfloat16(grid):
-    """On a CPU with AMX oneDNN alone would read beyond a map of one or two columns."""
+    """oneDNN with AMX returns uninitialized memory for one or two columns."""
     torch.manual_seed(0)
     neck = pyramid(scale_factors=(1,), num_outs=3, add_extra_convs="on_output").eval()
     images = torch.randn(1, 16, *grid)
     with torch.no_grad():
         expected = neck(images)
         for _ in range(5):
-            left = [torch.full((size,), 1e30) for size in (10, 100, 500, 1000, 5000, 20000)]
-            del left  # in memory, for what reads it
+            freed = [torch.full((size,), 1e30) for size in (10, 100, 500, 1000, 5000, 20000)]
+            del freed  # for reads of uninitialized memory
             with torch.autocast("cpu", torch.bfloat16):
-                found = neck(images)
-            for level, other in zip(found, expected, strict=True):
+                actual = neck(images)
+            for level, other in zip(actual, expected, strict=True):
                 torch.testing.assert_close(level, other, rtol=0.05, atol=0.05)
