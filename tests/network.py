@@ -1,4 +1,4 @@
-"""Keeps the tests off the network: what is not on this machine is refused before it is asked."""
+"""Keeps the tests off the network: refuses every address that is not of this machine."""
 
 import ipaddress
 import socket
@@ -6,11 +6,11 @@ import sys
 
 
 class Refused(socket.gaierror):
-    """An address outside; to the code under test, a machine without a network."""
+    """Error for an address of another machine, as on a machine without a network."""
 
 
 def stay_here() -> None:
-    """Refuse connections and names of other machines, from now on, in this process."""
+    """Refuses connections and names of other machines in this process from now on."""
     sys.addaudithook(_refuse_outside)
 
 
@@ -24,7 +24,7 @@ def _refuse_outside(event: str, args: tuple) -> None:
         return
     host = host.decode() if isinstance(host, bytes) else host
     if host and not _is_here(host):
-        raise Refused(socket.EAI_NONAME, f"{host}: the tests reach this machine alone")
+        raise Refused(socket.EAI_NONAME, f"{host}: the tests reach only this machine")
 
 
 def _is_here(host: str) -> bool:

@@ -1,59 +1,162 @@
-"""Checkpoints of mmengine 0.10, loaded under `weights_only=True`.
+"""Loading of checkpoints without running code in them: `weights_only=True` and safetensors.
 
-torch >= 2.6 refuses the log buffers and numpy values of mmengine's training checkpoints: they are
-allow-listed here. Those schemes of its CheckpointLoader that asked for no check are replaced.
+torch's allow-list gets the classes that training checkpoints of mmengine 0.10 contain. A config in
+a checkpoint, which `mmengine.infer` runs as Python, is read as literals.
 """
 
+import ast
+import errno
+import os
 import pickle
+import re
+import zipfile
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
-import mmengine.runner.checkpoint as mmengine_checkpoint
+import numpy as np
 import torch
-from mmengine.config import ConfigDict
+from mmengine.config import Config, ConfigDict
+from mmengine.infer import BaseInferencer
 from mmengine.logging import HistoryBuffer
 from mmengine.optim import OneCycleParamScheduler
+from mmengine.runner import CheckpointLoader
+from safetensors import safe_open
+from torch import nn
 
-from ropevit_mmdet.compat.numpy_values import numpy_values
-from ropevit_mmdet.compat.reading import read_torch_file
+from ropevit_mmdet.errors import UserError
 
-# Methods that mmengine's own objects carry in their state, pickled as getattr(class, name).
-PICKLED_METHODS = {
+# Methods in the state of mmengine's own objects, pickled as getattr(class, name).
+_PICKLED_METHODS = {
     HistoryBuffer: ("min", "max", "current", "mean"),
     OneCycleParamScheduler: ("_annealing_cos", "_annealing_linear"),
 }
+# numpy's functions that rebuild arrays and scalars; numpy 1 and 2 pickle them by other names.
+_RECONSTRUCT, _SCALAR = (value.__reduce__()[0] for value in (np.empty(0), np.float64(0)))
+_NUMBERS = np.typecodes["AllInteger"] + np.typecodes["Float"] + "?"
+_BLOCK = 2**20  # bytes
+_ARCHIVE = b"PK\3\4"  # start of a zip file, torch's format since 1.6
+
+_REFUSED = re.compile(r"GLOBAL \S+|unrecognized function .+|but got .+|TorchScript")
+
+_init_model = BaseInferencer._init_model
 
 
 def install() -> None:
-    """Allow-list what training checkpoints hold, take over local paths. Idempotent."""
+    """Extends torch's allow-list and replaces the reading of configs in checkpoints."""
     torch.serialization.add_safe_globals(training_globals())
-    register_scheme("", load_from_local)
-
-
-def register_scheme(prefixes: str | tuple[str, ...], loader: Callable[..., dict]) -> None:
-    """Have mmengine load every path that starts with a prefix by `loader(path, map_location)`.
-
-    mmengine logs `loader.__name__` without its first ten characters: call it `load_from_NAME`.
-    """
-    mmengine_checkpoint.CheckpointLoader.register_scheme(prefixes, loader, force=True)
-
-
-def load_from_local(filename: str, map_location=None) -> dict:
-    """mmengine's scheme for plain paths; errors as in read_torch_file."""
-    return read_torch_file(filename, map_location)
+    BaseInferencer._init_model = _init_model_of_literals
 
 
 def training_globals() -> list:
-    """What a training checkpoint of mmengine 0.10 names beyond tensors, for `add_safe_globals`.
+    """What a training checkpoint of mmengine contains besides tensors, for `add_safe_globals`.
 
-    Log buffers, nested settings of a dataset, and what stands for numpy. Methods are pickled
-    through `getattr`: here that name stands for `_pickled_method`, because the builtin would open
-    every attribute of everything.
+    `getattr` is replaced by a function that knows only `_PICKLED_METHODS`.
     """
-    stand_ins = {**numpy_values(), "builtins.getattr": _pickled_method}
-    return [*PICKLED_METHODS, ConfigDict, *((value, name) for name, value in stand_ins.items())]
+    functions: list[tuple[Any, str]] = [(_pickled_method, "builtins.getattr")]
+    for core in ("core", "_core"):
+        functions.append((_RECONSTRUCT, f"numpy.{core}.multiarray._reconstruct"))
+        functions.append((_SCALAR, f"numpy.{core}.multiarray.scalar"))
+    dtypes = {type(np.dtype(code)) for code in _NUMBERS}
+    return [*_PICKLED_METHODS, ConfigDict, np.ndarray, np.dtype, *dtypes, *functions]
+
+
+def existing_file(path: str | os.PathLike[str]) -> Path:
+    """The path of a checkpoint with `~` expanded; a `UserError` if there is no such file."""
+    file = os.path.expanduser(path)
+    if not os.path.isfile(file):
+        raise UserError(f"checkpoint not found: {path}")
+    return Path(file)
+
+
+def read_checkpoint_file(path: str | os.PathLike[str], map_location: Any = "cpu") -> Any:
+    """Reads a file of `torch.save` or a safetensors file; tensors stay mapped to it.
+
+    Without `meta['config']`, which mmengine's resume would run as Python.
+    """
+    path = existing_file(path)
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="pt", device="cpu") as file:
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+                return {**(file.metadata() or {}), "state_dict": tensors}
+        with path.open("rb") as file:
+            archive = file.read(len(_ARCHIVE)) == _ARCHIVE
+        if archive:
+            verify_archive(path)
+        content = torch.load(path, map_location=map_location, weights_only=True, mmap=archive)
+    except Exception as error:  # corrupted files fail in many ways
+        raise UserError(f"checkpoint {path} {_problem(error)}") from error
+    if isinstance(content, dict) and isinstance(content.get("meta"), dict):
+        content["meta"].pop("config", None)
+    return content
+
+
+def literal_config(text: str, source: str) -> Config:
+    """Reads the text of a config, assignments of literals and `dict(a=1)`, without running it."""
+    settings = {}
+    try:
+        statements: list[Any] = ast.parse(text).body
+        for statement in statements:
+            (target,) = statement.targets  # AttributeError: no assignment, or none to a name
+            settings[target.id] = ast.literal_eval(_DictCalls().visit(statement.value))
+    except (SyntaxError, AttributeError, TypeError, ValueError) as error:
+        raise UserError(
+            f"checkpoint {source}: its config is more than assignments of literals and could run "
+            "code: pass the config as a file"
+        ) from error
+    return Config(settings)
+
+
+class _DictCalls(ast.NodeTransformer):
+    """Replaces `dict(a=1)` and `dict({'a': 1})` by `{'a': 1}`."""
+
+    def visit_Call(self, node: ast.Call) -> ast.expr:
+        self.generic_visit(node)
+        dicts = [argument for argument in node.args if isinstance(argument, ast.Dict)]
+        names = [keyword.arg for keyword in node.keywords]
+        if ast.unparse(node.func) != "dict" or node.args != dicts or None in names:  # None: **x
+            return node
+        dicts.append(ast.Dict(list(map(ast.Constant, names)), [k.value for k in node.keywords]))
+        keys = [key for part in dicts for key in part.keys]
+        return ast.Dict(keys, [value for part in dicts for value in part.values])
+
+
+def _init_model_of_literals(
+    self: BaseInferencer, cfg: Any, weights: str | None, device: str = "cpu"
+) -> nn.Module:
+    """`BaseInferencer._init_model`, which runs the checkpoint's config if `cfg` is empty."""
+    if not cfg and weights is not None:
+        checkpoint = CheckpointLoader.load_checkpoint(weights, map_location="cpu")
+        runtime = checkpoint.get("message_hub", {}).get("runtime_info", {})
+        text = runtime.get("cfg", checkpoint.get("meta", {}).get("cfg"))
+        if text is not None:
+            cfg.update(literal_config(text, weights)._cfg_dict)
+    return _init_model(self, cfg, weights, device)
 
 
 def _pickled_method(owner: type, name: str) -> Callable:
-    if not isinstance(owner, type) or name not in PICKLED_METHODS.get(owner, ()):
+    if not isinstance(owner, type) or name not in _PICKLED_METHODS.get(owner, ()):
         raise pickle.UnpicklingError(f"GLOBAL builtins.getattr of {name!r} on {owner!r}")
     return getattr(owner, name)
+
+
+def verify_archive(path: str | os.PathLike[str]) -> None:
+    """Reads all entries of a zip file, which compares their checksums if they have any."""
+    with zipfile.ZipFile(path) as archive:
+        for entry in archive.infolist():
+            with archive.open(entry) as file:
+                while entry.CRC and file.read(_BLOCK):
+                    pass
+
+
+def _problem(error: Exception) -> str:
+    """One line for what torch explains in many."""
+    text = str(error)
+    refused = _REFUSED.search(text)
+    if refused:
+        return f"is refused: {refused[0]} could run code; save only its state_dict and load that"
+    system = isinstance(error, OSError) and error.errno not in (None, errno.EINVAL)
+    if system or isinstance(error, MemoryError) or "CUDA" in text or "enough memory" in text:
+        return f"cannot be loaded: {text.partition(chr(10))[0] or type(error).__name__}"
+    return "is truncated or not a checkpoint: delete it, then save or download it again"

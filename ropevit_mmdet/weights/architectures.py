@@ -1,22 +1,23 @@
-"""Architectures as data: birder's RoPE ViT names and the settings behind them.
+"""birder's RoPE ViT names and their settings, as data.
 
-Source: birder 0.8.4, ``birder/net/_rope_vit_configs.py`` and ``birder/net/_vit_configs.py``
-(names and numbers), ``birder/net/rope_vit.py`` (keys and their defaults).
+Source: birder 0.8.4, `birder/net/_rope_vit_configs.py`, `_vit_configs.py` and `rope_vit.py`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
+
+from ropevit_mmdet.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
 class Arch:
     """The settings of one RoPE ViT, under the keys of birder's network config.
 
-    Lengths are in channels, ``patch_size`` in pixels, ``pt_grid_size`` in patches (rows, columns).
+    Widths are in channels, `patch_size` in pixels, `pt_grid_size` in patches (rows, columns).
     """
 
     patch_size: int
@@ -76,14 +77,17 @@ class Arch:
             value = getattr(self, field.name)
             if isinstance(value, list):
                 object.__setattr__(self, field.name, tuple(value))
-        _check(self)
+        check_values(*_value_rows(self))
+        check_values(*_relation_rows(self))
 
     @property
     def head_dim(self) -> int:
+        """Channels of a head."""
         return self.hidden_dim // self.num_heads
 
     @property
     def num_special_tokens(self) -> int:
+        """Registers and class token."""
         return self.num_reg_tokens + int(self.class_token)
 
     @property
@@ -93,58 +97,54 @@ class Arch:
 
 
 def resolve_arch(arch: str | Mapping[str, Any] | Arch) -> Arch:
-    """The settings of a birder network name, or of a mapping with the keys of its config.
-
-    Raises:
-        ValueError: an unknown name or key, a missing key, a value out of range, soft MoE.
-    """
+    """The settings of birder's name, or of a mapping with the keys of birder's network config."""
     if isinstance(arch, Arch):
         return arch
     if isinstance(arch, str):
         return _by_name(arch)
-    if not isinstance(arch, Mapping):
-        raise ValueError(f"arch must be a birder network name or a dict, got {arch!r}")
-    fields = {field.name: field for field in dataclasses.fields(Arch)}
-    if any(arch.get(key) not in (None, 1) for key in arch if key.startswith("soft_moe_")):
-        raise ValueError(_NO_SOFT_MOE)
-    settings = {key: value for key, value in arch.items() if not key.startswith("soft_moe_")}
-    unknown = [key for key in settings if key not in fields]
-    if unknown:
-        raise ValueError(f"unknown key in arch: {unknown[0]!r}{_closest(unknown[0], fields)}")
-    missing = [name for name in _REQUIRED if name not in settings]
-    if missing:
-        raise ValueError(f"arch as a dict needs {', '.join(map(repr, missing))}, got {dict(arch)}")
+    settings, fields = dict(arch), [field.name for field in dataclasses.fields(Arch)]
+    findings = [f"unknown key {key!r}{_closest(key, fields)}" for key in arch if key not in fields]
+    findings += [f"it needs {key!r}" for key in _LENGTHS[:-1] if key not in arch]
+    if findings:
+        raise UserError(f"arch as a dict: {'; '.join(findings)}")
     if settings.get("mlp_dim") is None:
         settings["mlp_dim"] = 4 * settings["hidden_dim"]
     return Arch(**settings)
 
 
+def check_values(*rows: tuple[bool, str, str, Any]) -> None:
+    """Raises a `UserError` if any row of (is valid, name, what it must be, value) is not valid."""
+    invalid = [f"{name} must be {rule}, got {value!r}" for ok, name, rule, value in rows if not ok]
+    if invalid:
+        raise UserError("; ".join(invalid))
+
+
 def arch_names() -> tuple[str, ...]:
-    """Every architecture that has a name, aliases left out."""
+    """Every architecture that has a name, without aliases."""
     return tuple(_TABLE)
 
 
 def names_of(arch: Arch, *, ignore: tuple[str, ...] = ()) -> list[str]:
-    """Names under which birder registers these settings, the fields in ``ignore`` aside."""
+    """Names, without aliases, of these settings in birder; fields in `ignore` may differ."""
+    wanted = with_defaults(arch, ignore)
+    return [name for name, known in _TABLE.items() if with_defaults(known, ignore) == wanted]
 
-    def key(settings: Arch) -> dict[str, Any]:
-        return {k: v for k, v in dataclasses.asdict(settings).items() if k not in ignore}
 
-    return [name for name, known in _TABLE.items() if key(known) == key(arch)]
+def with_defaults(arch: Arch, keys: tuple[str, ...]) -> Arch:
+    """The architecture with birder's defaults for some of its fields."""
+    defaults: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(Arch)}
+    return dataclasses.replace(arch, **{key: defaults[key] for key in keys})
 
 
 def _by_name(name: str) -> Arch:
-    key = name.lower()
-    key = ALIASES.get(key, key)
-    if key in _TABLE:
-        return _TABLE[key]
-    if "soft_moe" in key:
-        raise ValueError(f"{name!r}: {_NO_SOFT_MOE}")
-    raise ValueError(f"unknown arch {name!r}{_closest(key, [*_TABLE, *ALIASES])}")
+    key = ALIASES.get(name.lower(), name.lower())
+    if key not in _TABLE:
+        raise UserError(f"unknown arch {name!r}{_closest(key, [*_TABLE, *ALIASES])}")
+    return _TABLE[key]
 
 
-def _closest(word: str, known: Any) -> str:
-    close = difflib.get_close_matches(word, list(known), n=3, cutoff=0.5)
+def _closest(word: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=3, cutoff=0.5)
     return f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
 
 
@@ -152,8 +152,7 @@ ACTIVATION_NAMES = tuple(
     "identity relu relu6 leaky_relu elu prelu celu selu gelu gelu_tanh quick_gelu silu mish "
     "sigmoid tanh hard_sigmoid hard_swish hard_tanh".split()
 )
-_REQUIRED = ("patch_size", "num_layers", "num_heads", "hidden_dim")
-_NO_SOFT_MOE = "soft mixture-of-experts MLPs (SoftMoE_FFN) are not supported"
+_LENGTHS = ("patch_size", "num_layers", "num_heads", "hidden_dim", "mlp_dim")
 _CHOICES = dict(
     stem_type=("patchify", "hmlp"),
     stem_norm_layer_type=(None, "LayerNorm2d", "BatchNorm2d"),
@@ -169,67 +168,54 @@ _CHOICES = dict(
 )
 
 
-def _check(arch: Arch) -> None:
-    if arch.mlp_layer_type == "SoftMoE_FFN":
-        raise ValueError(_NO_SOFT_MOE)
+def _value_rows(arch: Arch) -> Iterator[tuple[bool, str, str, Any]]:
+    """Rules for single fields, as rows for `check_values`."""
     for key, choices in _CHOICES.items():
-        if getattr(arch, key) not in choices:
-            raise ValueError(f"arch: {key} must be one of {choices}, got {getattr(arch, key)!r}")
-    for key in ("patch_size", "num_layers", "num_heads", "hidden_dim", "mlp_dim"):
-        if not isinstance(getattr(arch, key), int) or getattr(arch, key) < 1:
-            raise ValueError(f"arch: {key} must be a positive integer, got {getattr(arch, key)!r}")
+        value = getattr(arch, key)
+        yield value in choices, f"arch: {key}", f"one of {choices}", value
+    for key in _LENGTHS:
+        value = getattr(arch, key)
+        yield isinstance(value, int) and value > 0, f"arch: {key}", "a positive integer", value
     for key in ("drop_path_rate", "dropout", "attention_dropout", "projection_dropout"):
-        if not 0 <= getattr(arch, key) <= 1:
-            raise ValueError(f"arch: {key} must be 0 to 1, got {getattr(arch, key)!r}")
+        value = getattr(arch, key)
+        yield 0 <= value <= 1, f"arch: {key}", "0 to 1", value
     for key in ("norm_layer_eps", "rope_temperature"):
-        if not getattr(arch, key) > 0:
-            raise ValueError(f"arch: {key} must be above 0, got {getattr(arch, key)!r}")
-    if not isinstance(arch.num_reg_tokens, int) or arch.num_reg_tokens < 0:
-        raise ValueError(f"arch: num_reg_tokens must be 0 or more, got {arch.num_reg_tokens!r}")
-    if arch.hidden_dim % arch.num_heads or arch.head_dim % 4:
-        raise ValueError(
-            f"arch: hidden_dim {arch.hidden_dim} over num_heads {arch.num_heads} must be a "
-            "multiple of 4, for each axis turns pairs of channels"
-        )
-    if arch.stem_type == "hmlp" and arch.patch_size != 16:
-        raise ValueError(f"arch: the hmlp stem has patches of 16 pixels, got {arch.patch_size}")
-    if arch.stem_type == "patchify" and arch.stem_norm_layer_type is not None:
-        raise ValueError('arch: stem_norm_layer_type belongs to stem_type="hmlp"')
-    _check_rope(arch)
-
-
-def _check_rope(arch: Arch) -> None:
-    for key, least in (("shift", 0.0), ("jitter", 1.0), ("rescale", 1.0)):
-        value = getattr(arch, f"rope_{key}_coords")
-        if value is None:
-            continue
-        if arch.rope_style != "centered_separate":
-            raise ValueError(f'arch: rope_{key}_coords belongs to rope_style="centered_separate"')
-        if value < least:
-            raise ValueError(f"arch: rope_{key}_coords must be at least {least}, got {value}")
+        value = getattr(arch, key)
+        yield value > 0, f"arch: {key}", "above 0", value
+    registers = arch.num_reg_tokens
+    yield isinstance(registers, int) and registers >= 0, "arch: num_reg_tokens", ">= 0", registers
     pt = arch.pt_grid_size
-    if pt is not None and not (isinstance(pt, tuple) and len(pt) == 2 and min(pt) > 0):
-        raise ValueError(f"arch: pt_grid_size must be (rows, columns) in patches, got {pt!r}")
-    if arch.rope_style == "default":
-        return
-    if arch.rope_grid_indexing != "ij" or arch.rope_grid_offset or arch.pt_grid_size is not None:
-        raise ValueError(
-            f"arch: rope_style {arch.rope_style!r} takes no rope_grid_indexing, rope_grid_offset "
-            "or pt_grid_size"
-        )
-    needs = {"axial": "interleaved", "centered_separate": "standard"}[arch.rope_style]
-    if arch.rope_rot_type != needs:
-        raise ValueError(f"arch: rope_style {arch.rope_style!r} needs rope_rot_type={needs!r}")
+    is_grid = pt is None or isinstance(pt, tuple) and len(pt) == 2 and min(pt) > 0
+    yield is_grid, "arch: pt_grid_size", "None or (rows, columns) in patches", pt
+
+
+def _relation_rows(arch: Arch) -> Iterator[tuple[bool, str, str, Any]]:
+    """Rules between fields: RoPE rotates pairs of channels per axis; styles take some settings."""
+    width = (arch.hidden_dim, arch.num_heads)
+    rule = "num_heads times a multiple of 4"
+    yield width[0] % (4 * width[1]) == 0, "arch: (hidden_dim, num_heads)", rule, width
+    if arch.stem_type == "hmlp":
+        yield arch.patch_size == 16, "arch: patch_size of an hmlp stem", "16", arch.patch_size
+    else:
+        norm = arch.stem_norm_layer_type
+        yield norm is None, "arch: stem_norm_layer_type of a patchify stem", "None", norm
+    style, rotation = arch.rope_style, arch.rope_rot_type
+    if style != "centered_separate":
+        for key in ("rope_shift_coords", "rope_jitter_coords", "rope_rescale_coords"):
+            value = getattr(arch, key)
+            yield value is None, f"arch: {key} of rope_style {style!r}", "None", value
+    if style != "default":
+        grid = (arch.rope_grid_indexing, arch.rope_grid_offset, arch.pt_grid_size)
+        name = "(rope_grid_indexing, rope_grid_offset, pt_grid_size)"
+        plain = ("ij", 0, None)
+        yield grid == plain, f"arch: {name} of rope_style {style!r}", str(plain), grid
+        rule = "interleaved" if style == "axial" else "standard"
+        yield rotation == rule, f"arch: rope_rot_type of {style!r}", repr(rule), rotation
 
 
 def _size(num_layers: int, num_heads: int, hidden_dim: int, mlp_dim: int, drop_path: float) -> dict:
-    return dict(
-        num_layers=num_layers,
-        num_heads=num_heads,
-        hidden_dim=hidden_dim,
-        mlp_dim=mlp_dim,
-        drop_path_rate=drop_path,
-    )
+    names = ("num_layers", "num_heads", "hidden_dim", "mlp_dim", "drop_path_rate")
+    return dict(zip(names, (num_layers, num_heads, hidden_dim, mlp_dim, drop_path)))
 
 
 def _vit(size: dict, patch_size: int, *families: dict, reg: int = 0, **switches: Any) -> Arch:
@@ -252,7 +238,16 @@ _GIGANTIC = _size(48, 16, 1664, 8192, 0.1)
 
 _AVG = dict(class_token=False)
 _POOL = dict(class_token=False, attn_pool_head=True)
+_PROBE = _POOL | dict(attn_pool_type="EfficientProbing", attn_pool_special_tokens=True)
 _RMS_SWIGLU = dict(norm_layer_type="RMSNorm", mlp_layer_type="SwiGLU_FFN")
+_EVA02 = dict(  # arXiv 2303.11331
+    mlp_dim=2730,
+    attn_norm=True,
+    mlp_layer_type="Norm_SwiGLU_FFN",
+    rope_rot_type="interleaved",
+    rope_temperature=10000.0,
+    pt_grid_size=(16, 16),
+)
 _DEIT3 = dict(pos_embed_special_tokens=False, layer_scale_init_value=1e-5)
 _CENTERED = dict(  # DINOv3, arXiv 2508.10104
     abs_pos_embed=False,
@@ -301,16 +296,7 @@ _TABLE: dict[str, Arch] = {
     "rope_vit_l16": _vit(_L, 16),
     "rope_vit_l14": _vit(_L, 14),
     "rope_i_vit_l14_pn_aps_c1": _vit(_L, 14, _PE_CORE),
-    "rope_i_vit_l14_nf_swiglu_c1": _vit(
-        _L,
-        14,
-        mlp_dim=2730,
-        attn_norm=True,
-        mlp_layer_type="Norm_SwiGLU_FFN",
-        rope_rot_type="interleaved",
-        rope_temperature=10000.0,
-        pt_grid_size=(16, 16),
-    ),
+    "rope_i_vit_l14_nf_swiglu_c1": _vit(_L, 14, _EVA02),
     "rope_vit_so400m_p14_ap": _vit(_SO400, 14, _POOL),
     "rope_vit_h16": _vit(_H, 16),
     "rope_vit_h14": _vit(_H, 14),
@@ -346,15 +332,7 @@ _TABLE: dict[str, Arch] = {
     "rope_vit_reg8_so150m_p14_swiglu_rms_aps": _vit(
         _SO150, 14, _RMS_SWIGLU, _POOL, reg=8, attn_pool_special_tokens=True
     ),
-    "rope_vit_reg8_so150m_p14_swiglu_rms_eps": _vit(
-        _SO150,
-        14,
-        _RMS_SWIGLU,
-        _POOL,
-        reg=8,
-        attn_pool_type="EfficientProbing",
-        attn_pool_special_tokens=True,
-    ),
+    "rope_vit_reg8_so150m_p14_swiglu_rms_eps": _vit(_SO150, 14, _RMS_SWIGLU, _PROBE, reg=8),
     "rope_vit_reg4_l32": _vit(_L, 32, reg=4),
     "rope_vit_reg4_l16": _vit(_L, 16, reg=4),
     "rope_cs_vit_reg4_l16_nape_ls_c1": _vit(_L, 16, _CENTERED, norm_layer_eps=1e-5),

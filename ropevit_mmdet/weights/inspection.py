@@ -1,163 +1,167 @@
-"""A checkpoint's facts in words, and the config lines that fit it, for a look before training."""
+"""What a checkpoint is: the architectures that fit, a description, and config lines for it."""
 
-from __future__ import annotations
-
+import contextlib
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping
 
 import torch
-from torch import Tensor
 
-from ropevit_mmdet.weights.architectures import Arch, resolve_arch
-from ropevit_mmdet.weights.checkpoint import Checkpoint, check_arch, with_overrides
-from ropevit_mmdet.weights.identify import distinct, fitting_archs, parts_of
+from ropevit_mmdet.errors import UserError
+from ropevit_mmdet.weights.architectures import Arch, arch_names, resolve_arch, with_defaults
+from ropevit_mmdet.weights.checkpoint import Checkpoint, check_arch
 from ropevit_mmdet.weights.published import WEIGHTS
-from ropevit_mmdet.weights.settings import arch_argument, facts_of
+from ropevit_mmdet.weights.settings import (
+    TRAINING_ONLY,
+    arch_argument,
+    contradictions,
+    explicit_arguments,
+)
+
+
+def identify(checkpoint: Checkpoint) -> tuple[str, Arch]:
+    """The one architecture that a checkpoint can have: birder's name, and its settings."""
+    archs = choose_archs(checkpoint, None)
+    if len(archs) == 1:
+        return next(iter(archs.items()))
+    if archs:
+        names = ", ".join(map(repr, archs))
+        problem = f"fits several architectures: set arch to one of {names}"
+    else:
+        base, inferred = resolve_arch("rope_vit_t16"), checkpoint.settings()
+        changes = contradictions(base, inferred) | {"hidden_dim": (0, inferred["hidden_dim"])}
+        arguments = explicit_arguments(base, changes)
+        problem = f"fits no architecture that has a name: set arch=dict({arguments})"
+    raise UserError(f"{checkpoint.path} {problem}")
 
 
 def choose_archs(checkpoint: Checkpoint, name: str | None) -> dict[str, Arch]:
-    """The architectures that a checkpoint may be of: those that fit, or the one that is named.
+    """The architectures that a checkpoint can have, or the named one, with the file's `config`.
 
-    Raises:
-        ValueError: an unknown name, or one that the weights do not fit; no weights of a RoPE ViT.
+    Weights do not show everything; the name of a published file decides.
     """
+    if name is not None:
+        arch = checkpoint.with_config(resolve_arch(name))
+        check_arch(checkpoint, arch)
+        return {name: arch}
     fitting = fitting_archs(checkpoint)
     published = WEIGHTS.get(checkpoint.path.stem)
-    if name is None and published and published.network in fitting:
-        name = published.network
-    if name is None:
-        return {key: fitting[key] for key in distinct(fitting)}
-    arch = with_overrides(resolve_arch(name), checkpoint.config)
-    if checkpoint.origin == "birder":
-        check_arch(checkpoint, arch)
-    elif name not in fitting:
-        raise ValueError(f"{checkpoint.path} is not of {name}, but of {_or(fitting)}")
-    return {name: arch}
+    if published and published.network in fitting:
+        return {published.network: fitting[published.network]}
+    distinct: dict[Arch, str] = {}
+    for name, arch in fitting.items():
+        distinct.setdefault(with_defaults(arch, TRAINING_ONLY), name)
+    return {name: fitting[name] for name in distinct.values()}
 
 
-def facts(checkpoint: Checkpoint, archs: Mapping[str, Arch]) -> list[tuple[str, str]]:
-    """What a file holds, as pairs of a word ('' for more of the one before) and what it is.
-
-    Args:
-        archs: what it may be of, from ``choose_archs``.
-    """
-    from_birder = checkpoint.origin == "birder"
-    found = [
-        ("file", f"{checkpoint.path}, {checkpoint.path.stat().st_size / 2**20:.1f} MB"),
-        ("written by", _writer(checkpoint) if from_birder else _run(checkpoint.meta)),
-        ("architecture", _or(archs)),
-        ("", _shape(facts_of(checkpoint.state))),
-        ("backbone", f"{_number(checkpoint.state)} parameters, {_health(checkpoint)}"),
-    ]
-    if checkpoint.head:
-        parts = ", ".join(parts_of(checkpoint.head))
-        found.append(("ignored", f"by detectors: {parts}, {_number(checkpoint.head)} parameters"))
-    if from_birder:
-        size, stats = checkpoint.img_size, checkpoint.rgb_stats
-        colors = f"mean {stats['mean']}, std {stats['std']}" if stats else "no rgb_stats"
-        found.append(("images", f"{size[0]} x {size[1]} pixels" if size else "of unknown size"))
-        found.append(("", colors))
-        classes = sorted(checkpoint.class_to_idx or {}, key=(checkpoint.class_to_idx or {}).get)
-    else:
-        classes = ((checkpoint.meta or {}).get("dataset_meta") or {}).get("classes") or ()
-    found.append(("classes", _classes(classes)))
-    return found
+def fitting_archs(checkpoint: Checkpoint) -> dict[str, Arch]:
+    """The named architectures with weights of the names and shapes that the file's have."""
+    inferred, fitting = checkpoint.settings(), {}
+    for name in arch_names():
+        with contextlib.suppress(UserError):  # overrides that are not meant for this one
+            arch = checkpoint.with_config(resolve_arch(name))
+            if not contradictions(arch, inferred) and _pool_fits(checkpoint, arch):
+                fitting[name] = arch
+    return fitting
 
 
-def config_lines(checkpoint: Checkpoint, arch: Arch, source: str) -> str:
-    """What a config on top of the Mask R-CNN one says to train from a birder checkpoint.
-
-    Args:
-        source: what the config gives as the checkpoint.
-    """
-    stride, size, stats = arch.patch_size, checkpoint.img_size, checkpoint.rgb_stats
-    strides = [_plain(stride * factor) for factor in (0.25, 0.5, 1, 2, 4)]
-    extractor = f"dict(featmap_strides={strides[:4]}, finest_scale={_plain(14 * strides[0])})"
-    lines = ["model = dict(", "    data_preprocessor=dict("]
-    for key in ("mean", "std") if stats else ():
-        lines.append(f"        {key}={[round(255 * value, 4) for value in stats[key]]},")
-    lines += [
-        "        bgr_to_rgb=True,",
-        f"        pad_size_divisor={4 * stride},",
-        "    ),",
-        "    backbone=dict(",
-        f"        arch={_double_quoted(arch_argument(arch))},",
-    ]
-    if size:
-        lines += [
-            f"        pretrain_img_size={size[0] if size[0] == size[1] else size},",
-            f"        window_size={min(size) // stride},",
-        ]
-    lines += [
-        f'        init_cfg=dict(type="Pretrained", checkpoint={json.dumps(source)}),',
-        "    ),",
-        f"    neck=dict(in_channels={arch.hidden_dim}, in_stride={stride}),",
-        f"    rpn_head=dict(anchor_generator=dict(strides={strides})),",
-        "    roi_head=dict(",
-        f"        bbox_roi_extractor={extractor},",
-        f"        mask_roi_extractor={extractor},",
-        "    ),",
-        ")",
-    ]
-    return "\n".join(lines)
-
-
-def _double_quoted(argument: str) -> str:
-    """A value as our configs write it; settings explicit replace the name that they inherit."""
-    return argument.replace("'", '"').replace("dict(", "dict(_delete_=True, ", 1)
-
-
-def _writer(checkpoint: Checkpoint) -> str:
-    published = WEIGHTS.get(checkpoint.path.stem)
-    by = f"birder {checkpoint.version}" if checkpoint.version else "birder"
-    return f"{by}, published as: {published.trained_on}" if published else by
-
-
-def _run(meta: Mapping | None) -> str:
-    """Who wrote a detector's checkpoint, and after how long."""
-    meta = meta or {}
-    done = [
-        f"{meta[key]} {word}"
-        for key, word in (("epoch", "epochs"), ("iter", "iterations"))
-        if isinstance(meta.get(key), int)
-    ]
-    by = f"mmengine {meta['mmengine_version']}" if "mmengine_version" in meta else "mmengine"
-    return f"{by}, a training run after {', '.join(done)}" if done else by
-
-
-def _shape(found: Mapping) -> str:
-    count = found["num_reg_tokens"]
-    special = [f"{count} register{'s' if count > 1 else ''}"] if count else []
-    special += ["a class token"] if found["class_token"] else []
+def summary(checkpoint: Checkpoint, loaded: Iterable[str]) -> str:
+    """What was loaded and what was ignored, for the log; `loaded` are the keys of a model."""
+    loaded = set(loaded)
+    ignored = _parts(key for key in (*checkpoint.state, *checkpoint.head) if key not in loaded)
+    names = " or ".join(choose_archs(checkpoint, None)) or "an architecture without a name"
     return (
-        f"{found['num_layers']} blocks of {found['hidden_dim']} channels, patches of "
-        f"{found['patch_size']} pixels, {' and '.join(special) or 'no special tokens'}"
+        f"loaded {checkpoint.path} ({_writer(checkpoint)}): {len(loaded)} tensors of {names}\n"
+        f"    ignored: {ignored or 'nothing'}"
     )
 
 
+def describe(checkpoint: Checkpoint, archs: Mapping[str, Arch]) -> list[tuple[str, str]]:
+    """What a file contains, as pairs of a word ('' continues the one before) and its text."""
+    shown, size, stats = checkpoint.settings(), checkpoint.img_size, checkpoint.rgb_stats
+    special = f"{shown['num_reg_tokens']} registers, {int(shown['class_token'])} class token"
+    parameters = sum(tensor.numel() for tensor in checkpoint.state.values())
+    rows = [
+        ("file", f"{checkpoint.path}, {checkpoint.path.stat().st_size / 2**20:.1f} MB"),
+        ("written by", _writer(checkpoint)),
+        ("architecture", " or ".join(archs) or "custom (not one of birder's names)"),
+        ("", f"{shown['num_layers']} blocks of {shown['hidden_dim']} channels"),
+        ("", f"patches of {shown['patch_size']} pixels, {special}"),
+        ("backbone", f"{parameters:,} parameters, {_health(checkpoint)}"),
+    ]
+    if checkpoint.head:
+        rows.append(("ignored", f"by detectors: {_parts(checkpoint.head)}"))
+    if checkpoint.origin == "birder":
+        rows.append(("images", f"{size[0]} x {size[1]} pixels" if size else "of unknown size"))
+        rows.append(("", f"mean {stats['mean']}, std {stats['std']}" if stats else "no rgb_stats"))
+        classes = sorted(checkpoint.class_to_idx, key=checkpoint.class_to_idx.__getitem__)
+    else:
+        classes = (checkpoint.meta or {}).get("dataset_meta", {}).get("classes", [])
+    names = ", ".join(map(str, classes[:4])) + ", ..." * (len(classes) > 4)
+    return [*rows, ("classes", f"{len(classes)}: {names}" if classes else "none")]
+
+
+def config_lines(checkpoint: Checkpoint, arch: Arch, source: str) -> str:
+    """Lines on top of the Mask R-CNN config that train from a birder checkpoint, named `source`."""
+    stride, size = arch.patch_size, checkpoint.img_size
+    strides = [f"{stride * factor:g}" for factor in (0.25, 0.5, 1, 2, 4)]
+    extractor = f"featmap_strides=[{', '.join(strides[:4])}], finest_scale={3.5 * stride:g}"
+    named = arch_argument(arch).replace("'", '"').replace("dict(", "dict(_delete_=True, ", 1)
+    stats = "".join(
+        f"        {key}={[round(255 * value, 4) for value in values]},\n"
+        for key, values in (checkpoint.rgb_stats or {}).items()
+    )
+    grid = ""
+    if size:
+        side = size[0] if size[0] == size[1] else size
+        grid = f"        pretrain_img_size={side},\n        window_size={min(size) // stride},\n"
+    return f"""model = dict(
+    data_preprocessor=dict(
+{stats}        bgr_to_rgb=True,
+        pad_size_divisor={4 * stride},
+    ),
+    backbone=dict(
+        arch={named},
+{grid}        init_cfg=dict(type="Pretrained", checkpoint={json.dumps(source)}),
+    ),
+    neck=dict(in_channels={arch.hidden_dim}, in_stride={stride}),
+    rpn_head=dict(anchor_generator=dict(strides=[{", ".join(strides)}])),
+    roi_head=dict(
+        bbox_roi_extractor=dict({extractor}),
+        mask_roi_extractor=dict({extractor}),
+    ),
+)"""
+
+
+def _pool_fits(checkpoint: Checkpoint, arch: Arch) -> bool:
+    if checkpoint.origin == "mmengine":
+        return True
+    pooled = "attn_pool.latent" in checkpoint.head
+    multi_head = "attn_pool.q.weight" in checkpoint.head
+    fits = multi_head == (arch.attn_pool_type == "MultiHeadAttentionPool")
+    return pooled == arch.attn_pool_head and (fits or not pooled)
+
+
+def _writer(checkpoint: Checkpoint) -> str:
+    """The program that wrote the file; of a detector also how long it was trained."""
+    if checkpoint.origin == "birder":
+        published = WEIGHTS.get(checkpoint.path.stem)
+        by = f"birder {checkpoint.version or ''}".strip()
+        return f"{by}, published as: {published.trained_on}" if published else by
+    meta = checkpoint.meta or {}
+    done = [f"{meta[key]} {key}s" for key in ("epoch", "iter") if key in meta]
+    return ", ".join([f"mmengine {meta.get('mmengine_version', '')}".strip(), *done])
+
+
 def _health(checkpoint: Checkpoint) -> str:
-    """The dtypes, and whether every number is one."""
+    """The dtypes, and whether every value is finite."""
     tensors = [*checkpoint.state.values(), *checkpoint.head.values()]
     dtypes = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors})
     broken = sum(not torch.isfinite(tensor).all() for tensor in tensors)
-    state = f"{broken} TENSORS HOLD NaN OR INFINITE VALUES" if broken else "all finite"
-    return f"{', '.join(dtypes)}, {state}"
+    finite = f"{broken} TENSORS CONTAIN NaN OR INFINITE VALUES" if broken else "all finite"
+    return f"{', '.join(dtypes)}, {finite}"
 
 
-def _classes(names: Sequence[str]) -> str:
-    if not names:
-        return "none"
-    return f"{len(names)}: {', '.join(map(str, names[:4]))}{', ...' if len(names) > 4 else ''}"
-
-
-def _number(tensors: Mapping[str, Tensor]) -> str:
-    count = sum(tensor.numel() for tensor in tensors.values())
-    return f"{count / 1e6:.1f} M" if count >= 1e6 else f"{count:,}"
-
-
-def _or(archs: Mapping[str, Arch]) -> str:
-    return " or ".join(archs) or "none that has a name"
-
-
-def _plain(stride: float) -> int | float:
-    return int(stride) if stride == int(stride) else stride
+def _parts(keys: Iterable[str]) -> str:
+    """The parts of a model that keys belong to, in their order; blocks by their index."""
+    return ", ".join(dict.fromkeys(re.findall(r"^(?:blocks\.)?[^.]+", key)[0] for key in keys))

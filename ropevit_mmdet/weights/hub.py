@@ -1,0 +1,145 @@
+"""Checkpoints named by path, URL, `birder://NAME` or `hf://...`, as verified local files."""
+
+import difflib
+import hashlib
+import http.client
+import re
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+
+import torch
+from filelock import FileLock
+
+from ropevit_mmdet.compat.checkpoint import existing_file
+from ropevit_mmdet.errors import UserError
+from ropevit_mmdet.weights.published import WEIGHTS, PublishedWeights
+
+SCHEMES = ("file", "http", "https", "hf", "birder")
+
+_HUB = re.compile(  # repository, revision, file
+    r"(?:hf://([^/@]+/[^/@]+)(?:@([^/]+))?|https://huggingface\.co/([^/]+/[^/]+)/resolve/([^/]+))"
+    r"/([^?]+)(?:\?.*)?"
+)
+
+
+def resolve_weights(source: str | Path) -> Path:
+    """Returns the local file of a checkpoint, downloaded if it is not there.
+
+    Args:
+        source: a path; an http(s) or file URL; `birder://NAME`, of `ropevit weights`; or
+            `hf://OWNER/REPO[@REVISION]/FILE`, a file of the Hugging Face Hub. URLs of files on
+            that hub are the same as `hf://`.
+
+    Returns:
+        The path of an existing file.
+
+    Raises:
+        UserError: no such file, name or scheme; a download that failed; a file with another sha256
+            than birder published, which is deleted.
+    """
+    scheme, separator, name = str(source).partition("://")
+    if not separator:
+        return existing_file(source)
+    if scheme == "file":
+        return existing_file(url2pathname(urlsplit(str(source)).path))
+    if scheme == "birder":
+        published = WEIGHTS.get(name)
+    else:
+        plain = str(source).partition("?")[0]
+        published = next((entry for entry in WEIGHTS.values() if entry.url == plain), None)
+    url = published.url if published else str(source)
+    if not (published or scheme in ("http", "https") or _HUB.fullmatch(url)):
+        raise UserError(f"checkpoint {source}: {_expected(scheme, name)}")
+    path = (published and cached_file(published)) or _download(url)
+    if published:
+        _verify(path, published)
+    return path
+
+
+def cached_file(published: PublishedWeights) -> Path | None:
+    """The file of published weights in the directory of torch.hub or in the cache of the hub."""
+    from huggingface_hub import try_to_load_from_cache
+
+    path, address = _downloaded(published.url), _hub_address(published.url)
+    cached = address and try_to_load_from_cache(**address)
+    if isinstance(cached, str) and not path.is_file():
+        path = Path(cached)
+    return path if path.is_file() else None
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _expected(scheme: str, name: str) -> str:
+    if scheme == "birder":
+        close = difflib.get_close_matches(name, WEIGHTS, n=3)
+        fix = f"did you mean {' or '.join(close)}?" if close else "`ropevit weights` lists them"
+        return f"birder publishes no RoPE ViT of that name; {fix}"
+    return "expected a path, an http(s) URL, birder://NAME or hf://OWNER/REPO[@REVISION]/FILE"
+
+
+def _downloaded(url: str) -> Path:
+    """Where torch.hub keeps the file of a URL; TORCH_HOME moves it."""
+    name = urlsplit(url).path.rpartition("/")[2] or "checkpoint"
+    return Path(torch.hub.get_dir()) / "checkpoints" / name
+
+
+def _hub_address(url: str) -> dict[str, Any] | None:
+    """Arguments of `hf_hub_download` for a file on the Hugging Face Hub; None for other URLs."""
+    match = _HUB.fullmatch(url)
+    if match is None:
+        return None
+    return dict(repo_id=match[1] or match[3], revision=match[2] or match[4], filename=match[5])
+
+
+def _download(url: str) -> Path:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HTTPError
+
+    target, address = _downloaded(url), _hub_address(url)
+    try:
+        if address is not None:
+            return Path(hf_hub_download(**address))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{target}.lock"):  # of several processes one downloads
+            if not target.is_file():
+                torch.hub.download_url_to_file(url, str(target))
+        return target
+    except (OSError, ValueError, http.client.HTTPException, HTTPError) as error:
+        by_hand = "" if url.startswith("hf://") else f"; or download {url} to {target}"
+        raise UserError(f"download of {url} failed: {_reason(error)}{by_hand}") from error
+
+
+def _reason(error: Exception) -> str:
+    """One line with the fix, for what huggingface_hub explains in several."""
+    from huggingface_hub import errors
+
+    login = "log in with `hf auth login` or set HF_TOKEN"
+    reasons = {
+        errors.LocalEntryNotFoundError: "check the connection, and that HF_HUB_OFFLINE is not set",
+        errors.GatedRepoError: f"the repository is gated: accept its terms on its page and {login}",
+        errors.RepositoryNotFoundError: f"no such repository, or a private one: {login}",
+        errors.RevisionNotFoundError: "the repository has no such revision",
+        errors.EntryNotFoundError: "the repository has no such file",
+    }
+    matching = (text for category, text in reasons.items() if isinstance(error, category))
+    return next(matching, "") or str(error).partition("\n")[0] or type(error).__name__
+
+
+def _verify(path: Path, published: PublishedWeights) -> None:
+    """Deletes a file that is not the published one."""
+    if sha256_of(path) == published.sha256:
+        return
+    target = _downloaded(published.url)
+    if path != target:
+        path.resolve().unlink()  # in the hub's cache the path is a link to the content
+    path.unlink(missing_ok=True)
+    raise UserError(
+        f"{path} had another sha256 than {published.sha256}, which birder published, and was "
+        f"deleted: try again, or download {published.url} to {target}"
+    )
