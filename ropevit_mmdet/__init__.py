@@ -1,39 +1,47 @@
-"""ropevit_mmdet: train MMDetection detectors on birder's RoPE Vision Transformers.
+"""ropevit_mmdet: MMDetection detectors on birder's RoPE Vision Transformers.
 
-Importing the package makes the installed mm stack usable and registers the parts.
+Importing the package registers its classes and makes the installed MMDetection work on a current
+PyTorch (`compat.prepare`).
 """
 
 from ropevit_mmdet import compat
 
 compat.prepare()  # before everything that imports mmcv.ops
 
-from ropevit_mmdet.datasets.checked_coco import CheckedCocoDataset  # noqa: E402
-from ropevit_mmdet.engine.hooks.non_finite_guard import NonFiniteGuard  # noqa: E402
-from ropevit_mmdet.engine.hooks.preemption_hook import PreemptionHook  # noqa: E402
-from ropevit_mmdet.engine.hooks.resumable_checkpoint_hook import ResumableCheckpointHook  # noqa: E402
-from ropevit_mmdet.engine.hooks.rope_vit_checks import RoPEViTChecks  # noqa: E402
-from ropevit_mmdet.engine.optimizers.rope_vit_layer_decay import RoPEViTLayerDecay  # noqa: E402
-from ropevit_mmdet.engine.strategies.block_fsdp_strategy import BlockFSDPStrategy  # noqa: E402
-from ropevit_mmdet.models.backbones.frozen_backbone import FrozenBackbone  # noqa: E402
-from ropevit_mmdet.models.backbones.rope_vit import RoPEViT  # noqa: E402
-from ropevit_mmdet.models.classifiers.rope_vit_classifier import load_classifier  # noqa: E402
-from ropevit_mmdet.models.necks.simple_feature_pyramid import LayerNorm2d, SimpleFeaturePyramid  # noqa: E402
-from ropevit_mmdet.weights.detector_checkpoint import take_over_urls  # noqa: E402
+from ropevit_mmdet.datasets import CheckedCocoDataset
+from ropevit_mmdet.engine.hooks.non_finite_guard import NonFiniteGuard
+from ropevit_mmdet.engine.hooks.preemption_hook import PreemptionHook
+from ropevit_mmdet.engine.hooks.resumable_checkpoint_hook import ResumableCheckpointHook
+from ropevit_mmdet.engine.hooks.rope_vit_checks import RoPEViTChecks
+from ropevit_mmdet.engine.optimizers.rope_vit_layer_decay import RoPEViTLayerDecay
+from ropevit_mmdet.engine.strategies.block_fsdp_strategy import (
+    BlockFSDPStrategy,
+    wrap_blocks,
+)
+from ropevit_mmdet.evaluation.fast_coco_metric import FastCocoMetric
+from ropevit_mmdet.models.backbones.frozen_backbone import FrozenBackbone
+from ropevit_mmdet.models.backbones.rope_vit import RoPEViT
+from ropevit_mmdet.models.classifiers.rope_vit_classifier import load_classifier
+from ropevit_mmdet.models.necks.simple_feature_pyramid import LayerNorm2d, SimpleFeaturePyramid
+from ropevit_mmdet.weights.detector_checkpoint import register_schemes
 
-take_over_urls()
+register_schemes()
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "BlockFSDPStrategy",
     "CheckedCocoDataset",
+    "FastCocoMetric",
     "FrozenBackbone",
     "LayerNorm2d",
     "NonFiniteGuard",
     "PreemptionHook",
+    "ResumableCheckpointHook",
     "RoPEViT",
     "RoPEViTChecks",
     "RoPEViTLayerDecay",
-    "ResumableCheckpointHook",
     "SimpleFeaturePyramid",
+    "__version__",
     "load_classifier",
+    "wrap_blocks",
 ]

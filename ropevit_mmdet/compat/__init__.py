@@ -1,38 +1,26 @@
-"""What the installed mm stack needs to run on a current torch: checks, mmcv's ops, loading.
+"""What MMDetection 3.3 needs on a current PyTorch: mmcv's ops, checkpoint loading, config paths."""
 
-`prepare` must run before anything imports `mmcv.ops`. Importing this package does nothing yet.
-"""
+from ropevit_mmdet.compat import checkpoint, config, ops
+from ropevit_mmdet.compat.config import packaged_config
 
-from functools import cache
-
-from ropevit_mmdet.compat import checks, ops
-from ropevit_mmdet.compat.checks import StackError
-
-__all__ = ["StackError", "checks", "ops", "prepare"]
+__all__ = ["packaged_config", "prepare"]
 
 
-@cache
 def prepare() -> None:
-    """Check the environment, stand in for `mmcv._ext` if it was not compiled, make loading safe,
-    decoding exact, logs discreet, and files whole.
+    """Applies the global patches that every model on this stack needs. Idempotent.
 
-    A second call does nothing. Raises StackError, one line that names the fix, where the installed
-    packages cannot work together.
+    Must run before anything imports `mmcv.ops`. The patches, all of them, and their reasons:
+
+    - `sys.meta_path`: an import hook provides `mmcv._ext` where mmcv has none. mmcv has no wheel
+      for a current PyTorch, and mmcv-lite, which installs everywhere, lacks this module.
+    - `torch.serialization.add_safe_globals` and `mmengine.runner.CheckpointLoader`: mmengine's
+      training checkpoints load with `weights_only=True`, which PyTorch 2.6 made the default, and
+      configs in checkpoints are read as literals, not executed.
+    - `mmengine.config.Config`: `_base_ = "mmdet::..."`, `"ropevit_mmdet::..."` and `read_base()`
+      resolve without `pkg_resources`, which setuptools 82 removed.
+
+    Everything else belongs to a hook or wrapper of the run that needs it.
     """
-    checks.check_distributions(checks.installed_versions())
-    checks.import_cv2()
-    checks.import_torchvision()
     ops.install()
-    checks.import_compiled_ops()
-    checks.import_mmdet()
-    from ropevit_mmdet.compat import (  # import the mm packages, known to be sound only now
-        checkpoint,
-        log_text,
-        precision,
-        writing,
-    )
-
     checkpoint.install()
-    log_text.install()
-    precision.install()
-    writing.install()
+    config.install()

@@ -1,4 +1,4 @@
-"""mmdet's own train.py, which knows the package by `custom_imports` alone, and DetInferencer."""
+"""MMDetection's train.py, which imports the package by `custom_imports`, and its DetInferencer."""
 
 import json
 from pathlib import Path
@@ -42,6 +42,6 @@ def test_mmdet_trains_and_infers_with_the_demo_config(tmp_path):
     script = tmp_path / "infer.py"
     script.write_text(INFER)
     run(script, CONFIG, checkpoint, data / "test" / "000001.png", tmp_path / "out")
-    found = json.loads((tmp_path / "out" / "preds" / "000001.json").read_text())
-    assert len(found["bboxes"]) == len(found["scores"]) == len(found["masks"])
+    result = json.loads((tmp_path / "out" / "preds" / "000001.json").read_text())
+    assert len(result["bboxes"]) == len(result["scores"]) == len(result["masks"])
     assert (tmp_path / "out" / "vis" / "000001.png").is_file()

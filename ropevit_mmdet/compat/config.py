@@ -1,0 +1,52 @@
+"""Finds the configs that packages ship, without `pkg_resources`, which setuptools 82 removed.
+
+mmengine 0.10.7 needs it for `_base_ = "mmdet::..."` and for `from PACKAGE... import *` under
+`with read_base()`, and accepts only the names of OpenMMLab's packages.
+"""
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import mmengine.config.config as mmengine_config
+from mmengine.config import Config
+from mmengine.utils import check_file_exist
+
+_CONFIGS_OF_WHEEL = Path(__file__).parents[1] / "configs"
+CONFIGS = _CONFIGS_OF_WHEEL if _CONFIGS_OF_WHEEL.is_dir() else Path(__file__).parents[2] / "configs"
+_mmengine_path = Config._get_cfg_path
+
+
+def install() -> None:
+    """Makes mmengine's `Config` use the functions of this module. Idempotent."""
+    mmengine_config.get_installed_path = installed_path
+    Config._get_cfg_path = staticmethod(base_path)
+
+
+def packaged_config(name: str) -> Path | None:
+    """The file of a config of this package by its path in `configs/`, `.py` optional, or None."""
+    path = CONFIGS / f"{name.removesuffix('.py')}.py"
+    return path if path.is_file() else None
+
+
+def base_path(path: str, filename: str) -> tuple[str, str | None]:
+    """The file of an entry of `_base_` in `filename`, and the registry scope of its settings.
+
+    Configs of this package have no scope of their own: they load as by their path.
+    """
+    package, separator, name = path.partition("::")
+    if not separator:
+        return _mmengine_path(path, filename)
+    if package == "ropevit_mmdet":
+        file, scope = CONFIGS / name, None
+    else:
+        file, scope = Path(installed_path(package), ".mim", "configs", name), package
+    check_file_exist(str(file))
+    return str(file), scope
+
+
+def installed_path(package: str) -> str:
+    """The directory of an importable package, without importing it."""
+    spec = find_spec(package)
+    if spec is None:
+        raise ModuleNotFoundError(f"No package named {package!r}", name=package)
+    return spec.submodule_search_locations[0]  # type: ignore[index]

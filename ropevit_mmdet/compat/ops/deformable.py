@@ -1,0 +1,120 @@
+"""Deformable convolutions and attention of the fallback, on torchvision's kernels and grid_sample.
+
+Outputs and gradients are written into the tensors passed in, as mmcv expects. Geometry comes by
+keyword: kernel size, stride, padding and dilation per axis, groups.
+"""
+
+import torch
+from torch import Tensor
+
+from ropevit_mmdet.compat.ops._kernels import torchvision_ops, working_dtype
+
+# Names of mmcv in the order of torchvision, which infers the kernel size.
+V1_GEOMETRY = "dH dW padH padW dilationH dilationW group deformable_group".split()
+V2_GEOMETRY = "stride_h stride_w pad_h pad_w dilation_h dilation_w group deformable_group".split()
+
+
+def deform_conv_forward(input, weight, offset, output, columns, ones, **geometry) -> None:
+    """Fills `output` [B, O, H', W'] by deformable convolution (Dai et al., arXiv 1703.06211)."""
+    output.copy_(torchvision_ops().deform_conv2d(*_v1_arguments(input, weight, offset, geometry)))
+
+
+def deform_conv_backward_input(
+    input, offset, grad_output, grad_input, grad_offset, weight, columns, **geometry
+) -> None:
+    """Fills `grad_input` and `grad_offset`."""
+    grads = _gradients(grad_output, _v1_arguments(input, weight, offset, geometry))
+    grad_input.copy_(grads[0])
+    grad_offset.copy_(grads[2])
+
+
+def deform_conv_backward_parameters(
+    input, offset, grad_output, grad_weight, columns, ones, scale, **geometry
+) -> None:
+    """Adds `scale` times the gradient of the kernel to `grad_weight`.
+
+    mmcv does not pass the kernel, and the gradient needs only its shape, that of `grad_weight`.
+    """
+    grads = _gradients(grad_output, _v1_arguments(input, grad_weight, offset, geometry))
+    grad_weight.add_(grads[1].to(grad_weight.dtype), alpha=scale)
+
+
+def modulated_deform_conv_forward(
+    input, weight, bias, ones, offset, mask, output, columns, **geometry
+) -> None:
+    """Fills `output` [B, O, H', W'] by modulated convolution (Zhu et al., arXiv 1811.11168)."""
+    arguments = _v2_arguments(input, weight, offset, mask, bias, geometry)
+    output.copy_(torchvision_ops().deform_conv2d(*arguments))
+
+
+def modulated_deform_conv_backward(
+    input, weight, bias, ones, offset, mask, columns, *gradients, **geometry
+) -> None:
+    """Fills the first five of `gradients` from the sixth, that of the output."""
+    grad_input, grad_weight, grad_bias, grad_offset, grad_mask, grad_output = gradients
+    arguments = _v2_arguments(input, weight, offset, mask, bias, geometry)
+    grads = _gradients(grad_output, arguments)
+    targets = (grad_input, grad_weight, grad_offset, grad_mask, grad_bias)
+    for target, grad in zip(targets, grads, strict=True):
+        if target.numel():  # empty for a bias that does not exist
+            target.copy_(grad)
+
+
+def ms_deform_attn_forward(value, shapes, starts, locations, weights, im2col_step) -> Tensor:
+    """Multi-scale deformable attention (Zhu et al., arXiv 2010.04159) by mmcv's torch version.
+
+    Shapes: value [B, N, h, D], shapes [L, 2] ((height, width) of each level), locations
+    [B, Q, h, L, P, 2] ((x, y) in 0..1), weights [B, Q, h, L, P] -> [B, Q, h * D].
+    """
+    from mmcv.ops.multi_scale_deform_attn import multi_scale_deformable_attn_pytorch
+
+    return multi_scale_deformable_attn_pytorch(value, shapes, locations, weights)
+
+
+def ms_deform_attn_backward(
+    value, shapes, starts, locations, weights, grad_output, *targets, im2col_step
+) -> None:
+    """Fills `targets`, the gradients of value, locations and weights; repeats the forward pass."""
+    with torch.enable_grad():
+        leaves = [leaf.detach().requires_grad_() for leaf in (value, locations, weights)]
+        value, locations, weights = leaves
+        output = ms_deform_attn_forward(value, shapes, starts, locations, weights, im2col_step)
+        grads = torch.autograd.grad(output, leaves, grad_output)
+    for target, grad in zip(targets, grads, strict=True):
+        target.copy_(grad)
+
+
+OPS = (
+    deform_conv_forward,
+    deform_conv_backward_input,
+    deform_conv_backward_parameters,
+    modulated_deform_conv_forward,
+    modulated_deform_conv_backward,
+    ms_deform_attn_forward,
+    ms_deform_attn_backward,
+)
+
+
+def _gradients(grad_output: Tensor, arguments: tuple) -> tuple[Tensor, ...]:
+    """Gradients of (input, weight, offset, mask, bias)."""
+    grad_output = grad_output.to(working_dtype(grad_output.dtype))
+    return torchvision_ops()._deform_conv2d_backward(grad_output, *arguments)
+
+
+def _v1_arguments(input: Tensor, weight: Tensor, offset: Tensor, geometry: dict[str, int]) -> tuple:
+    """Arguments of torchvision, with an empty mask and no bias."""
+    tensors = (input, weight, offset, input.new_zeros(len(input), 1), weight.new_zeros(len(weight)))
+    return *_in_working_dtype(tensors), *(geometry[name] for name in V1_GEOMETRY), False
+
+
+def _v2_arguments(
+    input: Tensor, weight: Tensor, offset: Tensor, mask: Tensor, bias: Tensor, geometry: dict
+) -> tuple:
+    """Arguments of torchvision, which needs a bias in any case."""
+    bias = bias if geometry["with_bias"] else weight.new_zeros(len(weight))
+    tensors = (input, weight, offset, mask, bias)
+    return *_in_working_dtype(tensors), *(geometry[name] for name in V2_GEOMETRY), True
+
+
+def _in_working_dtype(tensors: tuple[Tensor, ...]) -> list[Tensor]:
+    return [tensor.to(working_dtype(tensors[0].dtype)) for tensor in tensors]
