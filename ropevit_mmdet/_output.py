@@ -1,4 +1,4 @@
-"""Files that appear together or not at all: written into a hidden directory, then moved."""
+"""Files and directories of results that appear complete or not at all."""
 
 import os
 import shutil
@@ -7,50 +7,47 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from ropevit_mmdet.errors import UserError
+
 MB = 2**20  # bytes
 
 
 @contextmanager
 def output_directory(out_dir: str | os.PathLike[str]) -> Iterator[Path]:
-    """An empty directory whose files are moved to the same places below `out_dir` in the end.
+    """Yields an empty directory whose files move to the same places below `out_dir` at the end.
 
-    Files of the same names there are replaced, others stay. After an exception nothing is moved,
-    and nothing is left behind. Raises ValueError as `check_output_directory`.
+    Files of the same names are replaced, others stay. After an exception nothing is moved.
     """
     check_output_directory(out_dir)
     out_dir = Path(out_dir).resolve()
-    # In a directory that is there: it may be a disk of its own, and what it lies in not writable.
-    place = out_dir if out_dir.is_dir() else out_dir.parent
-    partial = place / f".{out_dir.name}.partial-{os.getpid()}"
+    # Within `out_dir` if it exists: it may be a mounted disk, and its parent not writable.
+    parent = out_dir if out_dir.is_dir() else out_dir.parent
+    partial = parent / f".{out_dir.name}.partial-{os.getpid()}"
     try:
         partial.mkdir(parents=True)
         yield partial
         for file in sorted(path for path in partial.rglob("*") if path.is_file()):
-            place = out_dir / file.relative_to(partial)
-            place.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(file, place)
+            target = out_dir / file.relative_to(partial)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(file, target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
 def check_output_directory(out_dir: str | os.PathLike[str]) -> None:
-    """Raise ValueError for a directory that cannot be one, before any work is done for it."""
+    """Raises `UserError` if no files can be written into a directory that may not exist yet."""
     out_dir = Path(out_dir).resolve()
-    place = next(path for path in (out_dir, *out_dir.parents) if os.path.exists(path))
-    if not place.is_dir():
-        raise ValueError(f"cannot write into {out_dir}: {place} is a file, give another directory")
-    if not os.access(place, os.W_OK | os.X_OK):
-        raise ValueError(
-            f"cannot write into {out_dir}: {place} is not writable, give another directory"
-        )
+    existing = next(path for path in (out_dir, *out_dir.parents) if os.path.exists(path))
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        problem = "not writable" if existing.is_dir() else "a file"
+        raise UserError(f"cannot write into {out_dir}: {existing} is {problem}")
 
 
 @contextmanager
 def atomic_file(filepath: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """A file beside `filepath` to write into; flushed to the disk and renamed to that in the end.
+    """Yields a hidden file that is flushed to the disk and renamed to `filepath` at the end.
 
-    Raises OSError that says what there is, where the disk is full; a file of that name is then as
-    it was.
+    After an exception nothing is left of it, and a previous file of that name is unchanged.
     """
     path = Path(filepath)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -62,32 +59,12 @@ def atomic_file(filepath: str | os.PathLike[str]) -> Iterator[BinaryIO]:
             os.fsync(file.fileno())
         partial.replace(path)
     except (OSError, RuntimeError) as failure:
-        # torch.save hides the system's error behind one of its own, of a position in the file.
-        if (error := _system_error(failure)) is None:
+        # torch.save raises a RuntimeError about a position in the file on top of the system's.
+        error = failure if isinstance(failure, OSError) else failure.__context__
+        if not isinstance(error, OSError):
             raise
         free = shutil.disk_usage(path.parent).free / MB
-        raise OSError(
-            error.errno,
-            f"{error.strerror}: {path} was not written; its disk has {free:.1f} MB left; earlier "
-            "files are whole",
-        ) from failure
+        message = f"{path} was not written; {free:.1f} MB left; earlier files are intact"
+        raise OSError(error.errno, f"{error.strerror}: {message}") from failure
     finally:
         partial.unlink(missing_ok=True)
-
-
-def _system_error(error: BaseException | None) -> OSError | None:
-    """The error, or the one that it came of, that is the system's."""
-    while error is not None and not isinstance(error, OSError):
-        error = error.__cause__ or error.__context__
-    return error
-
-
-def is_running(process: int) -> bool:
-    """Whether there is a process of that number, whoever's it is."""
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

@@ -1,34 +1,37 @@
-"""Trainings that something happens to: killed, told to go, out of disk, with broken numbers.
+"""Trainings with an injected failure: killed, signalled, out of disk, with NaN weights.
 
-`train_with` runs one in processes of its own, with a `Failure`; what is left can be resumed and
-compared with a run that nothing happened to.
+`train_with` runs one in a dedicated process; its checkpoints can be resumed and compared with an
+uninterrupted run. `python -m tests.fault_injection CONFIG WORK_DIR` trains as `ropevit train` does.
 """
 
+import argparse
 import multiprocessing
 import os
-import runpy
 import socket
-import subprocess
 import sys
 import time
 from multiprocessing import forkserver
 from pathlib import Path
+from subprocess import CompletedProcess
 from unittest import mock
 
 import torch
-from mmengine.runner import Runner
+from mmdet.registry import RUNNERS
 
-from ropevit_mmdet.engine.config import load_config
-from ropevit_mmdet.engine.hooks.resumable_checkpoint_hook import latest_checkpoint
-from tests.processes import ROOT
+from ropevit_mmdet.engine import latest_checkpoint
+from ropevit_mmdet.engine.config import load_config, use_amp
+from ropevit_mmdet.engine.launcher import launched
+from ropevit_mmdet.errors import one_line_errors
+from tests.processes import ROOT, run_python
 from tests.tiny_coco import write_tiny
 
 FORKSERVER = multiprocessing.get_context("forkserver")
 FORKSERVER.set_forkserver_preload(["tests.fault_injection"])
-# Configs are printed into logs and checkpoints; making them pretty takes half of a short run.
+# mmengine formats configs for logs and checkpoints, which takes half of a short run.
 UNFORMATTED = mock.patch("mmengine.config.config.FormatCode", lambda text, **_: (text, False))
 TIMEOUT = 120  # seconds
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
+TRAIN = ("-m", "tests.fault_injection")
 HOOK = """
 import math, multiprocessing, os, resource, signal, subprocess
 from pathlib import Path
@@ -41,37 +44,34 @@ from mmengine.hooks import Hook
 class Failure(Hook):
     priority = 'VERY_HIGH'
 
-    def __init__(self, kind, iteration, rank=0, stage='before_train_iter'):
-        self.kind, self.iteration, self.rank = kind, iteration, rank
+    def __init__(self, event, iteration, rank=0, stage='before_train_iter'):
+        self.event, self.iteration, self.rank = event, iteration, rank
         setattr(self, stage, self.happen)
 
     def happen(self, runner, **kwargs):
         if runner.iter == self.iteration and get_rank() == self.rank:
             self.iteration = None  # once
-            getattr(self, self.kind)(runner)
+            getattr(self, self.event)(runner)
 
-    def told_to_go(self, runner):
+    def sigterm(self, runner):
         os.kill(os.getpid(), signal.SIGTERM)
 
-    def told_to_go_and_killed(self, runner):  # by the time of the next call
-        self.told_to_go(runner)
-        self.kind, self.iteration = 'killed', runner.iter
+    def sigterm_then_sigkill(self, runner):  # SIGKILL at the next call
+        self.sigterm(runner)
+        self.event, self.iteration = 'sigkill', runner.iter
 
-    def machine_goes(self, runner):
-        for _ in range(2):  # a launcher passes on what its processes got too
-            self.send_to_group('TERM')
+    def sigterm_to_group(self, runner, name='TERM'):
+        for _ in range(2):  # a launcher repeats the signal that its processes received
+            group = f'-{os.getpgid(0)}'
+            subprocess.run(['kill', f'-{name}', '--', group], start_new_session=True)
 
-    def machine_goes_by_usr1(self, runner):
-        self.send_to_group('USR1')
+    def sigusr1_to_group(self, runner):
+        self.sigterm_to_group(runner, 'USR1')
 
-    def send_to_group(self, name):
-        group = f'-{os.getpgid(0)}'
-        subprocess.run(['kill', f'-{name}', '--', group], start_new_session=True)
-
-    def killed(self, runner):
+    def sigkill(self, runner):
         os.kill(os.getpid(), signal.SIGKILL)
 
-    def killed_while_writing(self, runner):  # a checkpoint is written, and not yet renamed
+    def sigkill_while_writing(self, runner):  # before the next checkpoint is renamed
         Path.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 
     def worker_killed(self, runner):
@@ -81,10 +81,10 @@ class Failure(Hook):
         size = os.path.getsize(os.path.join(runner.work_dir, 'iter_3.pth'))
         resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, size // 2))
 
-    def weights_broken(self, runner):
+    def weights_nan(self, runner):
         next(iter(runner.model.parameters())).data.fill_(math.nan)
 """
-# An image's flip is drawn by numpy, its drop path by torch: both must continue where they were.
+# numpy samples the flips, torch the drop paths: both must continue where they were.
 CONFIG = """
 _base_ = './tiny.py'
 model = dict(
@@ -110,143 +110,124 @@ train_cfg = dict(_delete_=True, **{loop})
 optim_wrapper = dict(optimizer=dict(type='AdamW', lr=0.01), accumulative_counts={accumulated})
 param_scheduler = [dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=8)]
 default_hooks = dict(checkpoint=dict(type='ResumableCheckpointHook', by_epoch={by_epoch},
-                                     interval={interval}, max_keep_ckpts=2, save_best=None))
+                                     interval={interval}, max_keep_ckpts=2, save_best=None),
+                     preemption=dict(type='PreemptionHook'))
 custom_hooks = [dict(type='EMAHook', momentum=0.1)] if {ema} else []
 """
-MORE = """
-default_hooks.update(preemption=dict(type='PreemptionHook'))
-"""
 ADDED = """
-custom_imports = dict(imports=['ropevit_mmdet', 'failures_hook'], allow_failed_imports=False)
+custom_imports = dict(imports=['ropevit_mmdet', 'failure_hook'], allow_failed_imports=False)
 custom_hooks = [*locals().get('custom_hooks', []), {hook!r}]
 """
-
-
 ITERATIONS = dict(type="IterBasedTrainLoop", max_iters=9, val_interval=2)
 EPOCHS = dict(type="EpochBasedTrainLoop", max_epochs=4, val_interval=1)
 
 
-def write_config(directory, *, loop, workers, accumulated, ema):
+def write_config(directory, *, loop=ITERATIONS, workers=0, accumulated=1, ema=False, more=""):
     write_tiny(directory)
     by_epoch = loop is EPOCHS
-    text = CONFIG.format(
-        loop=loop,
-        workers=workers,
-        accumulated=accumulated,
-        ema=ema,
-        by_epoch=by_epoch,
-        sampler="DefaultSampler" if by_epoch else "InfiniteSampler",
-        interval=1 if by_epoch else 3,
-    )
+    settings = dict(loop=loop, workers=workers, accumulated=accumulated, ema=ema)
+    settings |= dict(by_epoch=by_epoch, interval=1 if by_epoch else 3)
+    sampler = "DefaultSampler" if by_epoch else "InfiniteSampler"
     path = directory / "resumed.py"
-    path.write_text(text)
+    path.write_text(CONFIG.format(**settings, sampler=sampler) + more)
     return path
 
 
-def prepared(directory, **settings):
-    """The config of a run that can be told to go."""
-    config = write_config(directory, **settings)
-    config.write_text(config.read_text() + MORE)
-    return config
-
-
-def train(config, work_dir, *, resume=False):
-    """Train to the end in this process; the last checkpoint."""
-    settings = load_config(config, work_dir=str(work_dir))
+def train(config, work_dir, *, resume=False, launcher="none", amp=False):
+    """Trains to the end in this process; returns the last checkpoint."""
+    settings = load_config(config, work_dir=str(work_dir), launcher=launcher)
     settings.experiment_name = f"{work_dir}-{resume}".replace("/", "_")
-    settings.resume = resume
-    settings.load_from = str(latest_checkpoint(work_dir)) if resume else None
-    with UNFORMATTED:
-        Runner.from_cfg(settings).train()
+    if resume:
+        settings.resume, settings.load_from = True, str(latest_checkpoint(work_dir))
+    if amp:
+        use_amp(settings)
+    with UNFORMATTED, launched(settings):
+        RUNNERS.get(settings.get("runner_type", "Runner")).from_cfg(settings).train()
     return torch.load(latest_checkpoint(work_dir), weights_only=True)
 
 
-def assert_same(found, expected):
-    assert found["meta"]["iter"] == expected["meta"]["iter"]
+def main(argv):
+    parser = argparse.ArgumentParser()
+    parser.add_argument("config")
+    parser.add_argument("work_dir")
+    parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--amp", action="store_true")
+    parser.add_argument("--launcher", default="none")
+    with one_line_errors():
+        train(**vars(parser.parse_args(argv)))
+
+
+def assert_same(actual, expected):
+    assert actual["meta"]["iter"] == expected["meta"]["iter"]
     for key in ("state_dict", "ema_state_dict", "optimizer"):
-        assert (key in found) == (key in expected)
-        torch.testing.assert_close(found.get(key), expected.get(key), rtol=0, atol=0)
+        assert (key in actual) == (key in expected)
+        torch.testing.assert_close(actual.get(key), expected.get(key), rtol=0, atol=0)
 
 
-def train_with(config: Path, work_dir: Path, failure: dict, *, command=(), arguments=()):
-    """Run tools/train.py, in a process group of its own, on a config with a Failure in it.
+def train_with(config: Path, work_dir: Path, failure: dict, *arguments: str, command=()):
+    """Trains on a config with a Failure in it, in a dedicated process group.
 
-    `command` starts it, as torchrun does; without one it is forked off a process that has imported
-    everything, which saves most of the time.
+    `command`, such as torchrun, starts it; without one it is forked from a process that has
+    imported everything, which saves most of the time.
     """
-    argv = [ROOT / "tools" / "train.py", faulty(config, failure), "--work-dir", work_dir]
-    argv = [*map(str, argv), *arguments]
-    if not command:
-        return forked(argv, config.parent, [{}])[0]
-    process = subprocess.Popen(
-        [sys.executable, *command, *argv, "--launcher", "pytorch"],
-        cwd=ROOT.parent,
-        env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{config.parent}"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        said = process.communicate(timeout=TIMEOUT)
-    except subprocess.TimeoutExpired:
-        process.terminate()  # torchrun takes its processes along, by force after 30 s
-        process.communicate()
-        raise
-    return subprocess.CompletedProcess(argv, process.returncode, *said)
+    argv = [str(with_failure(config, failure)), str(work_dir), *arguments]
+    if command:
+        return run_python(*command, *TRAIN, *argv, "--launcher", "pytorch", path=config.parent)
+    return forked(argv, config.parent, [{}])[0]
 
 
 def train_two_with(config: Path, work_dir: Path, failure: dict):
-    """As `train_with`, by two processes that nobody looks after; what has become of each."""
+    """As `train_with`, in two processes without a launcher that supervises them."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     environments = [{"RANK": rank, "LOCAL_RANK": rank, **group} for rank in "01"]
-    argv = [ROOT / "tools" / "train.py", faulty(config, failure), "--work-dir", work_dir]
-    return forked([*map(str, argv), "--launcher", "pytorch"], config.parent, environments)
+    argv = [str(with_failure(config, failure)), str(work_dir), "--launcher", "pytorch"]
+    return forked(argv, config.parent, environments)
 
 
-def faulty(config: Path, failure: dict) -> Path:
-    changed = config.with_name(f"unlucky_{config.name}")
+def with_failure(config: Path, failure: dict) -> Path:
+    changed = config.with_name(f"failing_{config.name}")
     hook = dict(type="Failure", **failure)
     changed.write_text(config.read_text() + ADDED.format(hook=hook))
-    config.with_name("failures_hook.py").write_text(HOOK)
+    config.with_name("failure_hook.py").write_text(HOOK)
     return changed
 
 
 def forked(argv: list[str], directory: Path, environments: list[dict[str, str]]):
-    """Run a program once per environment, side by side; `directory` is one more to import from."""
-    # With as many threads as the runs that it is compared with to the bit, whatever a test has set.
+    """Runs `main` once per environment, in parallel; `directory` is importable."""
+    # With as many threads as the runs that it is compared with to the bit.
     with mock.patch.dict(os.environ, OMP_NUM_THREADS=str(torch.get_num_threads())):
         forkserver.ensure_running()  # starts it once
     started = []
     for number, environment in enumerate(environments):
-        said = [directory / f"said_{number}_{stream}.txt" for stream in ("out", "err")]
-        settings = (argv, str(directory), environment, *map(str, said))
-        process = FORKSERVER.Process(target=_run_program, args=settings)
+        outputs = [directory / f"{stream}_{number}.txt" for stream in ("stdout", "stderr")]
+        process = FORKSERVER.Process(
+            target=_run_main, args=(argv, str(directory), environment, *map(str, outputs))
+        )
         process.start()
-        started.append((process, said))
+        started.append((process, outputs))
     deadline = time.monotonic() + TIMEOUT
     for process, _ in started:
         process.join(max(0.0, deadline - time.monotonic()))
-    alive = [process for process, _ in started if process.is_alive()]
-    for process in alive:
+        alive = process.is_alive()
         process.kill()
-        process.join()
-    texts = [[file.read_text() for file in said] for _, said in started]
-    assert not alive, f"{len(alive)} did not end: {texts}"
+        assert not alive, f"the run did not end within {TIMEOUT} s"
+    texts = [[file.read_text() for file in outputs] for _, outputs in started]
     codes = [process.exitcode for process, _ in started]
-    return [subprocess.CompletedProcess(argv, *done) for done in zip(codes, *zip(*texts))]
+    return [CompletedProcess(argv, *done) for done in zip(codes, *zip(*texts))]
 
 
-def _run_program(argv, directory, environment, out, err):
+def _run_main(argv, directory, environment, stdout, stderr):
     os.setsid()
-    for file, stream in ((out, 1), (err, 2)):
+    for file, stream in ((stdout, 1), (stderr, 2)):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
     os.environ.update(environment)
     os.chdir(ROOT.parent)
     sys.path[:0] = [directory]
-    sys.argv = argv
-    with UNFORMATTED:
-        runpy.run_path(argv[0], run_name="__main__")
+    main(argv)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

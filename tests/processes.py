@@ -1,4 +1,4 @@
-"""For tests of whole programs: Python in a process of its own."""
+"""Runs Python programs in separate processes."""
 
 import os
 import subprocess
@@ -9,10 +9,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def run_python(*argv: object, path: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """Run `python *argv` outside the repository: only PYTHONPATH leads to the package.
-
-    ``path`` is one more directory to import from.
-    """
+    """Runs `python *argv` outside the repository, which only PYTHONPATH contains, and `path`."""
     return subprocess.run(
         [sys.executable, *map(str, argv)],
         cwd=ROOT.parent,

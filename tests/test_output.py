@@ -1,77 +1,77 @@
-"""Directories that results are written into: tried before the work, written to whole or not at all."""
+"""Results appear complete or not at all, and directories are checked before the work."""
 
 import os
+import resource
 from pathlib import Path
 
 import pytest
+import torch
 
-from ropevit_mmdet._output import check_output_directory, output_directory
-from ropevit_mmdet.visualization.figure_file import check_png
-from tests.test_cli.test_tools import fails, load_tool
-from tests.tiny_coco import write_tiny
+from ropevit_mmdet._output import atomic_file, check_output_directory, output_directory
+from ropevit_mmdet.errors import UserError
 
 
 @pytest.fixture
 def locked(tmp_path, monkeypatch):
-    """A directory that may not be written to, for root too."""
-    directory, may = tmp_path / "locked", os.access
+    """A directory that is not writable, not even for root."""
+    directory, access = tmp_path / "locked", os.access
     directory.mkdir()
     monkeypatch.setattr(
-        os, "access", lambda path, mode: Path(path) != directory and may(path, mode)
+        os, "access", lambda path, mode: Path(path) != directory and access(path, mode)
     )
     return directory
 
 
-@pytest.mark.parametrize(
-    ("tool", "argv"),
-    [
-        ("predict", ["gone.py", "gone.pth", "gone.png", "--out-dir"]),
-        ("browse_dataset", ["gone.py", "--not-show", "--output-dir"]),
-        ("plot_results", ["gone.py", "gone.pkl", "--out-dir"]),
-        ("plot_run", ["gone", "--out"]),
-        ("show_features", ["gone.pth", "gone.png", "--out"]),
-    ],
-)
-def test_tools_try_a_directory_before_the_work(locked, capsys, tool, argv):
-    name = "run.png" if argv[-1] == "--out" else "new/out"
-    said = fails(capsys, load_tool(tool).main, *argv, locked / name)
-    assert f"{locked} is not writable" in said
+def test_directories_that_cannot_be_written_to(locked, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"locked is not writable"):
+        check_output_directory(locked / "new" / "out")
+    with pytest.raises(UserError, match=r"file is a file"):
+        check_output_directory(tmp_path / "file" / "run")
     assert not list(locked.iterdir())
 
 
-def test_files_that_cannot_be_figures_are_found_before_the_work(tmp_path, monkeypatch):
-    (tmp_path / "a.png").mkdir()
-    (tmp_path / "b.png").touch()
-    check_png(tmp_path / "b.png")
-    may = os.access
-    monkeypatch.setattr(
-        os, "access", lambda path, mode: Path(path).name[0] != "b" and may(path, mode)
-    )
-    for name in ("a.png", "b.png"):
-        with pytest.raises(
-            ValueError, match=rf"cannot write .*{name}: a directory, or not writable"
-        ):
-            check_png(tmp_path / name)
-
-
-def test_a_directory_that_is_there_needs_nothing_of_the_one_it_lies_in(locked, tmp_path):
-    """As with a disk that is mounted there: nothing can be renamed into it from outside."""
+def test_files_move_at_the_end(locked, tmp_path):
+    """Into an existing directory also where its parent is not writable, as with a mounted disk."""
     (locked / "out").mkdir()
-    check_output_directory(locked / "out")
     with output_directory(locked / "out") as directory:
         assert directory.parent == locked / "out"
         (directory / "a").touch()
     assert [path.name for path in (locked / "out").iterdir()] == ["a"]
     with output_directory(tmp_path / "new") as directory:
         assert not (tmp_path / "new").exists()
-        (directory / "a").touch()
-    assert [path.name for path in (tmp_path / "new").iterdir()] == ["a"]
+        (directory / "sub").mkdir()
+        (directory / "sub" / "a").touch()
+    with pytest.raises(KeyError), output_directory(tmp_path / "new") as directory:
+        (directory / "b").touch()
+        raise KeyError
+    assert [path.name for path in (tmp_path / "new").rglob("*")] == ["sub", "a"]
 
 
-@pytest.mark.parametrize("tool", ["train", "test", "demo", "soak"])
-def test_a_work_dir_that_cannot_be_one(tool, tmp_path, capsys):
-    (tmp_path / "file").write_text("")
-    config = write_tiny(tmp_path)
-    argv = dict(train=[config], test=[config, "none.pth"]).get(tool, ["--config", config])
-    line = fails(capsys, load_tool(tool).main, *argv, "--work-dir", tmp_path / "file" / "run")
-    assert "is a file, give another directory" in line
+def test_an_exception_leaves_the_previous_file(tmp_path):
+    target = tmp_path / "weights.pth"
+    target.write_bytes(b"before")
+    with pytest.raises(KeyError), atomic_file(target) as file:
+        file.write(b"half of")
+        raise KeyError
+    assert target.read_bytes() == b"before" and list(tmp_path.iterdir()) == [target]
+
+
+@pytest.mark.parametrize("fraction", [0.001, 0.5, 0.999])
+def test_a_full_disk_leaves_the_previous_file(fraction, tmp_path):
+    """torch.save then raises an error about a position in the file."""
+    target, content = tmp_path / "iter_1.pth", [torch.randn(10**6) for _ in range(3)]
+    torch.save(content, target)
+    before, limits = target.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(len(before) * fraction), limits[1]))
+    try:
+        with (
+            pytest.raises(
+                OSError, match="File too large: .*iter_1.pth was not written; .* MB left"
+            ),
+            atomic_file(target) as file,
+        ):
+            torch.save(content, file)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert target.read_bytes() == before and list(tmp_path.iterdir()) == [target]

@@ -1,12 +1,9 @@
-"""Turn command line arguments into a config that is known to run, before anything is written.
+"""Reads configs and applies the options of the command line, before a run writes anything."""
 
-Each function finds its share of what a user can get wrong and raises ValueError with one line.
-"""
-
-import argparse
-import ast
 import os
+from collections.abc import Sequence
 from copy import deepcopy
+from importlib.util import find_spec
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -16,183 +13,120 @@ from mmdet.registry import MODELS
 from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
-from mmengine.runner._flexible_runner import FlexibleRunner
 from torch import nn
 
-# Top-level names that runners and tools take; all others are variables of a file's own.
+from ropevit_mmdet.compat.config import packaged_config
+from ropevit_mmdet.errors import UserError
+
+# Top-level names that runners and commands read; all others are a config's own variables.
 _READ_BY_RUNNER = {
     *signature(Runner).parameters,
-    *signature(FlexibleRunner).parameters,
-    *"runner_type model_wrapper_cfg find_unused_parameters sync_bn compile optimizer".split(),
-    *"tta_model tta_pipeline custom_imports".split(),
+    *"runner_type strategy model_wrapper_cfg find_unused_parameters sync_bn compile".split(),
+    *"optimizer tta_model tta_pipeline custom_imports".split(),
 }
 
 
 def load_config(
     path: str | os.PathLike[str],
-    options: dict[str, Any] | None = None,
+    options: dict[str, Any] | Sequence[str] | None = None,
     *,
     work_dir: str | None = None,
     launcher: str = "none",
 ) -> Config:
-    """Read a config file and apply `--cfg-options`, `--work-dir` and `--launcher` to it.
+    """Reads a config file or a packaged config, and applies the options of a command to it.
 
-    The working directory is `work_dir`, else the config's own, else `work_dirs/<name of the file>`.
-    Raises ValueError if the file is missing, cannot be evaluated or contradicts the options.
+    `options` are values by dotted key, or `KEY=VALUE` strings in the syntax of `DictAction`.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"config file {path} does not exist")
-    if path.suffix not in (".py", ".json", ".yaml", ".yml"):
-        raise ValueError(f"config file {path} is not a .py, .json or .yaml file")
-    config = _evaluate(path)
-    for key, value in (options or {}).items():
-        if "." not in key and key in config and key not in _READ_BY_RUNNER:
-            raise ValueError(
-                f"--cfg-options {key}: {path} has made other settings out of it by then, so it "
-                f"would change nothing; set {key} in a config of yours that has {path.name} as its "
-                "_base_, with what follows from it, or in a copy of the file"
-            )
-        try:
-            config.merge_from_dict({key: value})
-        except (KeyError, TypeError, IndexError, AttributeError) as error:
-            raise ValueError(
-                f"--cfg-options {key}={value!r} does not fit {path}: {_one_line(error)}"
-            ) from error
-    if "model" not in config:
-        raise ValueError(f"config file {path} defines no model")
+    file: Any = Path(path) if Path(path).is_file() else packaged_config(str(path))
+    _require(file, f"config {path} is neither a file nor the name of a packaged config")
+    try:
+        config = Config.fromfile(file)
+    except Exception as error:  # a Python config may raise anything
+        cause = f"{type(error).__name__}: {_one_line(error.__cause__ or error)}"
+        raise UserError(f"config file {file} cannot be read: {cause}") from error
+    for key, value in _parsed(options or {}).items():
+        _merge(config, key, value, file)
+    _require("model" in config, f"config file {file} defines no model")
     config.launcher = launcher
-    config.work_dir = work_dir or config.get("work_dir") or str(Path("work_dirs") / path.stem)
+    config.work_dir = work_dir or config.get("work_dir") or f"work_dirs/{file.stem}"
     return config
 
 
-def add_cfg_options(parser: argparse.ArgumentParser) -> None:
-    """Give a tool `--cfg-options`, as mmdet's tools have it; its value goes into `load_config`."""
-    parser.add_argument(
-        "--cfg-options",
-        nargs="+",
-        action=DictAction,
-        metavar="KEY=VALUE",
-        help='override settings of the config: a.b=1 c="[1,2]" d="[(1,2),(3,4)]"',
-    )
-
-
 def build_detector(config: Config) -> nn.Module:
-    """Build the config's model on the CPU, without weights; finds wrong types, names and numbers.
-
-    Raises ValueError for a type that is not registered and for arguments that a type does not
-    take; what a constructor says about the value of an argument passes through.
-    """
+    """Builds the config's model on the CPU, without loading weights."""
     init_default_scope(config.get("default_scope") or "mmdet")
     try:
         return MODELS.build(deepcopy(config.model))
-    except KeyError as error:
-        if "registry" not in str(error):
+    except (KeyError, TypeError) as error:
+        if ("registry" if isinstance(error, KeyError) else "argument") not in str(error):
             raise
-        raise ValueError(f"the config's model: {_one_line(error)}") from error
-    except TypeError as error:
-        if "argument" not in str(error):
-            raise
-        raise ValueError(f"the config's model: {_one_line(error)}") from error
+        raise UserError(f"the config's model: {_one_line(error)}") from error
 
 
 def use_amp(config: Config) -> None:
-    """Switch mixed precision on, as `--amp` does; a dtype in the config is kept.
-
-    Raises ValueError without a GPU: mmengine's AmpOptimWrapper needs one.
-    """
-    if not torch.cuda.is_available():
-        raise ValueError("--amp needs a GPU, and PyTorch sees none here; leave it out")
-    kind = config.optim_wrapper.get("type", "OptimWrapper")
-    if kind not in ("OptimWrapper", "AmpOptimWrapper"):
-        raise ValueError(f"--amp cannot replace the config's optim_wrapper of type {kind!r}")
-    config.optim_wrapper.type = "AmpOptimWrapper"
-    config.optim_wrapper.setdefault("loss_scale", "dynamic")
+    """Enables mixed precision (`--amp`); keeps a `dtype` of the config."""
+    wrapper = config.optim_wrapper
+    _require(torch.cuda.is_available(), "--amp needs a GPU, and PyTorch finds none")
+    given = wrapper.get("type", "OptimWrapper")
+    _require(
+        given in ("OptimWrapper", "AmpOptimWrapper"), f"--amp cannot replace optim_wrapper {given}"
+    )
+    wrapper.type = "AmpOptimWrapper"
+    wrapper.setdefault("loss_scale", "dynamic")
     if "FSDP" in config.get("strategy", {}).get("type", ""):
-        config.optim_wrapper.setdefault("use_fsdp", True)  # a gradient scaler for shards
+        wrapper.setdefault("use_fsdp", True)  # a gradient scaler for shards
 
 
 def check_full_precision(config: Config) -> None:
-    """Raises ValueError if settings of mixed precision are there without `--amp`."""
+    """Refuses settings of mixed precision in a config that does not enable it."""
     wrapper = config.get("optim_wrapper") or {}
-    given = [key for key in ("dtype", "loss_scale") if key in wrapper]
-    if given and wrapper.get("type", "OptimWrapper") == "OptimWrapper":
-        raise ValueError(
-            f"optim_wrapper.{given[0]} is a setting of mixed precision: give --amp too, or leave "
-            "it out"
-        )
+    settings = {"dtype", "loss_scale"} & wrapper.keys()
+    _require(
+        not settings or wrapper.get("type", "OptimWrapper") != "OptimWrapper",
+        f"optim_wrapper.{min(settings, default='')} needs mixed precision: add --amp or remove it",
+    )
 
 
 def use_auto_scale_lr(config: Config) -> None:
-    """Switch the scaling of the learning rate by batch size on, as `--auto-scale-lr` does.
-
-    Raises ValueError if the config does not say which batch size its learning rate is for, or if
-    that is of another number of passes, which mmengine does not scale by.
-    """
-    if "base_batch_size" not in config.get("auto_scale_lr", {}):
-        raise ValueError(
-            "--auto-scale-lr needs auto_scale_lr = dict(base_batch_size=...) in the config: "
-            "the batch size that its learning rate is meant for"
-        )
+    """Enables scaling of the learning rate by the batch size (`--auto-scale-lr`)."""
+    scaling = config.get("auto_scale_lr", {})
+    needed = "auto_scale_lr = dict(base_batch_size=...)"
+    _require("base_batch_size" in scaling, f"--auto-scale-lr needs {needed} in the config")
     passes = config.get("optim_wrapper", {}).get("accumulative_counts", 1)
-    meant = config.auto_scale_lr.get("passes", passes)
-    if passes != meant:
-        raise ValueError(
-            f"--auto-scale-lr scales by the images of a pass, and accumulative_counts={passes} "
-            f"is not the {meant} that the learning rate is meant for: set "
-            "optim_wrapper.optimizer.lr by the images of a step yourself"
-        )
-    config.auto_scale_lr.enable = True
+    expected = scaling.get("passes", passes)
+    _require(
+        passes == expected,
+        f"accumulative_counts={passes} is not the {expected} of auto_scale_lr.passes, which "
+        "--auto-scale-lr ignores: scale optim_wrapper.optimizer.lr yourself",
+    )
+    scaling.enable = True
 
 
 def use_tensorboard(config: Config) -> None:
-    """Write losses, learning rates and metrics for TensorBoard too, as `--tensorboard` does.
-
-    They go into `<work dir>/<time>/vis_data`. Raises ValueError where tensorboard is missing.
-    """
-    try:
-        import torch.utils.tensorboard  # noqa: F401
-    except ImportError as error:
-        raise ValueError(
-            f"--tensorboard needs the package tensorboard ({error}): pip install tensorboard"
-        ) from error
-    if not config.get("visualizer"):
-        config.visualizer = {"type": "DetLocalVisualizer", "name": "visualizer"}
-    backends = config.visualizer.get("vis_backends") or [{"type": "LocalVisBackend"}]
+    """Also writes losses, learning rates and metrics for TensorBoard (`--tensorboard`)."""
+    _require(find_spec("tensorboard"), "--tensorboard needs a package: pip install tensorboard")
+    visualizer = config.setdefault("visualizer", ConfigDict(type="DetLocalVisualizer"))
+    backends = visualizer.setdefault("vis_backends", [ConfigDict(type="LocalVisBackend")])
     if all("TensorboardVisBackend" not in backend["type"] for backend in backends):
-        backends = [*backends, {"type": "TensorboardVisBackend"}]
-    config.visualizer.vis_backends = backends
+        backends.append(ConfigDict(type="TensorboardVisBackend"))
 
 
 def use_show(config: Config, *, show: bool, show_dir: str | None, wait_time: float) -> None:
-    """Draw predictions while testing, on the screen (`--show`) or into files (`--show-dir`).
-
-    Raises ValueError without a screen to show them on, or a visualization hook to draw them.
-    """
-    if show and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
-        raise ValueError("--show needs a screen and DISPLAY is not set; use --show-dir DIRECTORY")
+    """Draws predictions during a test, on the screen (`--show`) or into files (`--show-dir`)."""
+    screen = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    _require(not show or screen, "--show needs a screen (DISPLAY): use --show-dir DIRECTORY")
     hook = config.get("default_hooks", {}).get("visualization")
-    if hook is None:
-        raise ValueError(
-            "--show and --show-dir need the drawing hook in the config: "
-            "default_hooks = dict(visualization=dict(type='DetVisualizationHook'))"
-        )
-    hook.draw = True
-    hook.show = show
-    hook.wait_time = wait_time
+    _require(hook, "--show and --show-dir need a hook in the config: DetVisualizationHook")
+    hook.update(draw=True, show=show, wait_time=wait_time)
     if show_dir:
         hook.test_out_dir = show_dir
 
 
 def use_tta(config: Config) -> bool:
-    """Test on every image and its mirror image, as `--tta` does; the config may say otherwise.
-
-    mmdet merges boxes only, so a mask head is taken out, and mask AP with it: True if so.
-    """
+    """Tests on mirror images too, or by the config's TTA; returns whether masks were removed."""
     boxes_only = bool(config.model.get("roi_head", {}).get("mask_head"))
-    if boxes_only:
-        config.model.roi_head.mask_head = None
-        config.model.roi_head.mask_roi_extractor = None
+    if boxes_only:  # mmdet merges only boxes
+        config.model.roi_head.update(mask_head=None, mask_roi_extractor=None)
         evaluators = config.test_evaluator
         for evaluator in evaluators if isinstance(evaluators, list) else [evaluators]:
             if "segm" in evaluator.get("metric", ()):
@@ -200,18 +134,14 @@ def use_tta(config: Config) -> bool:
     dataset = config.test_dataloader.dataset
     while "dataset" in dataset:
         dataset = dataset.dataset
-    if "tta_pipeline" not in config:
-        config.tta_pipeline = _mirror_pipeline(dataset.pipeline)
-    if "tta_model" not in config:
-        nms = {"type": "nms", "iou_threshold": 0.5}
-        config.tta_model = {"type": "DetTTAModel", "tta_cfg": {"nms": nms, "max_per_img": 100}}
-    dataset.pipeline = config.tta_pipeline
-    config.model = ConfigDict(**config.tta_model, module=config.model)
+    dataset.pipeline = config.get("tta_pipeline") or _mirror_pipeline(dataset.pipeline)
+    merging = {"nms": {"type": "nms", "iou_threshold": 0.5}, "max_per_img": 100}
+    wrapper = config.get("tta_model", {"type": "DetTTAModel", "tta_cfg": merging})
+    config.model = ConfigDict(**wrapper, module=config.model)
     return boxes_only
 
 
 def _mirror_pipeline(pipeline: list[ConfigDict]) -> list[ConfigDict]:
-    """A test pipeline that ends in the image and its mirror image, each packed."""
     pack = deepcopy(pipeline[-1])
     keys = ("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")
     pack.meta_keys = (*pack.get("meta_keys", keys), "flip", "flip_direction")
@@ -219,20 +149,33 @@ def _mirror_pipeline(pipeline: list[ConfigDict]) -> list[ConfigDict]:
     return [*deepcopy(pipeline[:-1]), ConfigDict(type="TestTimeAug", transforms=[flips, [pack]])]
 
 
-def _evaluate(path: Path) -> Config:
-    """The config of a file; ValueError names the file, line and cause of what stops it."""
+def _parsed(options: dict[str, Any] | Sequence[str]) -> dict[str, Any]:
+    if isinstance(options, dict):
+        return options
+    for option in options:
+        balanced = all(option.count(a) == option.count(b) for a, b in ("()", "[]"))
+        _require("=" in option and balanced, f"--cfg-options {option}: expected KEY=VALUE")
+    pairs = [option.split("=", maxsplit=1) for option in options]
+    return {key: DictAction._parse_iterable(value) for key, value in pairs}
+
+
+def _merge(config: Config, key: str, value: Any, file: Path) -> None:
+    option = f"--cfg-options {key}={value!r}"
+    _require(
+        "." in key or key not in config or key in _READ_BY_RUNNER,
+        f"{option} has no effect: {file} has already used this variable in other settings",
+    )
     try:
-        if path.suffix == ".py":
-            ast.parse(path.read_text(encoding="utf-8"))
-        return Config.fromfile(path)
-    except SyntaxError as error:
-        raise ValueError(f"config file {path}, line {error.lineno}: {error.msg}") from error
-    except Exception as error:  # a config is a program of the user's: anything can come out of it
-        cause = f"{type(error).__name__}: {_one_line(error.__cause__ or error)}"
-        raise ValueError(f"config file {path} cannot be read: {cause}") from error
+        config.merge_from_dict({key: value})
+    except (KeyError, TypeError, IndexError, AttributeError) as error:
+        raise UserError(f"{option} does not fit {file}: {_one_line(error)}") from error
+
+
+def _require(condition: Any, message: str) -> None:
+    if not condition:
+        raise UserError(message)
 
 
 def _one_line(error: BaseException) -> str:
-    """An exception's text without its line breaks, nor the quotes that KeyError puts around it."""
-    text = error.args[0] if isinstance(error, KeyError) and error.args else error
+    text = error.args[0] if isinstance(error, KeyError) else error  # without KeyError's quotes
     return " ".join(str(text).split())

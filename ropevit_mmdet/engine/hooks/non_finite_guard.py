@@ -1,14 +1,8 @@
-"""Stops a run whose loss or gradients are not finite, or leaves such steps out and counts them.
-
-One reduction per step, of the gradients that the step is made of: before they are clipped, which
-would spread a NaN over all of them, and after DDP has summed them, so that all processes agree.
-"""
-
-from __future__ import annotations
+"""NonFiniteGuard: stops a run at a loss or gradient that is NaN or infinite, or skips the step."""
 
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NoReturn
 
@@ -18,229 +12,123 @@ from mmengine.dist import all_gather_object, all_reduce, get_world_size
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
-from mmengine.optim import OptimWrapper, OptimWrapperDict
-from torch import nn
 
-from ropevit_mmdet.engine.hooks.resumable_checkpoint_hook import latest_checkpoint
-
-LEAST_LOSS_SCALE = 2.0**-24  # float16's smallest number: below, a gradient scaler is lost
-SHOWN = 3  # names of a kind in a message
+from ropevit_mmdet.engine.hooks._latest_checkpoint import latest_checkpoint
+from ropevit_mmdet.errors import UserError
 
 
-class NonFiniteError(ValueError):
-    """The training went wrong: the message says where, and what is left of it."""
+class NonFiniteError(UserError):
+    """A run stopped by NonFiniteGuard: the message says where, why and how to continue."""
 
-    of_all_processes = True  # one of them tells it
+    of_all_processes = True  # commands print it once
 
 
 @HOOKS.register_module()
 class NonFiniteGuard(Hook):
-    """Looks at every loss and at the gradients of every step of the optimizer.
+    """Checks every loss, and the gradients of every optimizer step.
 
-    Under a gradient scaler (`--amp`) gradients that overflow are its own business: whatever the
-    action, it leaves the step out and lowers its scale, and that is counted and warned of.
+    Gradients are checked after DDP has summed them, so that all processes agree, and before they
+    are clipped, which would spread a NaN over all of them.
 
     Args:
-        action: 'stop' ends the run before anything broken is saved; the numbers are looked at
-            behind the step, where logging has waited for the device anyway. 'skip' leaves out
-            every step whose gradients are not finite, which costs one wait per step, and warns
-            with a count; learning rates continue. A loss that is not finite but has finite gradients
-            is warned of.
-        max_skips: steps left out in a row, by the scaler or here; one more stops the run.
-
-    Raises (while training, in all processes alike):
-        NonFiniteError: the iteration, the losses, the parameter groups and parameters, the last
-            checkpoint. Gradients whose squares overflow count as not finite: Adam squares them.
+        action: 'stop' ends the run before a checkpoint of it is saved; 'skip' skips steps whose
+            gradients are not finite and warns with a count. Only 'skip' waits for the device before
+            each step.
+        max_skips: skipped steps in a row, here or by the gradient scaler of `--amp`; one more stops
+            the run with either action.
     """
 
-    priority = "HIGH"  # behind the log values, before EMA, log lines and checkpoints
+    priority = "HIGH"  # after the log values, before EMA, log lines and checkpoints
 
     def __init__(self, action: str = "stop", max_skips: int = 100) -> None:
         if action not in ("stop", "skip"):
-            raise ValueError(f"NonFiniteGuard: action must be 'stop' or 'skip', got {action!r}")
-        if max_skips < 0:
-            raise ValueError(f"NonFiniteGuard: max_skips must not be negative, got {max_skips}")
+            raise UserError(f"NonFiniteGuard: action must be 'stop' or 'skip', got {action!r}")
         self.action, self.max_skips = action, max_skips
         self.skipped = self._in_a_row = 0
-        self._losses: dict[str, float] = {}  # those not finite since the last step
-        self._steps: list[_Gradients] = []  # what the last step was made of
-        self._left_out = False
+        self._losses: dict[str, float] = {}  # not finite, since the last step
+        self._names: list[str] = []  # of parameters with a gradient
+        self._norms = torch.zeros(0)  # the largest elements of their gradients at the last step
+        self._skipped_now = False
 
     def before_train(self, runner) -> None:
-        self._names = _parameter_names(runner.model)
-        self._wrappers = _wrappers(runner.optim_wrapper)
-        for wrapper in self._wrappers:
-            wrapper.step = partial(self._step, wrapper, wrapper.step)
+        self._model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        self._wrapper = runner.optim_wrapper
+        self._wrapper.step = partial(self._step, self._wrapper.step)
 
     def after_train(self, runner) -> None:
-        for wrapper in self._wrappers:
-            del wrapper.step  # its class has it again
+        del self._wrapper.step  # restores the method of the class
 
     def after_train_iter(
-        self, runner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None
+        self, runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
-        if not math.isfinite(float(outputs["loss"])):
-            self._losses |= _losses_not_finite(outputs)
-        if not all(wrapper.should_update() for wrapper in self._wrappers):
+        if not math.isfinite(outputs["loss"].item()):
+            values = {key: v.item() for key, v in outputs.items() if "loss" in key}
+            parts = {key: v for key, v in values.items() if key != "loss" and not math.isfinite(v)}
+            self._losses |= parts or {"loss": values["loss"]}
+        if not self._wrapper.should_update():
             if self._losses and self.action == "stop" and get_world_size() == 1:
-                self._steps = [_Gradients(w.optimizer, scaled=False) for w in self._wrappers]
-                self._stop(runner)  # a checkpoint here would keep the accumulated gradients
+                self._measure()
+                self._stop(runner)  # now: a checkpoint would save the accumulated gradients
             return
-        if self.action == "stop":
-            broken = bool(self._losses)
-            if not self._left_out:
-                broken = broken or not all(gradients.finite() for gradients in self._steps)
-            if _anywhere(broken):
-                self._stop(runner)
-        if self._left_out:
-            self._count(runner)
-        elif self._losses:
-            runner.logger.warning(
-                f"{_place(runner)}: {_told_losses(self._losses)}; the gradients are finite"
-            )
-        for scaler in _scalers(self._wrappers):
-            _check_scale(runner, scaler)
-        self._in_a_row *= self._left_out
-        self._losses, self._steps, self._left_out = {}, [], False
-
-    def _step(self, wrapper: OptimWrapper, step: Callable[..., None], **kwargs) -> None:
-        """What `wrapper.step` does while a run continues."""
-        scaled = bool(_scalers([wrapper]))
-        gradients = _Gradients(wrapper.optimizer, scaled=scaled)
-        self._steps.append(gradients)
-        if (scaled or self.action == "skip") and _anywhere(not gradients.finite()):
-            self._left_out = True
-            if not scaled:
-                return
-        step(**kwargs)
-
-    def _count(self, runner) -> None:
-        self.skipped += 1
-        self._in_a_row += 1
-        if self._in_a_row > self.max_skips:
+        self.skipped += self._skipped_now
+        self._in_a_row = (self._in_a_row + 1) * self._skipped_now
+        broken = bool(self._losses) or not (self._skipped_now or self._finite())
+        if self._in_a_row > self.max_skips or self.action == "stop" and _anywhere(broken):
             self._stop(runner)
-        runner.logger.warning(
-            f"{_place(runner)}: step left out, number {self.skipped} of this run: {self._told()}"
+        if self._skipped_now or self._losses:
+            skipped = f"step skipped, {self.skipped} so far: " if self._skipped_now else ""
+            runner.logger.warning(f"iteration {runner.iter + 1}: {skipped}{self._description()}")
+        self._losses, self._skipped_now = {}, False
+
+    def _step(self, step: Callable[..., None], **kwargs) -> None:
+        """Replaces `optim_wrapper.step` during training."""
+        scaler = getattr(self._wrapper, "loss_scaler", None)
+        scaled = scaler is not None and scaler.is_enabled()
+        self._measure()
+        if scaled or self.action == "skip":
+            self._skipped_now = _anywhere(not self._finite())
+        if scaled or not self._skipped_now:  # a scaler skips the step itself, and lowers its scale
+            step(**kwargs)
+
+    def _measure(self) -> None:
+        gradients = {name: p.grad for name, p in self._model.named_parameters()}
+        named = [(name, g) for name, g in gradients.items() if g is not None and g.numel()]
+        self._names = [name for name, _ in named]
+        scaler = getattr(self._wrapper, "loss_scaler", None)
+        # Adam squares gradients: a norm that overflows is not finite either, unless it is scaled.
+        order = math.inf if scaler is not None and scaler.is_enabled() else 2
+        norms = torch._foreach_norm([gradient for _, gradient in named], order) if named else []
+        self._norms = torch.stack(list(norms)) if named else torch.zeros(0)
+
+    def _finite(self) -> bool:
+        return bool(self._norms.isfinite().all())  # waits for the device
+
+    def _stop(self, runner) -> NoReturn:
+        texts = all_gather_object(self._description())
+        if len(set(texts)) > 1:
+            texts = [f"process {rank}: {text or 'all finite'}" for rank, text in enumerate(texts)]
+        row = f", after {self._in_a_row - 1} skipped steps" if self._in_a_row > 1 else ""
+        path = latest_checkpoint(runner.work_dir)
+        checkpoint = f"--resume continues from {path}" if path else "There is no checkpoint yet"
+        message = (
+            f"iteration {runner.iter + 1}{row}: {'; '.join(dict.fromkeys(texts))}. {checkpoint}. "
+            "Try a lower learning rate, clip_grad, bfloat16 instead of float16, or --cfg-options "
+            "default_hooks.non_finite.action=skip"
         )
+        print_log(message, "current", logging.WARNING)  # into the log file too
+        raise NonFiniteError(message)
 
-    def _stop(self, runner) -> None:
-        """Raises NonFiniteError with what each process has found."""
-        found = all_gather_object(self._told())
-        if len(set(found)) > 1:
-            found = [f"process {rank}: {text or 'all finite'}" for rank, text in enumerate(found)]
-        row = f", after {self._in_a_row - 1} steps left out" if self._in_a_row > 1 else ""
-        _end(
-            f"{_place(runner)}{row}: {'; '.join(dict.fromkeys(found))}. {_last(runner)}. A lower "
-            "learning rate, clip_grad, or bfloat16 instead of float16 may help; --cfg-options "
-            "default_hooks.non_finite.action=skip leaves such steps out"
-        )
-
-    def _told(self) -> str:
-        groups = [text for gradients in self._steps for text in gradients.told(self._names)]
-        parts = [_told_losses(self._losses)] if self._losses else []
-        if groups:
-            parts.append(f"gradients that are not finite in {_few(groups, '; ')}")
-        return "; ".join(parts)
-
-
-class _Gradients:
-    """The norms of the gradients of one step, on their device: where they are scaled the largest
-    number of each, which is what a scaler judges by.
-    """
-
-    def __init__(self, optimizer: torch.optim.Optimizer, *, scaled: bool) -> None:
-        self.optimizer = optimizer
-        self.members = [
-            (number, parameter)
-            for number, group in enumerate(optimizer.param_groups)
-            for parameter in group["params"]
-            if parameter.grad is not None
-        ]
-        gradients = [parameter.grad for _, parameter in self.members]
-        norms = torch._foreach_norm(gradients, math.inf if scaled else 2) if gradients else []
-        self.norms = torch.stack(norms) if norms else torch.zeros(1)
-
-    def finite(self) -> bool:
-        """Waits for the device."""
-        return math.isfinite(float(self.norms.max()))  # a NaN is the largest
-
-    def told(self, names: Mapping[int, str]) -> list[str]:
-        """A phrase per parameter group that holds gradients which are not finite."""
-        broken: dict[int, list[str]] = {}
-        for (number, parameter), finite in zip(self.members, self.norms.isfinite().tolist()):
-            if not finite:
-                name = names.get(id(parameter), "a parameter without a name")
-                broken.setdefault(number, []).append(name)
-        groups = self.optimizer.param_groups
-        return [
-            f"parameter group {number} of {len(groups)}"
-            + (f", layer {groups[number]['layer']}" if "layer" in groups[number] else "")
-            + f", learning rate {groups[number]['lr']:.3g} ({_few(broken[number])})"
-            for number in broken
-        ]
-
-
-def _wrappers(wrapper: OptimWrapper | OptimWrapperDict) -> list[OptimWrapper]:
-    return list(wrapper.values()) if isinstance(wrapper, OptimWrapperDict) else [wrapper]
-
-
-def _scalers(wrappers: list[OptimWrapper]) -> list[torch.amp.GradScaler]:
-    """The gradient scalers that are at work."""
-    found = [getattr(wrapper, "loss_scaler", None) for wrapper in wrappers]
-    return [scaler for scaler in found if scaler is not None and scaler.is_enabled()]
-
-
-def _check_scale(runner, scaler: torch.amp.GradScaler) -> None:
-    if scaler.get_scale() < LEAST_LOSS_SCALE:
-        _end(
-            f"{_place(runner)}: gradients have been infinite or NaN for so long that the loss scale"
-            f" has sunk to {scaler.get_scale():.1e}, and nothing is learned. {_last(runner)}. "
-            "bfloat16 (--cfg-options optim_wrapper.dtype=bfloat16) or no --amp may help"
-        )
-
-
-def _end(message: str) -> NoReturn:
-    """Raises NonFiniteError; the screen gets its message, and the log file here."""
-    print_log(message, "current", logging.WARNING)
-    raise NonFiniteError(message)
-
-
-def _parameter_names(model: nn.Module) -> dict[int, str]:
-    model = model.module if is_model_wrapper(model) else model
-    return {id(parameter): name for name, parameter in model.named_parameters()}
+    def _description(self) -> str:
+        losses = [f"{name} is {value}" for name, value in self._losses.items()]
+        finite = self._norms.isfinite().tolist()
+        names = [name for name, fine in zip(self._names, finite, strict=True) if not fine]
+        gradients = f"gradients that are not finite in {', '.join(names[:3])}" if names else ""
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        return "; ".join(filter(None, [", ".join(losses), gradients + more]))
 
 
 def _anywhere(flag: bool) -> bool:
     """Whether the flag is set in any process."""
-    if get_world_size() == 1:
-        return flag
     number = torch.tensor(float(flag))
     all_reduce(number, "max")
     return bool(number)
-
-
-def _losses_not_finite(outputs: Mapping[str, Any]) -> dict[str, float]:
-    values = {name: float(value) for name, value in outputs.items() if "loss" in name}
-    values = {name: value for name, value in values.items() if not math.isfinite(value)}
-    return {name: value for name, value in values.items() if name != "loss"} or values
-
-
-def _told_losses(losses: Mapping[str, float]) -> str:
-    return _few([f"{name} is {value}" for name, value in losses.items()])
-
-
-def _place(runner) -> str:
-    return f"iteration {runner.iter + 1}"
-
-
-def _last(runner) -> str:
-    """What the training can continue from, in words."""
-    path = latest_checkpoint(runner.work_dir)
-    if path is None:
-        return f"There is no checkpoint in {runner.work_dir} yet"
-    return f"The last checkpoint is {path}, and --resume continues from it"
-
-
-def _few(texts: list[str], comma: str = ", ") -> str:
-    more = f"{comma}{len(texts) - SHOWN} more" if len(texts) > SHOWN else ""
-    return comma.join(texts[:SHOWN]) + more

@@ -1,122 +1,83 @@
-"""A run that was killed and resumed ends with the weights of one that never stopped, to the bit."""
+"""A run that was killed and resumed ends with the weights of an uninterrupted one, to the bit."""
 
 import os
-import random
 import signal
+import tracemalloc
 from types import SimpleNamespace
 
-import numpy as np
+import mmengine.runner.runner as runner_module
 import pytest
 import torch
-from mmengine.config import Config
-from mmengine.fileio import LocalBackend
+from mmengine.runner import checkpoint as checkpoint_module
 
-from ropevit_mmdet.engine.hooks.resumable_checkpoint_hook import (
-    ResumableCheckpointHook,
-    latest_checkpoint,
-    random_states,
-    set_random_states,
-)
-from tests.fault_injection import EPOCHS, ITERATIONS, assert_same, train, train_with, write_config
+from ropevit_mmdet._output import MB
+from ropevit_mmdet.engine import ResumableCheckpointHook, latest_checkpoint
+from ropevit_mmdet.engine.hooks._atomic_checkpoints import atomic_checkpoints
+from tests.fault_injection import EPOCHS, assert_same, train, train_with, write_config
 
 CASES = {
     "iterations, workers, accumulation, EMA": (
-        dict(loop=ITERATIONS, workers=2, accumulated=2, ema=True),
-        8,
-        "killed",
+        dict(workers=2, accumulated=2, ema=True), 8, "sigkill",
     ),
-    "iterations, while writing": (
-        dict(loop=ITERATIONS, workers=0, accumulated=2, ema=False),
-        6,
-        "killed_while_writing",
-    ),
+    "iterations, while writing": (dict(accumulated=2), 6, "sigkill_while_writing"),
     "epochs, persistent workers, accumulation, EMA": (
-        dict(loop=EPOCHS, workers=1, accumulated=3, ema=True),
-        6,
-        "killed",
+        dict(loop=EPOCHS, workers=1, accumulated=3, ema=True), 6, "sigkill",
     ),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_killed_run_resumes_to_the_bit(name, tmp_path):
-    settings, iteration, kind = CASES[name]
+    settings, iteration, event = CASES[name]
     config = write_config(tmp_path, **settings)
-    expected = train(config, tmp_path / "whole")
+    expected = train(config, tmp_path / "uninterrupted")
 
-    failure = dict(kind=kind, iteration=iteration - 1, stage="after_train_iter")
+    failure = dict(event=event, iteration=iteration - 1, stage="after_train_iter")
     killed = train_with(config, tmp_path / "killed", failure)
     assert killed.returncode == -signal.SIGKILL, killed.stderr[-3000:]
     assert latest_checkpoint(tmp_path / "killed") is not None
     resumed = train(config, tmp_path / "killed", resume=True)
 
-    assert ("ema_state_dict" in expected) == settings["ema"]
+    assert ("ema_state_dict" in expected) == settings.get("ema", False)
     assert_same(resumed, expected)
     assert not list((tmp_path / "killed").glob(".*.partial"))
 
 
-def test_one_best_and_the_last_checkpoints_are_kept(tmp_path):
-    config = write_config(tmp_path, loop=ITERATIONS, workers=0, accumulated=1, ema=False)
-    text = config.read_text().replace("save_best=None", "save_best='auto', published_keys=['meta']")
+def test_best_and_last_checkpoints_replace_earlier_ones(tmp_path):
+    config = write_config(tmp_path)
+    text = config.read_text().replace("save_best=None", "save_best='auto'")
+    config.write_text(text + "train_cfg.update(max_iters=6)\n")
+    first = train(config, tmp_path / "run")
+    (best,) = (tmp_path / "run").glob("best_*.pth")
+    first["message_hub"]["runtime_info"]["best_score"] = -1.0
+    torch.save(first, tmp_path / "run" / "iter_6.pth")
     config.write_text(text)
-    train(config, tmp_path / "run")
+    train(config, tmp_path / "run", resume=True)
     names = sorted(file.name for file in (tmp_path / "run").glob("*.pth"))
-    kept = [name for name in names if "-" not in name]  # the others mmengine publishes, by hash
-    assert kept[1:] == ["iter_6.pth", "iter_9.pth"] and kept[0].startswith("best_")
-    assert len(names) - len(kept) == 2
+    assert names[1:] == ["iter_6.pth", "iter_9.pth"]
+    assert names[0].startswith("best_") and names[0] != best.name
+    assert runner_module.save_checkpoint.__module__ == "mmengine.runner.checkpoint"
 
 
-def test_random_states_go_through_a_file(tmp_path):
-    random.gauss(0, 1), np.random.standard_normal(), torch.randn(1)  # half of a pair is kept
-    torch.save(random_states(), tmp_path / "states.pt")
-    draws = [(random.random(), np.random.standard_normal(3).tolist(), torch.rand(3).tolist())]
-    set_random_states(torch.load(tmp_path / "states.pt", weights_only=True))
-    draws.append((random.random(), np.random.standard_normal(3).tolist(), torch.rand(3).tolist()))
-    assert draws[0] == draws[1]
-
-
-def test_the_checkpoint_before_a_damaged_one_is_taken(tmp_path):
+def test_corrupted_checkpoints_are_skipped(tmp_path):
     assert latest_checkpoint(tmp_path) is None
     for step in (1, 2):
         torch.save(dict(weights=torch.rand(1000)), tmp_path / f"iter_{step}.pth")
         os.utime(tmp_path / f"iter_{step}.pth", (step, step))
-    (tmp_path / "last_checkpoint").write_text(str(tmp_path / "iter_2.pth"))
+    (tmp_path / "last_checkpoint").write_text(f"/moved/since/{tmp_path.name}/iter_2.pth")
     assert latest_checkpoint(tmp_path).name == "iter_2.pth"
 
-    whole = (tmp_path / "iter_2.pth").read_bytes()
-    (tmp_path / "iter_2-1a2b3c4d.pth").write_bytes(whole)  # a published one, without optimizer
-    for damaged in (whole[:-100], whole[: len(whole) // 2], b"", whole[:900] + b"!" + whole[901:]):
-        (tmp_path / "iter_2.pth").write_bytes(damaged)
+    intact = (tmp_path / "iter_2.pth").read_bytes()
+    (tmp_path / "best_iter_2.pth").write_bytes(intact)  # without an optimizer
+    for bad in (intact[:-100], intact[: len(intact) // 2], b"", intact[:900] + b"!" + intact[901:]):
+        (tmp_path / "iter_2.pth").write_bytes(bad)
         assert latest_checkpoint(tmp_path).name == "iter_1.pth"
-    (tmp_path / "iter_3.pth").symlink_to("gone.pth")
-    for pointer in (b"", b"\0" * 9, b"\xff", b"iter_2.pth", b"gone.pth", b"x" * 5000, b"a\0b"):
-        (tmp_path / "last_checkpoint").write_bytes(pointer)  # truncated, or out of date
+    for pointer in (b"", b"\0" * 9, b"\xff", b"gone.pth"):
+        (tmp_path / "last_checkpoint").write_bytes(pointer)
         assert latest_checkpoint(tmp_path).name == "iter_1.pth"
 
 
-def test_the_end_of_an_epoch_is_no_place_within_one(tmp_path):
-    """Another batch size has epochs of another length: the next one begins again."""
-    config = write_config(tmp_path, loop=EPOCHS, workers=0, accumulated=1, ema=False)
-    text = config.read_text()
-    config.write_text(text + "train_cfg.update(max_epochs=2)\n")
-    first = train(config, tmp_path / "run")["meta"]
-    config.write_text(text + "train_dataloader.update(batch_size=1)\n")
-    last = train(config, tmp_path / "run", resume=True)["meta"]
-    assert (first["epoch"], last["epoch"]) == (2, 4)
-    assert last["iter"] - first["iter"] == 2 * first["iter"]
-
-
-def test_a_place_within_an_epoch_of_another_length_is_refused():
-    hook = ResumableCheckpointHook()
-    assert hook._done_of_epoch(5) == 0
-    hook._resumed = {"within_epoch": [3, 5]}
-    assert hook._done_of_epoch(5) == 3
-    with pytest.raises(ValueError, match="behind 3 batches of an epoch of 5, which has 9 of them"):
-        hook._done_of_epoch(9)
-
-
-def test_resume_in_a_config_takes_a_whole_checkpoint_too(tmp_path):
-    """mmengine itself would take what `last_checkpoint` names."""
+def test_resume_in_a_config_uses_an_intact_checkpoint_too(tmp_path):
     runner = SimpleNamespace(work_dir=str(tmp_path), _resume=True, _load_from=None)
     ResumableCheckpointHook().before_run(runner)
     assert (runner._resume, runner._load_from) == (False, None)
@@ -128,30 +89,22 @@ def test_resume_in_a_config_takes_a_whole_checkpoint_too(tmp_path):
     assert runner._load_from == str(tmp_path / "iter_1.pth")
 
 
-def test_a_full_disk_leaves_the_file_as_it_was(tmp_path, monkeypatch):
-    target = tmp_path / "iter_1.pth"
-    target.write_bytes(b"whole")
-
-    def full(descriptor):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space"):
-        LocalBackend().put(b"new", target)
-    assert target.read_bytes() == b"whole" and [p.name for p in tmp_path.iterdir()] == [target.name]
+def test_resume_within_an_epoch_refuses_another_number_of_batches():
+    hook = ResumableCheckpointHook()
+    hook._resumed = {"within_epoch": [3, 5]}
+    assert hook._batches_done(5) == 3
+    with pytest.raises(ValueError, match="after 3 of 5 batches of an epoch, which now has 9"):
+        hook._batches_done(9)
 
 
-def test_a_checkpoint_loads_at_another_window_and_image_size(tmp_path):
-    from mmdet.apis import init_detector
-
-    config = write_config(tmp_path, loop=ITERATIONS, workers=0, accumulated=1, ema=False)
-    checkpoint = tmp_path / "weights.pth"
-    settings = Config.fromfile(config)
-    weights = init_detector(settings, device="cpu").state_dict()
-    torch.save(
-        dict(state_dict=weights, meta=dict(dataset_meta=dict(classes=("a", "b")))), checkpoint
-    )
-    settings.model.backbone.update(window_size=3, global_attn_indices=(0,))
-    model = init_detector(settings, str(checkpoint), device="cpu")
-    torch.testing.assert_close(model.state_dict(), weights, rtol=0, atol=0)
-    assert model.backbone(torch.randn(1, 3, 128, 96))[0].shape == (1, 16, 8, 6)
+def test_a_checkpoint_is_written_without_a_copy_in_memory(tmp_path):
+    checkpoint = {"state_dict": {"weight": torch.arange(8 * MB, dtype=torch.float32)}}  # 32 MB
+    tracemalloc.start()
+    with atomic_checkpoints():
+        checkpoint_module.save_checkpoint(checkpoint, str(tmp_path / "weights.pth"))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2 * MB
+    loaded = torch.load(tmp_path / "weights.pth", weights_only=True)
+    torch.testing.assert_close(loaded, checkpoint, rtol=0, atol=0)
+    assert [file.name for file in tmp_path.iterdir()] == ["weights.pth"]

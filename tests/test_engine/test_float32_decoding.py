@@ -1,27 +1,30 @@
-"""Under autocast to bfloat16 boxes are decoded, and regions cut out, in float32."""
+"""Under autocast to half precision, boxes are decoded and RoIs extracted in float32."""
 
 import pytest
 import torch
-from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
 from mmdet.models.roi_heads.bbox_heads import BBoxHead
 from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
+from mmengine.config import Config
+from mmengine.runner import Runner
 
+from ropevit_mmdet.engine import float32_decoding
 from tests.test_configs import CONFIGS, load
+from tests.tiny_coco import write_tiny
 
 NAMES = ["maskrcnn", "cascade-maskrcnn", "retinanet", "fcos", "atss"]
 CASES = [(name, torch.bfloat16) for name in NAMES] + [("fcos", torch.float16)]  # slow on a CPU
 
 
 def detector(name):
-    config = load(CONFIGS / f"ropevit_{name}.py")
-    torch.manual_seed(0)
-    return MODELS.build(config.model).eval()
+    model = MODELS.build(load(CONFIGS / f"ropevit_{name}.py").model).eval()
+    float32_decoding(model)
+    return model
 
 
 def wide_image(model):
-    """An image of 112 x 1120 pixels: far to the right bfloat16 counts in steps of 4 and 8."""
+    """An image of 112 x 1120 pixels: at the right edge bfloat16 has steps of 4 and 8 pixels."""
     image = torch.randint(0, 256, (3, 112, 1120), dtype=torch.uint8)
     shape = dict(img_shape=(112, 1120), ori_shape=(112, 1120), scale_factor=(1.0, 1.0))
     return model.data_preprocessor(
@@ -30,23 +33,23 @@ def wide_image(model):
 
 
 @pytest.mark.parametrize(("name", "half"), CASES, ids=str)
-def test_decoding_and_regions_are_float32(name, half, monkeypatch):
+def test_decoding_and_roi_extraction_are_float32(name, half, monkeypatch):
     model = detector(name)
     data = wide_image(model)
-    outputs, regions = [], []
+    outputs, extracted = [], []
 
-    def watch(cls, method, seen):
+    def watch(cls, method, calls):
         original = getattr(cls, method)
 
         def watched(self, *args, **kwargs):
-            seen.append((*args, *kwargs.values()))
+            calls.append((*args, *kwargs.values()))
             return original(self, *args, **kwargs)
 
         monkeypatch.setattr(cls, method, watched)
 
     dense = model.rpn_head if hasattr(model, "rpn_head") else model.bbox_head
     watch(type(dense), "predict_by_feat", outputs)
-    watch(SingleRoIExtractor, "forward", regions)
+    watch(SingleRoIExtractor, "forward", extracted)
     for head in BBoxHead.__subclasses__():
         if hasattr(head, "predict_by_feat"):
             watch(head, "predict_by_feat", outputs)
@@ -56,18 +59,18 @@ def test_decoding_and_regions_are_float32(name, half, monkeypatch):
     for args in outputs:
         tensors = [t for arg in args if isinstance(arg, (list, tuple)) for t in arg]
         assert {t.dtype for t in tensors if isinstance(t, torch.Tensor)} == {torch.float32}
-    for maps, rois in regions:
-        assert {t.dtype for t in (*maps, rois)} == {torch.float32}
-    assert regions or not hasattr(model, "roi_head")
+    for feature_maps, rois in extracted:
+        assert {t.dtype for t in (*feature_maps, rois)} == {torch.float32}
+    assert extracted or not hasattr(model, "roi_head")
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_boxes_are_those_that_the_outputs_mean(name):
-    assert_boxes_are_meant(detector(name), torch.bfloat16)
+def test_boxes_equal_those_decoded_in_float64(name):
+    assert_boxes_equal_float64(detector(name), torch.bfloat16)
 
 
-def assert_boxes_are_meant(model, half):
-    """The same outputs decoded in float64, away from autocast: within a hundredth of a pixel."""
+def assert_boxes_equal_float64(model, half):
+    """The same outputs decoded in float64, outside autocast: within a hundredth of a pixel."""
     data = wide_image(model)
     head = model.rpn_head if hasattr(model, "rpn_head") else model.bbox_head
     metas = [sample.metainfo for sample in data["data_samples"]]
@@ -83,18 +86,29 @@ def assert_boxes_are_meant(model, half):
     torch.testing.assert_close(result.bboxes.double(), expected.bboxes, atol=0.01, rtol=0)
 
 
-@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
-def test_regions_are_cut_out_in_float32_of_maps_of_any_neck(half):
-    layer = dict(type="RoIAlign", output_size=7, sampling_ratio=0)
-    extractor = SingleRoIExtractor(layer, out_channels=2, featmap_strides=[4])
-    maps = torch.randn(1, 2, 80, 80).to(half)
-    rois = torch.tensor([[0.0, 201.3, 187.7, 213.4, 199.9]])
-    torch.testing.assert_close(extractor((maps,), rois), extractor((maps.float(),), rois))
+def hooks_of(model):
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
 
 
-def test_outside_autocast_nothing_is_widened():
-    model = detector("fcos").double()
-    with torch.no_grad():
-        maps = model.extract_feat(torch.rand(1, 3, 112, 112, dtype=torch.float64))
-    assert {level.dtype for level in maps} == {torch.float64}
-    assert BaseDenseHead.__call__ is BBoxHead.__call__ is not torch.nn.Module.__call__
+def test_hooks_are_added_once_and_removed():
+    model = MODELS.build(load(CONFIGS / "ropevit_maskrcnn.py").model)
+    handles = float32_decoding(model)
+    assert hooks_of(model) == len(handles) == 4  # RPN, box head, two extractors
+    assert float32_decoding(model) == []
+    for handle in handles:
+        handle.remove()
+    assert hooks_of(model) == 0
+
+
+@pytest.mark.parametrize("run", ["train", "val", "test"])
+def test_a_run_with_the_checks_decodes_in_float32(run, tmp_path):
+    config = Config.fromfile(write_tiny(tmp_path))
+    config.custom_hooks = [dict(type="RoPEViTChecks")]
+    config.train_cfg.val_interval = 1  # a validation within training
+    config.work_dir = str(tmp_path / "run")
+    runner = Runner.from_cfg(config)
+    seen = []
+    forward = runner.model.bbox_head.forward
+    runner.model.bbox_head.forward = lambda x: seen.append(hooks_of(runner.model)) or forward(x)
+    getattr(runner, run)()
+    assert set(seen) == {1} and hooks_of(runner.model) == 0

@@ -1,0 +1,123 @@
+"""Configs by path or name, and what the options of the commands change in them."""
+
+import json
+from pathlib import Path
+
+import pytest
+from mmengine.config import Config
+
+from ropevit_mmdet.engine.config import (
+    check_full_precision,
+    load_config,
+    use_amp,
+    use_auto_scale_lr,
+    use_show,
+    use_tensorboard,
+    use_tta,
+)
+from ropevit_mmdet.errors import UserError
+from tests.commands import ropevit
+from tests.tiny_coco import write_tiny
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_packaged_config_by_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    by_name = load_config("ropevit_maskrcnn")
+    by_path = load_config(ROOT / "configs" / "ropevit_maskrcnn.py")
+    assert by_name.work_dir == by_path.work_dir == "work_dirs/ropevit_maskrcnn"
+    assert by_name.model == by_path.model
+    Path("ropevit_maskrcnn").write_text("a file of that name is preferred")
+    with pytest.raises(UserError, match="config file ropevit_maskrcnn cannot be read"):
+        load_config("ropevit_maskrcnn")
+
+
+def test_options_are_parsed_as_mmdet_does():
+    options = ["model.test_cfg.a=1", "model.test_cfg.b=[(1,2.5),(x,None)]", "model.test_cfg.c=a=b"]
+    options += ["train_cfg.val_interval=7", "model.test_cfg.d=True"]
+    config = load_config("shapes_retinanet", options)
+    given = {key: config.model.test_cfg[key] for key in "abcd"}
+    assert given == {"a": 1, "b": [(1, 2.5), ("x", None)], "c": "a=b", "d": True}
+    assert config.train_cfg.val_interval == 7
+    assert (
+        load_config("shapes_retinanet", {"train_cfg.val_interval": 7}).train_cfg.val_interval == 7
+    )
+
+
+def test_tta_removes_the_mask_head():
+    pack = {"type": "PackDetInputs", "meta_keys": ("img_id", "ori_shape")}
+    config = Config(
+        {
+            "model": {"roi_head": {"mask_head": {"type": "M"}, "mask_roi_extractor": {}}},
+            "test_evaluator": [{"type": "CocoMetric", "metric": ["bbox", "segm"]}],
+            "test_dataloader": {"dataset": {"pipeline": [{"type": "Load"}, pack]}},
+        }
+    )
+    assert use_tta(config)
+    assert config.model.type == "DetTTAModel"
+    assert config.model.module.roi_head.mask_head is None
+    assert config.test_evaluator[0].metric == "bbox"
+    flips, packs = config.test_dataloader.dataset.pipeline[-1].transforms
+    assert [flip.prob for flip in flips] == [1.0, 0.0]
+    assert packs[0].meta_keys[-2:] == ("flip", "flip_direction")
+    assert not use_tta(Config({**config.to_dict(), "model": {"bbox_head": {}}}))
+
+
+def test_show_dir_draws_into_files():
+    config = Config({"default_hooks": {"visualization": {"type": "DetVisualizationHook"}}})
+    use_show(config, show=False, show_dir="drawn", wait_time=1)
+    hook = config.default_hooks.visualization
+    assert hook.draw and not hook.show and hook.test_out_dir == "drawn"
+
+
+def show(config):
+    use_show(config, show=False, show_dir="drawn", wait_time=1)
+
+
+ACCUMULATED = dict(
+    auto_scale_lr=dict(base_batch_size=4, passes=1), optim_wrapper=dict(accumulative_counts=4)
+)
+
+
+@pytest.mark.parametrize(
+    ("function", "config", "message"),
+    [
+        (show, {}, "need a hook in the config"),
+        (use_amp, {"optim_wrapper": {}}, "--amp needs a GPU"),
+        (check_full_precision, {"optim_wrapper": {"dtype": "bfloat16"}}, "dtype needs mixed"),
+        (use_auto_scale_lr, {}, r"needs auto_scale_lr = dict\(base_batch_size"),
+        (use_auto_scale_lr, ACCUMULATED, "accumulative_counts=4 is not the 1"),
+        (use_tensorboard, {}, "pip install tensorboard"),
+    ],
+)
+def test_options_that_do_not_fit_the_config(function, config, message, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("ropevit_mmdet.engine.config.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=message):
+        function(Config(config))
+
+
+def test_the_tensorboard_backend_is_added_once(monkeypatch):
+    monkeypatch.setattr("ropevit_mmdet.engine.config.find_spec", lambda name: name)
+    config = Config({})
+    for _ in range(2):
+        use_tensorboard(config)
+    types = [backend["type"] for backend in config.visualizer.vis_backends]
+    assert types == ["LocalVisBackend", "TensorboardVisBackend"]
+
+
+def test_tensorboard_events_are_those_of_the_log(tmp_path):
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    config = write_tiny(tmp_path)
+    hook = ["default_hooks.logger.type=LoggerHook", "default_hooks.logger.interval=1"]
+    argv = ["train", config, "--work-dir", tmp_path / "run", "--tensorboard"]
+    ropevit(*argv, "--cfg-options", *hook)
+    (file,) = tmp_path.glob("run/*/vis_data/events.out.tfevents.*")
+    written = events.EventAccumulator(str(file)).Reload()
+    lines = file.with_name("scalars.json").read_text().splitlines()
+    losses = [entry["loss"] for entry in map(json.loads, lines) if "loss" in entry]
+    points = written.Scalars("loss")
+    assert [point.step for point in points] == [1, 2]
+    assert [point.value for point in points] == pytest.approx(losses)
+    assert "coco/bbox_mAP" in written.Tags()["scalars"]
