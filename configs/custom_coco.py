@@ -1,31 +1,31 @@
-# Your own data in COCO's format: copy this file beside itself and set these four lines. As in COCO,
-# instances_NAME.json describes the images in <data_root>/NAME/; classes are its categories.
-# The example: python tools/make_shapes.py
+# Your dataset in COCO's format: copy this file within its directory and set these four lines. As in
+# COCO, instances_NAME.json describes the images in <data_root>/NAME/; classes are its categories.
+# Example data: `ropevit make-shapes`
 data_root = "data/shapes/"
 train_ann = "annotations/instances_train.json"
 val_ann = "annotations/instances_val.json"
 classes = ("circle", "square", "triangle", "star", "ring")
 
-# Boxes without masks take "./ropevit_retinanet.py", "./ropevit_fcos.py" or "./ropevit_atss.py".
+# Without masks use "./ropevit_retinanet.py", "./ropevit_fcos.py" or "./ropevit_atss.py".
 _base_ = "./ropevit_maskrcnn.py"
-import os  # noqa: E402  mmengine takes a file that begins with an import for another kind
+import os  # noqa: E402  mmengine parses a file that begins with an import differently
 
-# For some hundred images and one GPU of 24 GB: 5,000 steps of 4 images. On a smaller one with
-# passes = 2 or 4 they go through in so many passes, whose gradients are added up.
+# For some hundred images and one GPU with 24 GB: 5,000 steps of 4 images. With less memory set
+# passes to 2 or 4: a step then accumulates the gradients of so many passes.
 passes = 1
 if passes not in (1, 2, 4):
-    raise ValueError(f"passes must be 1, 2 or 4, not {passes}: they divide a step's 4 images")
+    raise ValueError(f"passes must be 1, 2 or 4, not {passes}: it divides a step's 4 images")
 if isinstance(classes, str):
-    raise ValueError(f"classes is one text: a tuple of one class has a comma, ({classes!r},)")
+    raise ValueError(f"classes is a string: a tuple of one class has a comma, ({classes!r},)")
 batch_size = 4 // passes
-max_iters = 5000 * passes  # an iteration is a pass
+max_iters = 5000 * passes  # an iteration is one pass
 num_classes = dict(num_classes=len(classes))
 heads = dict(bbox_head=num_classes)
 if "roi_head" in _base_.model:
-    stages = _base_.model.roi_head.bbox_head  # Cascade R-CNN has a list of them
+    stages = _base_.model.roi_head.bbox_head  # a list in Cascade R-CNN
     stages = [{**s, **num_classes} for s in stages] if isinstance(stages, list) else num_classes
     heads = dict(roi_head=dict(bbox_head=stages, mask_head=num_classes))
-frozen = "backbone" in _base_.model.backbone  # FrozenBackbone keeps no activations
+frozen = "backbone" in _base_.model.backbone  # FrozenBackbone stores no activations
 model = dict(backbone={} if frozen else dict(with_cp=True), **heads)
 metainfo = dict(classes=classes)
 train_prefix, val_prefix = (

@@ -1,6 +1,6 @@
-# ropevit_maskrcnn_12e.py on one GPU of 24 GB: 2 images at a time, activations computed again,
-# gradients of 32 passes added up to the same 64 images. An iteration here is one pass.
-# With EMA: default_hooks.ema.interval=32, or it averages every pass.
+# ropevit_maskrcnn_12e.py on one GPU with 24 GB: batch size 2, activation checkpointing, gradients
+# accumulated over 32 passes to the same 64 images. An iteration is one pass.
+# With EMA set default_hooks.ema.interval=32; otherwise it averages after every pass.
 _base_ = "./ropevit_maskrcnn_12e.py"
 passes = 32
 max_iters = 22125 * passes
@@ -18,5 +18,5 @@ param_scheduler = [
         gamma=0.1,
     ),
 ]
-default_hooks = dict(checkpoint=dict(interval=160 * passes))  # not amid the passes of a step
-auto_scale_lr = dict(base_batch_size=2, passes=passes)  # mmengine counts one pass
+default_hooks = dict(checkpoint=dict(interval=160 * passes))  # between steps
+auto_scale_lr = dict(base_batch_size=2, passes=passes)  # mmengine's batch is of one pass

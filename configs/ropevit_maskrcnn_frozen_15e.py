@@ -1,5 +1,5 @@
-# A frozen probe: the backbone stays as it was pretrained and sees one window at a time, only neck
-# and heads learn. 15 epochs of COCO at batch 128 (8 GPUs, 16 images each).
+# A frozen probe: only neck and heads are trained, and every backbone block is windowed. 15 epochs
+# of COCO at batch 128 (8 GPUs x 16 images).
 _base_ = "./ropevit_maskrcnn.py"
 max_iters = 13828
 model = dict(

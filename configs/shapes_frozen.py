@@ -1,7 +1,6 @@
-# A frozen probe on the embedded shapes: images as they are, padded to one size whatever they are
-# put together with, so that each goes through the backbone once and its map is read from the disk
-# ever after: in all but the first validation, in further epochs (400 iterations of 2 images are
-# less than one) and in the next runs with the same weights.
+# A frozen probe on the shapes dataset. Images are not augmented and always padded to one size, so
+# that the backbone sees each once: later epochs, validations and runs with the same weights read
+# its feature map from the disk.
 _base_ = "./shapes_compare.py"
 model = dict(
     backbone=dict(

@@ -1,4 +1,4 @@
-# The demo: Mask R-CNN with a tiny RoPE ViT on the embedded shapes, from scratch, on a CPU.
+# The demo: Mask R-CNN with a tiny RoPE ViT on the shapes dataset, from scratch, on a CPU.
 _base_ = [
     "./_base_/default_runtime.py",
     "./_base_/models/maskrcnn.py",

@@ -1,4 +1,4 @@
-# mmdet's ResNet-18 with its FPN on the embedded shapes, from scratch: what to compare with.
+# Baseline: mmdet's ResNet-18 with FPN on the shapes dataset, from scratch.
 _base_ = "./shapes_maskrcnn.py"
 channels = _base_.channels
 strides = [4, 8, 16, 32]

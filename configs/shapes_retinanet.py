@@ -1,4 +1,4 @@
-# RetinaNet with a tiny RoPE ViT on the embedded shapes, from scratch, on a CPU.
+# RetinaNet with a tiny RoPE ViT on the shapes dataset, from scratch, on a CPU.
 _base_ = [
     "./_base_/default_runtime.py",
     "./_base_/models/retinanet.py",

@@ -1,5 +1,5 @@
-# The embedded shapes with the real recipe in small: patches of 14 pixels, windows of 16 patches,
-# tiled position embedding, layer decay. For weights that birder trained; see docs/recipes.md.
+# The COCO recipe on the shapes dataset: patches of 14 pixels, windows of 16 patches, tiled position
+# embedding, layer decay. For weights that birder trained; see docs/recipes.md.
 _base_ = "./shapes_maskrcnn.py"
 embed_dim = 128
 max_iters = 800
@@ -13,7 +13,7 @@ model = dict(
             hidden_dim=embed_dim,
             mlp_dim=3 * embed_dim,
             drop_path_rate=0.0,
-            pt_grid_size=(16, 16),  # the weights are of cuts of 4 x 4 patches, of such a grid
+            pt_grid_size=(16, 16),  # pretrained on crops of 4 x 4 patches of such a grid
         ),
         pretrain_img_size=56,
         global_attn_indices=None,  # the last of each quarter

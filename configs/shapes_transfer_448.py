@@ -1,4 +1,4 @@
-# shapes_transfer.py at twice the side, to continue from a detector that was trained at 224 pixels.
+# shapes_transfer.py at 448 pixels, to continue from a detector trained at 224.
 _base_ = "./shapes_transfer.py"
 side = (448, 448)
 max_iters = 150

@@ -1,4 +1,4 @@
-"""Datasets in COCO's format with one thing wrong in the annotations; see also malformed_images."""
+"""COCO annotations with one defect each; see also malformed_images."""
 
 import json
 from collections.abc import Callable
@@ -10,22 +10,22 @@ from PIL import Image
 from pycocotools import mask as rle
 
 CLASSES = ("circle", "square", "triangle", "star", "ring")
-HEIGHT, WIDTH = 84, 112  # of the sound images
-NAN, INFINITY = float("nan"), float("inf")
+HEIGHT, WIDTH = 84, 112  # of the valid images
+NAN = float("nan")
 Document = dict[str, Any]
 
 
 class Case(NamedTuple):
-    """One thing wrong: how it comes about, as what it is reported, how a run ends."""
+    """One defect: how to cause it, the check that reports it, and how a run ends."""
 
     spoil: Callable[..., None]
-    kind: str  # of finding, to a training
-    stops: str | None = None  # what the error of a training says; None: it trains
-    refused: str | None = None  # the kind of finding for which an evaluation alone is refused
+    check: str  # reported for training; empty: none
+    stops: str | None = None  # pattern of the training's error; None: it trains
+    refused: str | None = None  # the check for which only an evaluation is refused
 
 
 def document(num_images: int = 3) -> Document:
-    """A sound annotation file: two objects in each image, with polygons."""
+    """A valid annotation file: two objects in each image, with polygons."""
     images, annotations = [], []
     for number in range(1, num_images + 1):
         images.append(dict(id=number, file_name=f"{number}.png", height=HEIGHT, width=WIDTH))
@@ -49,7 +49,7 @@ def scene(height: int = HEIGHT, width: int = WIDTH) -> np.ndarray:
 def write(
     directory: Path, content: Document | str, spoil_image: Callable[[Path], None] | None = None
 ) -> Path:
-    """Write `annotations.json` and `images/`, the first image spoilt; returns `directory`."""
+    """Writes `annotations.json` and `images/`, with the first image malformed."""
     images = directory / "images"
     images.mkdir(parents=True)
     for image in document()["images"]:
@@ -64,7 +64,7 @@ def write(
 
 
 def _first(**fields: Any) -> Callable[[Document], None]:
-    """Other fields for the first annotation; None takes one away."""
+    """Changes fields of the first annotation; None removes one."""
 
     def spoil(content: Document) -> None:
         one = content["annotations"][0]
@@ -102,120 +102,72 @@ def _run_lengths(height: int = HEIGHT, width: int = WIDTH, objects: int = 1) -> 
 
 
 SQUARE = [10, 12, 50, 12, 50, 60, 10, 60]
+SIZE = [HEIGHT, WIDTH]
+
+
+def _masks(segmentation: Any) -> Callable[[Document], None]:
+    return _first(segmentation=segmentation)
+
+
+def _more_categories(content: Document) -> None:
+    content["categories"].append(dict(id=6, name="more"))
+    content["annotations"][0]["category_id"] = 6
+
+
 ANNOTATION_CASES = {
-    "sound": Case(lambda content: None, ""),
-    "no image id": Case(_without("images", "id"), "image fields", r"1\.png: no 'id'"),
-    "no file name": Case(_without("images", "file_name"), "image fields", "image number 0"),
-    "no height": Case(_without("images", "height"), "image fields", r"1\.png: no 'height'"),
-    "negative width": Case(_set("images", width=-3), "image fields", r"1\.png: width -3"),
-    "half a pixel": Case(_set("images", height=83.5), "image fields", r"1\.png: height 83\.5"),
-    "name a number": Case(_set("images", file_name=7), "image fields", "file_name 7"),
-    "an entry a number": Case(lambda c: c["images"].append(3), "image fields", "number 3: 3 is"),
-    "a list as image id": Case(_set("images", id=[1]), "image fields", r"id \[1\]"),
-    "image id twice": Case(_set("images", id=2), "image ids", r"2: 1\.png and 2\.png"),
-    "file twice": Case(_set("images", file_name="2.png"), "file names"),
-    "file twice, in two sizes": Case(
-        _set("images", file_name="2.png", height=90), "file sizes", r"2\.png"
+    "valid": Case(lambda content: None, ""),
+    "no height": Case(_without("images", "height"), "fields", r"1\.png.*no 'height'"),
+    "half a pixel": Case(_set("images", height=83.5), "fields", r"1\.png.*height 83\.5"),
+    "number as image": Case(lambda c: c["images"].append(3), "fields", "index 3.*: 3"),
+    "duplicate image id": Case(_set("images", id=2), "duplicate ids", "image id 2, 2 times"),
+    "text as image id": Case(
+        _renumbered("images", "image_id", lambda i: "one" if i == 1 else i), "", None, "text ids"
     ),
-    "image id of 400 digits": Case(_set("images", id=10**400), "image fields", r"1\.png: id 10000"),
-    "image ids partly text": Case(
-        _renumbered("images", "image_id", lambda i: "one" if i == 1 else i), "", None, "mixed ids"
+    "duplicate category name": Case(
+        _set("categories", name="square"), "duplicate ids", "lack 'circle'"
     ),
-    "too many pixels": Case(
-        _set("images", height=20000, width=20000), "too large", r"1\.png: 20000 x 20000"
-    ),
-    "category id twice": Case(_set("categories", id=2), "category ids", "2 2 times"),
-    "category name twice": Case(_set("categories", name="square"), "category names", "several"),
-    "no category name": Case(_without("categories", "name"), "category fields", "categor"),
-    "category gaps": Case(
-        _renumbered("categories", "category_id", lambda i: 10 * i), "category gaps"
-    ),
-    "category ids partly text": Case(
-        _renumbered("categories", "category_id", lambda i: "one" if i == 1 else i),
-        "",
-        None,
-        "mixed ids",
-    ),
-    "one category more": Case(
-        lambda c: (c["categories"].append(dict(id=6, name="more")), _first(category_id=6)(c)),
-        "classes",
-        "have 'more', with objects, beside the config's classes",
-    ),
-    "no bbox": Case(_first(bbox=None), "annotation fields", "annotation 1 of image 1: no 'bbox'"),
-    "no area": Case(_first(area=None), "annotation fields", "no 'area'"),
-    "no image of it": Case(_first(image_id=None), "annotation fields", "no 'image_id'"),
-    "three numbers": Case(_first(bbox=[1, 2, 3]), "annotation fields", r"bbox \[1, 2, 3\]"),
-    "numbers as text": Case(_first(bbox=["1", "2", "3", "4"]), "annotation fields", "bbox"),
-    "a huge integer": Case(_first(bbox=[1, 2, 10**400, 4]), "annotation fields", "bbox"),
-    "crowd as text": Case(_first(iscrowd="0"), "annotation fields", "iscrowd '0'"),
-    "a list as id": Case(_first(category_id=[1]), "annotation fields", r"category_id \[1\]"),
-    "annotation id twice": Case(_first(id=2), "annotation ids", "share an id"),
-    "id of 400 digits": Case(_first(id=10**400), "annotation fields", "id 10000"),
+    "category gaps": Case(_renumbered("categories", "category_id", lambda i: 10 * i), ""),
+    "additional category": Case(_more_categories, "classes", "include 'more', with objects"),
+    "no bbox": Case(_first(bbox=None), "fields", "annotation 1 of image 1: no 'bbox'"),
+    "three numbers": Case(_first(bbox=[1, 2, 3]), "fields", r"bbox \[1, 2, 3\]"),
+    "NaN in a box": Case(_first(bbox=[NAN, 2, 30, 40]), "fields", "annotation 1 of image 1: bbox"),
+    "duplicate id": Case(_first(id=2), "duplicate ids", "annotation id 2, 2 times"),
     "text as id": Case(_first(id="first"), "", None, "text ids"),
-    "marked with ignore": Case(_first(ignore=1), "ignored"),
-    "id of zero": Case(_first(id=0), "zero ids in training", None, "zero ids"),
-    "id of zero point zero": Case(_first(id=-0.0), "zero ids in training", None, "zero ids"),
-    "false as id": Case(_first(id=False), "zero ids in training", None, "zero ids"),
-    "unknown image": Case(_first(image_id=99), "unknown images"),
-    "unknown category": Case(_first(category_id=99), "unknown categories"),
-    "NaN in a box": Case(_first(bbox=[NAN, 2, 30, 40]), "not finite", "annotation 1: bbox"),
-    "infinite box": Case(_first(bbox=[1, 2, INFINITY, 40]), "not finite", "NaN or infinite"),
-    "box of 1e30": Case(_first(bbox=[1, 2, 1e30, 40]), "not finite", "NaN or infinite"),
-    "NaN as area": Case(_first(area=NAN), "not finite", "area nan"),
-    "negative box": Case(_first(bbox=[50, 60, -40, -48]), "negative boxes"),
-    "box of no width": Case(_first(bbox=[10, 12, 0, 48]), "empty boxes"),
-    "area of zero": Case(_first(area=0), "empty boxes"),
+    "id 0": Case(_first(id=0), "", None, "id 0"),
+    "unknown category": Case(_first(category_id=99), "unknown ids"),
+    "negative box": Case(_first(bbox=[50, 60, -40, -48]), "degenerate boxes"),
+    "area of zero": Case(_first(area=0), "degenerate boxes"),
     "box outside": Case(_first(bbox=[500, 500, 40, 48]), "boxes outside"),
     "box beyond": Case(_first(bbox=[-30, -30, 400, 400]), "boxes beyond"),
-    "crowd": Case(_first(iscrowd=1, segmentation=_run_lengths()), "crowds"),
-    "no segmentation": Case(_first(segmentation=None), "no masks", "annotation 1"),
-    "empty segmentation": Case(_first(segmentation=[]), "no masks", "without a segmentation"),
-    "flat list": Case(_first(segmentation=SQUARE), "bad masks", "neither lists"),
-    "text in polygons": Case(_first(segmentation=[["a"] * 6]), "bad masks", "neither lists"),
-    "two points": Case(
-        _first(segmentation=[[10, 12, 50, 60]]), "short polygons", None, "two points first"
+    "crowd": Case(_first(iscrowd=1, segmentation=_run_lengths()), ""),
+    "no segmentation": Case(_masks(None), "no masks", "annotation 1"),
+    "flat list": Case(_masks(SQUARE), "invalid masks", "invalid polygons"),
+    "text in polygons": Case(_masks([["a"] * 6]), "invalid masks", "invalid polygons"),
+    "two points": Case(_masks([[10, 12, 50, 60]]), "short polygons", None, "invalid masks"),
+    "two points first": Case(
+        _masks([[10, 12, 50, 60], SQUARE]), "short polygons", None, "invalid masks"
     ),
-    "two points beside": Case(
-        _first(segmentation=[[10, 12, 50, 60], SQUARE]), "short polygons", None, "two points first"
-    ),
-    "half a point": Case(_first(segmentation=[SQUARE[:7]]), "short polygons"),
-    "NaN in a polygon": Case(
-        _first(segmentation=[[10, NAN, *SQUARE[2:]]]), "wild polygons", "annotation 1"
-    ),
-    "far polygon": Case(_first(segmentation=[[10, 1e8, *SQUARE[2:]]]), "wild polygons", "outside"),
-    "polygon of one point": Case(_first(segmentation=[[10, 12] * 4]), "empty masks"),
-    "polygon on a line": Case(_first(segmentation=[[10, 10, 20, 20, 40, 40]]), "empty masks"),
-    "polygon outside": Case(_first(segmentation=[[-50, -50, -40, -50, -40, -40]]), "empty masks"),
-    "polygon outside beside": Case(_first(segmentation=[[-9, -9, -4, -9, -4, -4], SQUARE]), ""),
-    "background in run lengths": Case(
-        _first(segmentation=dict(size=[HEIGHT, WIDTH], counts=[HEIGHT * WIDTH])), "empty masks"
-    ),
-    "background in coded run lengths": Case(
-        _first(segmentation=_run_lengths(objects=0)), "empty masks"
-    ),
-    "run lengths": Case(_first(segmentation=_run_lengths()), ""),
+    "NaN in a polygon": Case(_masks([[10, NAN, *SQUARE[2:]]]), "invalid masks", "annotation 1"),
+    "distant polygon": Case(_masks([[10, 1e8, *SQUARE[2:]]]), "invalid masks", "100000000"),
+    "polygon of one point": Case(_masks([[10, 12] * 4]), "empty masks"),
+    "polygon on a line": Case(_masks([[10, 10, 20, 20, 40, 40]]), "empty masks"),
+    "one of two outside": Case(_masks([[-9, -9, -4, -9, -4, -4], SQUARE]), ""),
+    "only background": Case(_masks(dict(size=SIZE, counts=[HEIGHT * WIDTH])), "empty masks"),
+    "run lengths": Case(_masks(_run_lengths()), ""),
     "run lengths of another size": Case(
-        _first(segmentation=_run_lengths(80, 70)), "run lengths", r"size \[80, 70\]"
+        _masks(_run_lengths(80, 70)), "invalid masks", r"size \[80, 70\]"
     ),
-    "run lengths turned": Case(
-        _first(segmentation=_run_lengths(WIDTH, HEIGHT)), "run lengths", r"image has \[84, 112\]"
+    "truncated run lengths": Case(
+        _masks(dict(size=SIZE, counts=[30, 40])), "invalid masks", "70 of 9408"
     ),
-    "run lengths truncated": Case(
-        _first(segmentation=dict(size=[HEIGHT, WIDTH], counts=[30, 40])), "run lengths", "70 of 94"
+    "long run lengths": Case(
+        _masks(dict(_run_lengths(90, 130), size=SIZE)), "invalid masks", "11700 of 9408"
     ),
-    "run lengths too long": Case(
-        _first(segmentation=dict(_run_lengths(90, 130), size=[HEIGHT, WIDTH])),
-        "run lengths",
-        "11700 of 9408",
-    ),  # fmt: skip
-    "run lengths of garbage": Case(
-        _first(segmentation=dict(size=[HEIGHT, WIDTH], counts="zz~~é")), "run lengths", "not run"
+    "garbage as run lengths": Case(
+        _masks(dict(size=SIZE, counts="zz~~é")), "invalid masks", "not run lengths"
     ),
     "negative run lengths": Case(
-        _first(segmentation=dict(size=[HEIGHT, WIDTH], counts=[30, -4, 9382])),
-        "run lengths",
-        "not run",
-    ),  # fmt: skip
-    "no counts": Case(_first(segmentation=dict(size=[HEIGHT, WIDTH])), "bad masks", "neither"),
-    "no annotations": Case(lambda c: c["annotations"].clear(), "nothing to learn", "is left by"),
+        _masks(dict(size=SIZE, counts=[30, -4, 9382])), "invalid masks", "not run lengths"
+    ),
+    "no annotations": Case(lambda c: c["annotations"].clear(), "nothing to learn", "excludes all"),
 }

@@ -3,7 +3,7 @@ custom_imports = dict(imports=["ropevit_mmdet"], allow_failed_imports=False)
 
 default_hooks = dict(
     timer=dict(type="IterTimerHook"),
-    # Metrics over iterations: by epoch, those of an IterBasedTrainLoop would all be at step 0.
+    # By epoch, the metrics of an IterBasedTrainLoop would all be logged at step 0.
     logger=dict(type="LoggerHook", interval=50, log_metric_by_epoch=False),
     param_scheduler=dict(type="ParamSchedulerHook"),
     checkpoint=dict(
@@ -12,9 +12,9 @@ default_hooks = dict(
     sampler_seed=dict(type="DistSamplerSeedHook"),
     visualization=dict(type="DetVisualizationHook"),
     non_finite=dict(type="NonFiniteGuard", action="stop"),  # or "skip", with a count
-    preemption=dict(type="PreemptionHook"),  # SIGTERM saves, and leaves with status 75
+    preemption=dict(type="PreemptionHook"),  # SIGTERM: saves and exits with 75
 )
-custom_hooks = [dict(type="RoPEViTChecks")]  # strides, colors, classes: before the first iteration
+custom_hooks = [dict(type="RoPEViTChecks")]  # before the first iteration
 
 env_cfg = dict(
     cudnn_benchmark=False,
@@ -25,8 +25,8 @@ vis_backends = [dict(type="LocalVisBackend")]
 visualizer = dict(type="DetLocalVisualizer", vis_backends=vis_backends, name="visualizer")
 log_processor = dict(type="LogProcessor", window_size=50, by_epoch=False)
 
-# The sampler takes its seed before a checkpoint is resumed: without one here, a resumed run
-# would see its data in another order.
+# The sampler is seeded before a checkpoint is loaded: without a fixed seed a resumed run would see
+# its data in another order.
 randomness = dict(seed=0)
 log_level = "INFO"
 load_from = None

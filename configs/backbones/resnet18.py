@@ -1,5 +1,5 @@
-# For tools/compare_backbones.py: mmdet's ResNet-18 up to its stride of 16, from scratch. The
-# comparison puts the protocol's pyramid on its one map, resampled to the protocol's strides.
+# For `ropevit compare`: mmdet's ResNet-18 up to stride 16, from scratch. The comparison builds the
+# base config's pyramid on its feature map, resampled to the base config's strides.
 model = dict(
     backbone=dict(
         type="ResNet",

@@ -1,1 +1,6 @@
-"""Datasets that come with the package: made on the spot, nothing to download."""
+"""Datasets: COCO's format with checks, and a generator of synthetic images."""
+
+from ropevit_mmdet.datasets.checked_coco_dataset import CheckedCocoDataset
+from ropevit_mmdet.datasets.validation.config import check_datasets
+
+__all__ = ["CheckedCocoDataset", "check_datasets"]

@@ -1,44 +1,63 @@
-"""Reads what `tools/test.py --out RESULT.pkl` wrote, without running anything that is in it."""
+"""Reads detections in COCO's result format, as `ropevit test` and `ropevit predict` write them."""
 
+import json
 import os
+from collections.abc import Hashable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from ropevit_mmdet.compat.plain_pickle import unpickle
-from ropevit_mmdet.compat.reading import local_file
+from ropevit_mmdet.errors import UserError
 
 
 @dataclass(frozen=True)
 class ImageResult:
-    """What was found in an image, by its id in the annotations: N boxes (x1, y1, x2, y2)."""
+    """The N detections in an image.
 
-    image_id: int
-    boxes: np.ndarray  # [N, 4], pixels
-    labels: np.ndarray  # [N]
-    scores: np.ndarray  # [N]
+    Attributes:
+        image: Id of the image in the annotation file, or its file name.
+        boxes: (x, y, width, height) in pixels, [N, 4].
+        categories: Ids of the annotation file, or class names.
+        scores: [N].
+    """
+
+    image: Hashable
+    boxes: np.ndarray
+    categories: list[Hashable]
+    scores: np.ndarray
 
 
 def read_results(path: str | os.PathLike[str]) -> list[ImageResult]:
-    """The boxes of all images; raises ValueError for a file of another kind or truncated."""
-    named, path = path, local_file(path)
-    if path is None:
-        raise ValueError(f"result file {named} does not exist; tools/test.py --out writes one")
-    content = unpickle(path.read_bytes(), f"result file {path}")
-    if not isinstance(content, list) or not content:
-        raise ValueError(f"result file {path} holds no list of images, as test.py --out writes")
-    return [_image(path, entry) for entry in content]
+    """Reads the detections of all images that have any.
 
+    Args:
+        path: A JSON file: a list of results with `image_id`, `category_id`, `bbox` and `score`,
+            with the ids of the annotation file; or a dictionary with such `annotations`, whose
+            `images` and `categories` are matched by name.
 
-def _image(path: Path, entry: Any) -> ImageResult:
+    Raises:
+        UserError: If the file does not exist or has another content.
+    """
     try:
-        found = entry["pred_instances"]
-        boxes, labels, scores = (
-            np.asarray(found[key], dtype) for key, dtype in
-            (("bboxes", np.float64), ("labels", np.int64), ("scores", np.float64))
-        )  # fmt: skip
-        return ImageResult(int(entry["img_id"]), boxes.reshape(-1, 4), labels, scores)
-    except (TypeError, ValueError, OverflowError, LookupError, RuntimeError) as error:
-        raise ValueError(f"result file {path} holds no boxes of images: {error!r}") from error
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        files: dict[Hashable, str] = {}
+        names: dict[Hashable, str] = {}
+        if isinstance(content, dict):
+            files = {one["id"]: one["file_name"] for one in content["images"]}
+            names = {one["id"]: one["name"] for one in content["categories"]}
+            content = content["annotations"]
+        by_image: dict[Hashable, list] = {}
+        for one in content:
+            category = names.get(one["category_id"], one["category_id"])
+            fields = one["bbox"], category, one["score"]
+            by_image.setdefault(files.get(one["image_id"], one["image_id"]), []).append(fields)
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise UserError(
+            f"{path} has no COCO results, as `ropevit test --out FILE.json` writes them: {error!r}"
+        ) from error
+    results = []
+    for image, detections in by_image.items():
+        boxes, categories, scores = zip(*detections)
+        results.append(ImageResult(image, np.array(boxes), [*categories], np.array(scores)))
+    return results

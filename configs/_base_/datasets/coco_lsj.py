@@ -1,6 +1,6 @@
 # COCO 2017 with large-scale jitter (arXiv 2012.07177): an image is scaled by 0.1 to 2, then a
-# square of 896 pixels is cut out of it or padded around it. 896 pixels at patch 14 are the 4096
-# tokens of ViTDet's 1024 at patch 16. Testing keeps the image's own aspect.
+# square of 896 pixels is cropped or padded. 896 pixels at patch 14 give 4096 tokens, as ViTDet's
+# 1024 at patch 16. Testing keeps the aspect ratio.
 dataset_type = "CheckedCocoDataset"
 data_root = "data/coco/"
 image_size = (896, 896)
@@ -30,7 +30,7 @@ test_pipeline = [
     ),
 ]
 train_dataloader = dict(
-    batch_size=8,  # on 8 GPUs, for the schedules' 64
+    batch_size=8,  # per GPU; the schedules assume 8 GPUs
     num_workers=4,
     persistent_workers=True,
     sampler=dict(type="InfiniteSampler", shuffle=True),
@@ -60,7 +60,7 @@ val_dataloader = dict(
 )
 test_dataloader = val_dataloader
 val_evaluator = dict(
-    type="CocoMetric",
+    type="FastCocoMetric",
     ann_file=data_root + "annotations/instances_val2017.json",
     metric=["bbox", "segm"],
 )

@@ -1,5 +1,5 @@
 _base_ = "./coco_lsj.py"
-# For one-stage detectors, which learn boxes alone: annotations need no segmentation.
+# For one-stage detectors without masks: annotations need no segmentation.
 train_pipeline = _base_.train_pipeline
 train_pipeline[1].with_mask = False
 test_pipeline = _base_.test_pipeline

@@ -1,4 +1,4 @@
-# The embedded dataset: python tools/make_shapes.py writes it to data/shapes.
+# The synthetic shapes dataset: `ropevit make-shapes` writes it to data/shapes.
 dataset_type = "CheckedCocoDataset"
 data_root = "data/shapes/"
 metainfo = dict(classes=("circle", "square", "triangle", "star", "ring"))
@@ -11,7 +11,7 @@ train_pipeline = [
 ]
 test_pipeline = [
     dict(type="LoadImageFromFile"),
-    dict(type="Resize", scale=(224, 224), keep_ratio=True),  # changes no image of this set
+    dict(type="Resize", scale=(224, 224), keep_ratio=True),  # no-op on this dataset
     dict(type="LoadAnnotations", with_bbox=True, with_mask=True),
     dict(
         type="PackDetInputs",
@@ -66,13 +66,13 @@ test_dataloader = dict(
     ),
 )
 val_evaluator = dict(
-    type="CocoMetric",
+    type="FastCocoMetric",
     ann_file=data_root + "annotations/instances_val.json",
     metric=["bbox", "segm"],
     classwise=True,
 )
 test_evaluator = dict(
-    type="CocoMetric",
+    type="FastCocoMetric",
     ann_file=data_root + "annotations/instances_test.json",
     metric=["bbox", "segm"],
     classwise=True,

@@ -1,6 +1,6 @@
 _base_ = "./maskrcnn.py"
-# Cascade R-CNN (arXiv 1712.00726) with a mask head: three box heads, each over the boxes of the one
-# before it, at IoU .5, .6 and .7. Heads are those of maskrcnn.py, boxes regressed for all classes.
+# Cascade R-CNN (arXiv 1712.00726) with a mask head: three box heads, each on the boxes of the
+# previous one, at IoU .5, .6 and .7. Heads of maskrcnn.py with class-agnostic box regression.
 roi_head = _base_.model.roi_head
 rcnn = _base_.model.train_cfg.rcnn
 stages = [  # IoU threshold, target_stds of the box coder, loss weight

@@ -1,5 +1,5 @@
 _base_ = "./ropevit_b14.py"
-# What one-stage detectors share: strides 7 to 112 of the patch-14 pyramid, no masks.
+# Shared by one-stage detectors: strides 7 to 112 of the patch-14 pyramid, no masks.
 model = dict(
     data_preprocessor=dict(
         pad_size_divisor=112,

@@ -1,12 +1,12 @@
 _base_ = "./dense.py"
 # FCOS (arXiv 1904.01355) with its later improvements: samples near the centre, distances in units
-# of the stride, centerness beside the boxes, GIoU loss.
+# of the stride, centerness on the box branch, GIoU loss.
 model = dict(
     type="FCOS",
     bbox_head=dict(
         type="FCOSHead",
         strides=[7, 14, 28, 56, 112],
-        # 64, 128, 256 and 512 pixels of strides 8 to 128, for strides 7 to 112
+        # 64, 128, 256 and 512 pixels at strides 8 to 128, scaled to 7 to 112
         regress_ranges=((-1, 56), (56, 112), (112, 224), (224, 448), (448, 1e8)),
         center_sampling=True,
         norm_on_bbox=True,

@@ -1,6 +1,6 @@
 _base_ = "./ropevit_b14.py"
 # Mask R-CNN with ViTDet's heads: 2 RPN convolutions, a box head of 4 convolutions and 1 linear
-# layer, layer norm throughout (arXiv 2203.16527, A.2). Strides are those of the patch-14 pyramid.
+# layer, layer norm throughout (arXiv 2203.16527, A.2). Strides of the patch-14 pyramid.
 norm_cfg = dict(type="LayerNorm2d", eps=1e-6)
 model = dict(
     type="MaskRCNN",
@@ -30,7 +30,7 @@ model = dict(
             roi_layer=dict(type="RoIAlign", output_size=7, sampling_ratio=0),
             out_channels=256,
             featmap_strides=[3.5, 7, 14, 28],
-            finest_scale=49,  # 56 of stride 4, for stride 3.5
+            finest_scale=49,  # 56 at stride 4
         ),
         bbox_head=dict(
             type="Shared4Conv1FCBBoxHead",

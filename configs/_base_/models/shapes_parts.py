@@ -1,5 +1,5 @@
-# A tiny RoPE ViT and its pyramid for the embedded shapes, 12 to 140 pixels wide: strides 7, 14, 28.
-# Parts by names of their own: a file that set `model` could not stand beside a detector's.
+# A tiny RoPE ViT and its pyramid, strides 7, 14, 28, for objects of 12 to 140 pixels. It defines
+# parts instead of `model`, so that it combines with any detector.
 embed_dim = 96
 channels = 64
 strides = [7, 14, 28]
@@ -8,8 +8,8 @@ shapes_preprocessor = dict(
 )
 shapes_backbone = dict(
     arch=dict(
-        _delete_=True,  # a name stands there
-        patch_size=7,  # half of 14: from scratch, finer patches learn twice as fast
+        _delete_=True,  # the base has a name
+        patch_size=7,  # from scratch, finer patches train twice as fast as 14
         num_layers=4,
         num_heads=3,
         hidden_dim=embed_dim,

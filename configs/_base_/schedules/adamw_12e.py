@@ -1,5 +1,5 @@
 _base_ = "./adamw_100e.py"
-# 12 epochs of COCO at batch 64, with steps at 8/9 and 26/27 of the way as the long schedule has.
+# 12 epochs of COCO at batch 64, with steps at 8/9 and 26/27 of it, as in the long schedule.
 max_iters = 22125
 train_cfg = dict(max_iters=max_iters)
 param_scheduler = [

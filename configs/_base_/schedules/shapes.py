@@ -1,4 +1,4 @@
-# For the embedded shapes: a short cosine on a CPU, from scratch.
+# For the shapes dataset: a short cosine schedule on a CPU, from scratch.
 max_iters = 2250
 optim_wrapper = dict(
     type="OptimWrapper",

@@ -1,8 +1,6 @@
-"""Write the shapes dataset: drawn images with instance masks, as PNG files and COCO JSON.
+"""Writes the shapes dataset: rendered images as PNG files, annotations as COCO JSON.
 
-The annotations follow the COCO format (Lin et al., arXiv 1405.0312), every mask as an uncompressed
-run-length code, which unlike a polygon is exact for what is left of an occluded shape. Read them
-with mmdet's `LoadAnnotations(with_mask=True)` and its default `poly2mask=True`.
+Masks are uncompressed run-length codes, which unlike polygons are exact for occluded shapes.
 """
 
 import json
@@ -12,9 +10,9 @@ import shutil
 import signal
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from itertools import islice
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +20,11 @@ import numpy as np
 from PIL import Image
 
 from ropevit_mmdet.datasets.shapes.scene import CLASSES, MIN_SIDE, SceneObject, draw_scene
+from ropevit_mmdet.errors import UserError
 
-GENERATOR_VERSION = 2  # raise it whenever the same parameters would draw other images
+GENERATOR_VERSION = 2  # to be raised when the same parameters would render other images
 SPLITS = ("train", "val", "test")
-SUMMARY_FILE = "shapes.json"  # its presence marks a directory as ours
-DEFAULT_MAX_WORKERS = 8
-
-Task = tuple[int, int, int, int, float, Path]  # seed, split, index, size, non_square, directory
-Drawn = tuple[dict[str, Any], list[dict[str, Any]]]  # COCO image, its annotations without ids
+SUMMARY_FILE = "shapes.json"  # marks a directory as a shapes dataset
 
 
 def generate(
@@ -43,253 +38,172 @@ def generate(
     seed: int = 0,
     workers: int | None = None,
     overwrite: bool = False,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[], Any] = lambda: None,
 ) -> dict[str, Any]:
-    """Write `<root>/{train,val,test}/000001.png` and `<root>/annotations/instances_*.json`.
+    """Writes `<root>/{train,val,test}/000001.png` and `<root>/annotations/instances_*.json`.
 
-    Images are `size` x `size` pixels; a share of `non_square` of them is cut to three quarters
-    in height or in width. Every image is drawn from (seed, split, index) alone: the number of
-    `workers` (processes; default: the processors, at most 8) changes no byte.
-    `progress(done, total)` is called after each image. All is written beside `root` and renamed
-    when it is complete.
+    An image depends only on (seed, split, index, size, non_square). All files are written next to
+    `root` and moved there at once. A complete dataset of the same parameters is reused.
 
-    A complete dataset of the same parameters in `root` is left as it is, unless `overwrite`.
-    Returns what `<root>/shapes.json` holds, counts per split among it, and `"reused"`: whether it
-    was there already.
+    Args:
+        root: Directory to write.
+        num_train: Images of the train split; `num_val` and `num_test` likewise.
+        size: Longer side in pixels.
+        non_square: Share of images that have three quarters of it in height or width.
+        seed: Of all images.
+        workers: Processes; by default the processors, at most 8.
+        overwrite: Replace another shapes dataset.
+        progress: Called after each image.
 
-    Raises ValueError for a parameter out of range, and FileExistsError when `root` holds something
-    else; with `overwrite` only when that was not made by this generator.
+    Returns:
+        The content of `<root>/shapes.json`, with counts per split, and `"reused"`.
+
+    Raises:
+        UserError: If a parameter is out of range, or `root` contains anything else.
     """
-    counts = {"train": num_train, "val": num_val, "test": num_test}
-    _check_parameters(counts, size, non_square, seed, workers)
-    parameters = {
-        "generator_version": GENERATOR_VERSION,
-        "seed": seed,
-        "size": size,
-        "non_square": float(non_square),
-        "images": counts,
-    }
+    images = {"train": num_train, "val": num_val, "test": num_test}
+    parameters: dict[str, Any] = {"generator_version": GENERATOR_VERSION, "seed": seed}
+    parameters |= {"size": size, "non_square": float(non_square), "images": images}
     root = Path(root).resolve()
-    existing = _existing(root, parameters, overwrite)
-    if existing is not None:
-        return existing | {"reused": True}
-
-    partial = root.with_name(f".{root.name}.partial-{os.getpid()}")
-    partial.mkdir(parents=True)
+    issue = _parameter_issue(parameters, workers) or _directory_issue(root, parameters, overwrite)
+    if issue:
+        raise UserError(issue)
+    if (root / SUMMARY_FILE).is_file() and not overwrite:
+        return _read_summary(root) | {"reused": True}
+    written = root.with_name(f".{root.name}.partial-{os.getpid()}")
+    written.mkdir(parents=True)
     try:
-        splits = _write_images(partial, parameters, workers or _default_workers(), progress)
+        splits = _write_images(
+            written, parameters, workers or min(8, os.cpu_count() or 1), progress
+        )
         summary = {"parameters": parameters, "classes": list(CLASSES), "splits": splits}
-        (partial / SUMMARY_FILE).write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-        _move_into_place(partial, root)
+        (written / SUMMARY_FILE).write_text(json.dumps(summary, indent=1) + "\n")
+        if root.exists():
+            shutil.rmtree(root)
+        written.rename(root)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)  # gone already unless something failed
+        shutil.rmtree(written, ignore_errors=True)
     return summary | {"reused": False}
 
 
 def encode_mask(mask: np.ndarray) -> dict[str, list[int]]:
     """The uncompressed COCO run-length code of a mask [H, W]: column by column, zeros first."""
-    flat = np.concatenate(([False], mask.ravel(order="F"), [False]))
-    flips = np.flatnonzero(flat[1:] != flat[:-1])
-    ends = flips if flips.size and flips[-1] == mask.size else np.append(flips, mask.size)
-    return {"size": list(mask.shape), "counts": np.diff(ends, prepend=0).tolist()}
+    flat = np.concatenate(([False], mask.ravel(order="F")))
+    starts = np.flatnonzero(flat[1:] != flat[:-1])
+    counts = np.diff(starts, prepend=0, append=mask.size)
+    return {"size": list(mask.shape), "counts": counts.tolist()}
 
 
-def _check_parameters(
-    counts: dict[str, int], size: int, non_square: float, seed: int, workers: int | None
-) -> None:
-    for split, count in counts.items():
-        if count < 0:
-            raise ValueError(f"num_{split} must not be negative, got {count}")
-    if size * 3 // 4 < MIN_SIDE:
-        least = -(-MIN_SIDE * 4 // 3)
-        raise ValueError(f"size must be at least {least} pixels, got {size}")
-    if not 0 <= non_square <= 1:
-        raise ValueError(f"non_square is a share between 0 and 1, got {non_square}")
-    if seed < 0:
-        raise ValueError(f"seed must not be negative, got {seed}")
-    if workers is not None and workers < 1:
-        raise ValueError(f"workers must be at least 1, got {workers}")
+def _parameter_issue(parameters: dict[str, Any], workers: int | None) -> str | None:
+    minima = {f"num_{split}": (count, 0) for split, count in parameters["images"].items()}
+    minima |= {"size": (parameters["size"], -(-MIN_SIDE * 4 // 3)), "seed": (parameters["seed"], 0)}
+    minima |= {"workers": (1 if workers is None else workers, 1)}
+    for name, (value, low) in minima.items():
+        if value < low:
+            return f"{name} must be at least {low}, not {value}"
+    if not 0 <= parameters["non_square"] <= 1:
+        return f"non_square must be at least 0, at most 1, not {parameters['non_square']}"
+    return None
 
 
-def _existing(root: Path, parameters: dict[str, Any], overwrite: bool) -> dict[str, Any] | None:
-    """The summary of the dataset in `root` if it is the wanted one, None if it is to be made."""
-    if not root.exists():
-        return None
-    if not root.is_dir():
-        raise FileExistsError(f"{root} is a file; the dataset needs a directory")
-    if not any(root.iterdir()):
+def _directory_issue(root: Path, parameters: dict[str, Any], overwrite: bool) -> str | None:
+    """Why the dataset cannot be written to `root`, nor reused."""
+    if not root.exists() or (root.is_dir() and not any(root.iterdir())):
         return None
     if not (root / SUMMARY_FILE).is_file():
-        raise FileExistsError(
-            f"{root} holds something that is not a shapes dataset ({SUMMARY_FILE} is missing): "
-            "choose another directory, or remove it yourself"
-        )
+        return f"{root} is not a shapes dataset: choose another directory"
     if overwrite:
         return None
-    try:
-        summary = json.loads((root / SUMMARY_FILE).read_text(encoding="utf-8"))
-        found = summary["parameters"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise FileExistsError(f"{root / SUMMARY_FILE} is damaged: overwrite it") from error
-    if found != parameters:
-        raise FileExistsError(
-            f"{root} holds a shapes dataset of other parameters: {json.dumps(found)}, wanted "
-            f"{json.dumps(parameters)}: overwrite it, or choose another directory"
+    existing = _read_summary(root)["parameters"]
+    if existing != parameters:
+        return (
+            f"{root} is a shapes dataset with other parameters: {json.dumps(existing)}, expected "
+            f"{json.dumps(parameters)}: choose another directory, or --overwrite it"
         )
     for split, count in parameters["images"].items():
         images = len(list((root / split).glob("*.png")))
-        if images != count or not _annotation_file(root, split).is_file():
-            raise FileExistsError(
-                f"{root} is not complete: {split} has {images} of {count} images, or no "
-                "annotations: overwrite it"
-            )
-    return summary
+        if images != count:
+            return f"{root} is incomplete: {split} has {images} of {count} images: --overwrite it"
+    return None
 
 
-def _move_into_place(partial: Path, root: Path) -> None:
-    """Rename `partial` to `root`; what `root` held before is deleted only after that."""
-    old = root.with_name(f".{root.name}.old-{os.getpid()}")
-    if root.exists():
-        root.rename(old)
-    try:
-        partial.rename(root)
-    except OSError:
-        if old.exists():
-            old.rename(root)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
+def _read_summary(root: Path) -> dict[str, Any]:
+    text = (root / SUMMARY_FILE).read_text()
+    return json.loads(text.replace('"pictures"', '"images"'))  # the key up to version 0.1
 
 
 def _write_images(
-    directory: Path,
-    parameters: dict[str, Any],
-    workers: int,
-    progress: Callable[[int, int], None] | None,
+    directory: Path, parameters: dict[str, Any], workers: int, progress: Callable[[], Any]
 ) -> dict[str, Any]:
-    """Draw all splits into `directory`; returns the statistics of each."""
-    tasks = []
-    for number, split in enumerate(SPLITS):
-        (directory / split).mkdir()
-        tasks += [
-            (
-                parameters["seed"],
-                number,
-                index,
-                parameters["size"],
-                parameters["non_square"],
-                directory,
-            )
-            for index in range(parameters["images"][split])
-        ]
+    """Renders all splits into `directory`; returns the statistics of each."""
     (directory / "annotations").mkdir()
     statistics = {}
-    drawn = _draw_all(tasks, workers)
-    done = 0
-    for split in SPLITS:
-        images, annotations = [], []
-        for image, objects in islice(drawn, parameters["images"][split]):
-            images.append(image)
-            for entry in objects:
-                annotations.append({"id": len(annotations) + 1, "image_id": image["id"], **entry})
-            done += 1
-            if progress is not None:
-                progress(done, len(tasks))
-        _write_annotations(directory, split, parameters, images, annotations)
-        statistics[split] = _statistics(images, annotations)
+    # A forked worker does not import the package again, and torch with it; only Linux forks safely.
+    context = multiprocessing.get_context("fork" if sys.platform == "linux" else None)
+    ignore_interrupt = (signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
+    with ProcessPoolExecutor(workers, context, signal.signal, ignore_interrupt) as pool:
+        for split, count in parameters["images"].items():
+            (directory / split).mkdir()
+            render = partial(_render, directory / split, parameters)
+            images: list[dict[str, Any]] = []
+            annotations: list[dict[str, Any]] = []
+            for image, objects in pool.map(render, range(count), chunksize=8):
+                images.append(image)
+                for one in objects:
+                    ids = {"id": len(annotations) + 1, "image_id": image["id"]}
+                    annotations.append(ids | _annotation(one))
+                progress()
+            content = _document(split, parameters) | {"images": images, "annotations": annotations}
+            path = directory / "annotations" / f"instances_{split}.json"
+            path.write_text(json.dumps(content, separators=(",", ":")))
+            statistics[split] = _statistics(images, annotations)
     return statistics
 
 
-def _draw_all(tasks: list[Task], workers: int) -> Iterator[Drawn]:
-    """Draw and save every task's image, in order."""
-    if workers == 1 or len(tasks) < 2:
-        yield from map(_draw_and_save, tasks)
-        return
-    # A forked worker need not import the package, and torch with it; only Linux forks safely.
-    context = multiprocessing.get_context("fork" if sys.platform == "linux" else None)
-    with ProcessPoolExecutor(workers, context, initializer=_ignore_interrupt) as pool:
-        yield from pool.map(_draw_and_save, tasks, chunksize=8)
-
-
-def _ignore_interrupt() -> None:
-    """Leave Ctrl-C to the parent, which then ends its workers."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _draw_and_save(task: Task) -> Drawn:
-    seed, split, index, size, non_square, directory = task
-    rng = np.random.default_rng((seed, split, index))
-    height = width = size
-    if rng.random() < non_square:
+def _render(
+    directory: Path, parameters: dict[str, Any], index: int
+) -> tuple[dict[str, Any], list[SceneObject]]:
+    """Saves one image; returns its COCO entry and its objects."""
+    rng = np.random.default_rng((parameters["seed"], SPLITS.index(directory.name), index))
+    height = width = parameters["size"]
+    if rng.random() < parameters["non_square"]:
         if rng.random() < 0.5:
-            height = size * 3 // 4
+            height = height * 3 // 4
         else:
-            width = size * 3 // 4
+            width = width * 3 // 4
     pixels, objects = draw_scene(rng, height, width)
     name = f"{index + 1:06d}.png"
-    Image.fromarray(pixels).save(directory / SPLITS[split] / name, compress_level=3)
-    image = {"id": index + 1, "file_name": name, "height": height, "width": width}
-    return image, [_annotation(thing) for thing in objects]
+    Image.fromarray(pixels).save(directory / name, compress_level=3)
+    return {"id": index + 1, "file_name": name, "height": height, "width": width}, objects
 
 
-def _annotation(thing: SceneObject) -> dict[str, Any]:
-    rows = np.flatnonzero(thing.mask.any(axis=1)).tolist()
-    columns = np.flatnonzero(thing.mask.any(axis=0)).tolist()
+def _annotation(one: SceneObject) -> dict[str, Any]:
+    rows = np.flatnonzero(one.mask.any(axis=1)).tolist()
+    columns = np.flatnonzero(one.mask.any(axis=0)).tolist()
     return {
-        "category_id": thing.label + 1,
-        "iscrowd": int(thing.is_crowd),
+        "category_id": one.label + 1,
+        "iscrowd": int(one.is_crowd),
         "bbox": [columns[0], rows[0], columns[-1] - columns[0] + 1, rows[-1] - rows[0] + 1],
-        "area": int(thing.mask.sum()),
-        "segmentation": encode_mask(thing.mask),
+        "area": int(one.mask.sum()),
+        "segmentation": encode_mask(one.mask),
     }
 
 
-def _write_annotations(
-    directory: Path,
-    split: str,
-    parameters: dict[str, Any],
-    images: list[dict[str, Any]],
-    annotations: list[dict[str, Any]],
-) -> None:
-    content = {
-        "info": {
-            "description": f"Drawn shapes, {split} split",
-            "version": str(GENERATOR_VERSION),
-            "parameters": parameters,
-        },
-        "licenses": [],
-        "categories": [
-            {"id": label + 1, "name": name, "supercategory": "shape"}
-            for label, name in enumerate(CLASSES)
-        ],
-        "images": images,
-        "annotations": annotations,
-    }
-    text = json.dumps(content, separators=(",", ":"))
-    _annotation_file(directory, split).write_text(text, encoding="utf-8")
-
-
-def _annotation_file(directory: Path, split: str) -> Path:
-    return directory / "annotations" / f"instances_{split}.json"
+def _document(split: str, parameters: dict[str, Any]) -> dict[str, Any]:
+    categories = [
+        {"id": number, "name": name, "supercategory": "shape"}
+        for number, name in enumerate(CLASSES, start=1)
+    ]
+    info = {"description": f"Shapes dataset, {split} split", "parameters": parameters}
+    return {"info": info, "licenses": [], "categories": categories}
 
 
 def _statistics(images: list[dict[str, Any]], annotations: list[dict[str, Any]]) -> dict[str, Any]:
-    """Counts for the summary; small, medium and large are COCO's (32 and 96 pixels squared)."""
-    single = [entry for entry in annotations if not entry["iscrowd"]]
-    labels = Counter(CLASSES[entry["category_id"] - 1] for entry in single)
-    sizes = Counter(
-        "small" if entry["area"] < 32**2 else "medium" if entry["area"] < 96**2 else "large"
-        for entry in single
-    )
+    """Counts for the summary."""
+    labels = Counter(entry["category_id"] - 1 for entry in annotations if not entry["iscrowd"])
     return {
         "images": len(images),
         "empty": len(images) - len({entry["image_id"] for entry in annotations}),
-        "crowds": len(annotations) - len(single),
-        "objects": {name: labels[name] for name in CLASSES},
-        "sizes": {name: sizes[name] for name in ("small", "medium", "large")},
+        "crowds": len(annotations) - labels.total(),
+        "objects": {name: labels[label] for label, name in enumerate(CLASSES)},
     }
-
-
-def _default_workers() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return min(DEFAULT_MAX_WORKERS, len(os.sched_getaffinity(0)))
-    return min(DEFAULT_MAX_WORKERS, os.cpu_count() or 1)

@@ -1,165 +1,107 @@
-"""All that is wrong with a dataset in COCO's format, its images included, before a run."""
+"""The validation report of a dataset in COCO's format, its images included."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from ropevit_mmdet._images import SUFFIXES
-from ropevit_mmdet.datasets.checked_coco import CocoFiles
-from ropevit_mmdet.datasets.validation.annotations import KINDS as ANNOTATION_KINDS
 from ropevit_mmdet.datasets.validation.annotations import (
     LISTS,
     check_annotations,
-    is_id,
+    classes_issue,
     read_annotation_file,
 )
-from ropevit_mmdet.datasets.validation.categories import check_classes
-from ropevit_mmdet.datasets.validation.findings import ERROR, NOTE, SEVERITIES, Findings, Kind
-from ropevit_mmdet.datasets.validation.image_files import KINDS as IMAGE_KINDS
+from ropevit_mmdet.datasets.validation.checks import CHECKS, NOTE, SEVERITIES, Findings
+from ropevit_mmdet.datasets.validation.config import CocoFiles
 from ropevit_mmdet.datasets.validation.image_files import check_image
-
-KINDS = {
-    "annotation file": Kind(ERROR, "annotation file that cannot be used"),
-    "image directory": Kind(ERROR, "image directory that is not there"),
-    "classes": Kind(ERROR, "list of categories that does not give the config's classes"),
-    "nothing to learn": Kind(ERROR, "dataset without a single object"),
-    "no objects": Kind(NOTE, "images without objects: configs for COCO leave them out"),
-    "not annotated": Kind(NOTE, "images in the directory that the annotations do not have"),
-    **ANNOTATION_KINDS,
-    **IMAGE_KINDS,
-}
-# Wraps an iteration over so many images, as tqdm does.
-Progress = Callable[[Iterable[Any], int], Iterable[Any]]
+from ropevit_mmdet.errors import UserError
 
 
-class Report(NamedTuple):
-    """What was found in one dataset."""
+@dataclass(frozen=True)
+class Report:
+    """The findings in one dataset and its number of images, annotations and categories."""
 
     files: CocoFiles
-    counts: dict[str, int]  # of images, annotations and categories
+    counts: dict[str, int]
     findings: Findings
 
     def lines(self, show: int = 5) -> Iterator[str]:
-        """The report as text: errors first, of each kind its number and its first places."""
-        counts = ", ".join(f"{number:,} {key}" for key, number in self.counts.items())
+        """The report as text: errors first, with the first `show` places of each check."""
+        counts = ", ".join(f"{count:,} {key}" for key, count in self.counts.items())
         yield f"{self.files.ann_file}, images in {self.files.img_dir}: {counts or 'not read'}"
-        for severity in SEVERITIES:
-            for kind in self.findings.of(severity):
-                places = self.findings.places[kind]
-                yield f"  {severity:8} {self.findings.kinds[kind].meaning} ({len(places):,})"
-                shown = places if severity != NOTE else places[:1]
-                yield from (f"{'':11}  {place}" for place in shown[:show])
-                if len(places) > len(shown[:show]):
-                    yield f"{'':11}  ... and {len(places) - len(shown[:show]):,} more"
+        for name, places in self._sorted():
+            severity, message, fix = CHECKS[name]
+            yield f"  {severity:8} {message} ({len(places):,}); fix: {fix}"
+            shown = places[: 1 if severity == NOTE else show]
+            yield from (f"{'':11}  {place}" for place in shown)
+            if len(places) > len(shown):
+                yield f"{'':11}  ... and {len(places) - len(shown):,} more"
         if not self.findings.places:
-            yield "  nothing is wrong"
+            yield "  no findings"
 
     def as_json(self) -> dict[str, Any]:
-        """The report as JSON takes it, with every place."""
-        found = [
-            {
-                "kind": kind,
-                "severity": severity,
-                "meaning": self.findings.kinds[kind].meaning,
-                "count": len(self.findings.places[kind]),
-                "places": self.findings.places[kind],
-            }
-            for severity in SEVERITIES
-            for kind in self.findings.of(severity)
+        """The report with all places, as JSON accepts it."""
+        findings = [
+            {"check": name, **CHECKS[name]._asdict(), "count": len(places), "places": places}
+            for name, places in self._sorted()
         ]
         files = {"ann_file": str(self.files.ann_file), "img_dir": str(self.files.img_dir)}
-        return {**files, **self.counts, "findings": found}
+        return {**files, **self.counts, "findings": findings}
 
-    def count(self, severity: str) -> int:
-        """How many findings of one severity there are."""
-        return sum(len(self.findings.places[kind]) for kind in self.findings.of(severity))
+    def _sorted(self) -> list[tuple[str, list[str]]]:
+        items = self.findings.places.items()
+        return sorted(items, key=lambda item: SEVERITIES.index(CHECKS[item[0]].severity))
 
 
 def report_dataset(
-    files: CocoFiles,
-    *,
-    decode: bool = False,
-    progress: Progress = lambda items, total: items,
+    files: CocoFiles, *, decode: bool = False, progress: Callable[[], Any] = lambda: None
 ) -> Report:
-    """Check an annotation file and the images that it names.
-
-    Of images only the headers are read, on several threads; with `decode` every one is decoded,
-    an image at a time for each core.
-    """
-    findings = Findings(KINDS)
+    """Checks an annotation file and its images; without `decode` only their headers are read."""
     try:
         content = read_annotation_file(files.ann_file)
-    except ValueError as error:
+    except UserError as error:
+        findings = Findings()
         findings.add("annotation file", str(error))
         return Report(files, {}, findings)
-    counts = {key: len(content[key]) for key in LISTS}
-    if files.classes:
-        try:
-            check_classes(files.ann_file, content, files.classes)
-        except ValueError as error:
-            findings.add("classes", str(error))
-    masks = _has_masks(content) if files.masks is None else files.masks
-    findings.update(check_annotations(content, masks=masks, evaluated=files.evaluated))
-    _check_objects(content, findings)
+    entries = [one for one in content["annotations"] if isinstance(one, dict)]
+    masks = files.masks
+    if masks is None:
+        masks = any(one.get("segmentation") for one in entries)
+    findings = check_annotations(content, masks=masks, evaluated=files.evaluated)
+    issue = classes_issue(content, files.classes)
+    if issue:
+        findings.add("classes", issue)
+    images = [one for one in content["images"]
+              if isinstance(one, dict) and isinstance(one.get("file_name"), str)]  # fmt: skip
+    annotated = {str(one.get("image_id")) for one in entries}
+    empty = [image["file_name"] for image in images if str(image.get("id")) not in annotated]
+    if len(empty) == len(images):
+        findings.add("nothing to learn", f"{len(images)} images")
+    for name in empty:
+        findings.add("no objects", name)
     if files.img_dir.is_dir():
-        _check_images(content["images"], files.img_dir, findings, decode, progress)
+        _check_images(images, files.img_dir, findings, decode, progress)
     else:
-        findings.add("image directory", f"{files.img_dir} (looked in {Path.cwd()})")
-    return Report(files, counts, findings)
-
-
-def _has_masks(content: dict[str, Any]) -> bool:
-    return any(isinstance(one, dict) and one.get("segmentation") for one in content["annotations"])
-
-
-def _check_objects(content: dict[str, Any], findings: Findings) -> None:
-    annotated = {
-        one["image_id"]
-        for one in content["annotations"]
-        if isinstance(one, dict) and is_id(one.get("image_id"))
-    }
-    images = [one for one in content["images"] if isinstance(one, dict) and is_id(one.get("id"))]
-    bare = [one for one in images if one["id"] not in annotated]
-    if len(bare) == len(images):
-        findings.add("nothing to learn", f"{len(images)} images, none of them has an object")
-        return
-    for image in bare:
-        findings.add("no objects", str(image.get("file_name")))
+        findings.add("image directory", f"{files.img_dir} (current directory: {Path.cwd()})")
+    return Report(files, {key: len(content[key]) for key in LISTS}, findings)
 
 
 def _check_images(
-    images: list[Any], directory: Path, findings: Findings, decode: bool, progress: Progress
+    images: list[dict[str, Any]],
+    directory: Path,
+    findings: Findings,
+    decode: bool,
+    progress: Callable[[], Any],
 ) -> None:
-    sizes: dict[str, tuple[int, int]] = {}
-    for image in images:
-        if isinstance(image, dict) and isinstance(image.get("file_name"), str):
-            sizes[image["file_name"]] = (image.get("height"), image.get("width"))
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    workers = cores if decode else 4 * cores
+    def check(image: dict[str, Any]) -> list[tuple[str, str]]:
+        height, width = image.get("height"), image.get("width")
+        size = (height, width) if height and width else None
+        return check_image(directory / image["file_name"], size, decode=decode)
 
-    def check(name: str) -> list[tuple[str, str]]:
-        size = sizes[name]
-        known = all(isinstance(side, (int, float)) for side in size)
-        return check_image(directory / name, size if known else None, decode=decode)
-
-    with ThreadPoolExecutor(workers) as pool:
-        found = zip(sizes, pool.map(check, sizes))
-        for name, said in progress(found, len(sizes)):
-            for kind, more in said:
-                findings.add(kind, f"{name}: {more}" if more else name)
-    known = {os.path.normpath(name) for name in sizes}
-    for name in _images_below(directory, {os.path.dirname(name) for name in known}):
-        if name not in known:
-            findings.add("not annotated", name)
-
-
-def _images_below(directory: Path, parts: set[str]) -> Iterator[str]:
-    """Image files in some parts of a directory, by their path from it."""
-    for part in sorted(parts):
-        if not os.path.isdir(directory / part):  # no error for a name that is too long
-            continue
-        for name in sorted(os.listdir(directory / part)):
-            if os.path.splitext(name)[1].lower() in SUFFIXES:
-                yield os.path.join(part, name)
+    with ThreadPoolExecutor((os.cpu_count() or 1) * (1 if decode else 4)) as pool:
+        for image, failed in zip(images, pool.map(check, images)):
+            for name, details in failed:
+                findings.add(name, image["file_name"] + (f": {details}" if details else ""))
+            progress()

@@ -1,0 +1,83 @@
+"""The annotations with which detections are compared."""
+
+from collections.abc import Hashable, Sequence
+from pathlib import Path
+
+import numpy as np
+from mmengine.config import Config
+from pycocotools.coco import COCO
+
+from ropevit_mmdet.errors import UserError
+from ropevit_mmdet.evaluation.result_file import ImageResult
+
+Boxes = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+class Annotations:
+    """Annotations by image id; labels are positions in `names`.
+
+    Args:
+        coco: An annotation file.
+        names: The classes of the detector.
+
+    Raises:
+        UserError: If the file lacks one of the classes.
+    """
+
+    def __init__(self, coco: COCO, names: Sequence[str]) -> None:
+        ids = {category["name"]: category["id"] for category in coco.dataset["categories"]}
+        missing = [name for name in names if name not in ids]
+        if missing:
+            raise UserError(f"the annotations have no class {missing[0]!r}, but {', '.join(ids)}")
+        self.coco, self.names = coco, tuple(names)
+        self.category_ids = [ids[name] for name in names]
+
+    def of(self, image_id: int) -> Boxes:
+        """Boxes (x, y, width, height) [M, 4], labels [M] and crowd flags [M] of an image."""
+        objects = [one for one in self.coco.imgToAnns.get(image_id, [])
+                   if one["category_id"] in self.category_ids]  # fmt: skip
+        boxes = np.array([one["bbox"] for one in objects], np.float64).reshape(-1, 4)
+        labels = [self.category_ids.index(one["category_id"]) for one in objects]
+        crowd = np.array([one.get("iscrowd", 0) for one in objects], bool)
+        return boxes, np.array(labels, np.int64), crowd
+
+    def match(self, results: Sequence[ImageResult]) -> dict[Hashable, Boxes]:
+        """Boxes (x, y, width, height), labels and scores of detections, by image id.
+
+        Raises:
+            UserError: If results have images or categories that the annotations lack.
+        """
+        labels = dict(zip((*self.category_ids, *self.names), 2 * [*range(len(self.names))]))
+        files = {image["file_name"]: image["id"] for image in self.coco.imgs.values()}
+        matched: dict[Hashable, Boxes] = {}
+        for one in results:
+            image_id = _image_id(one.image, files) if isinstance(one.image, str) else one.image
+            unknown = [f"a category {key!r}" for key in one.categories if key not in labels]
+            if image_id not in self.coco.imgs:
+                unknown.append(f"an image {one.image!r}")
+            if unknown:
+                raise UserError(f"the results have {unknown[0]} that the annotations lack")
+            of_image = np.array([labels[key] for key in one.categories], np.int64)
+            matched[image_id] = one.boxes, of_image, one.scores
+        return matched
+
+
+def annotation_file(config: Config) -> Path:
+    """The annotation file that a config's test is evaluated on.
+
+    Raises:
+        UserError: If the config names none.
+    """
+    evaluators = config.get("test_evaluator") or []
+    evaluators = evaluators if isinstance(evaluators, list) else [evaluators]
+    files = [evaluator.ann_file for evaluator in evaluators if evaluator.get("ann_file")]
+    if not files:
+        raise UserError("the config's test_evaluator has no ann_file with annotations")
+    return Path(files[0])
+
+
+def _image_id(file: str, files: dict[str, int]) -> int | None:
+    """Id of the image whose `file_name` is a path, or the longest end of it."""
+    parts = Path(file).parts
+    ends = (str(Path(*parts[start:])) for start in range(len(parts)))
+    return next((files[end] for end in ends if end in files), None)

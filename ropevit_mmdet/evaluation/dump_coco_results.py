@@ -1,0 +1,53 @@
+"""Writes predictions as COCO results, the JSON file that evaluation servers and tools read."""
+
+import json
+from typing import Any
+
+from mmdet.evaluation import DumpDetResults
+from mmengine.dataset import BaseDataset
+from mmengine.logging import print_log
+
+from ropevit_mmdet._output import atomic_file
+from ropevit_mmdet.errors import UserError
+
+
+class DumpCocoResults(DumpDetResults):
+    """A metric that writes one list of detections and computes nothing.
+
+    A detection has `image_id`, `category_id`, `score`, `bbox` [x, y, width, height] in pixels of
+    the original image, and a `segmentation` as RLE if the detector predicts masks.
+    """
+
+    default_prefix = "dump"
+
+    def __init__(self, out_file: str, dataset: BaseDataset) -> None:
+        super().__init__(out_file_path="results.pkl")  # mmengine accepts no other suffix
+        while not hasattr(dataset, "cat_ids") and hasattr(dataset, "dataset"):
+            dataset = dataset.dataset
+        if not hasattr(dataset, "cat_ids"):
+            raise UserError(f"--out {out_file} needs a COCO dataset; FILE.pkl does not")
+        self.out_file = out_file
+        self.cat_ids = dataset.cat_ids
+
+    def compute_metrics(self, results: list[dict[str, Any]]) -> dict[str, float]:
+        detections = [one for sample in results for one in self._detections(sample)]
+        with atomic_file(self.out_file) as file:
+            file.write(json.dumps(detections).encode())
+        print_log(f"saved {len(detections)} detections to {self.out_file}", logger="current")
+        return {}
+
+    def _detections(self, sample: dict[str, Any]) -> list[dict[str, Any]]:
+        predicted = sample["pred_instances"]
+        boxes, labels = predicted["bboxes"].tolist(), predicted["labels"].tolist()
+        detections = [
+            {
+                "image_id": sample["img_id"],
+                "category_id": self.cat_ids[label],
+                "bbox": [x1, y1, x2 - x1, y2 - y1],
+                "score": score,
+            }
+            for (x1, y1, x2, y2), label, score in zip(boxes, labels, predicted["scores"].tolist())
+        ]
+        for detection, mask in zip(detections, predicted.get("masks", ())):
+            detection["segmentation"] = {"size": mask["size"], "counts": mask["counts"].decode()}
+        return detections

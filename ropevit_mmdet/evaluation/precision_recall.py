@@ -1,0 +1,84 @@
+"""Precision over recall of a detector, computed by COCO's evaluation as in mmdet's CocoMetric."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from faster_coco_eval import COCO, COCOeval_faster
+
+from ropevit_mmdet.evaluation.annotations import Annotations
+from ropevit_mmdet.evaluation.result_file import ImageResult
+
+IOUS = (0.5, 0.75)
+_MAX_DETECTIONS = [100, 300, 1000]  # of an image, as in CocoMetric; the last one counts
+
+
+@dataclass(frozen=True)
+class PrecisionRecall:
+    """Interpolated precision of each class over recall, for each of `IOUS`.
+
+    Attributes:
+        names: Class names.
+        recall: [101], 0 to 1.
+        precision: [IoUs, 101, classes]; NaN for a class without objects.
+    """
+
+    names: tuple[str, ...]
+    recall: np.ndarray
+    precision: np.ndarray
+
+    def average(self, iou: int) -> float:
+        """AP at the iou-th of `IOUS`: the mean over recall and classes; NaN without any object."""
+        known = self.precision[iou][~np.isnan(self.precision[iou])]
+        return float(known.mean()) if known.size else math.nan
+
+
+def precision_recall(results: Sequence[ImageResult], annotations: Annotations) -> PrecisionRecall:
+    """Computes the curves of every class; their mean is the AP that a test reports."""
+    rows = [
+        {"image_id": image_id, "category_id": annotations.category_ids[label],
+         "bbox": box.tolist(), "score": float(score)}
+        for image_id, (boxes, labels, scores) in annotations.match(results).items()
+        for box, label, score in zip(boxes, labels, scores)
+    ]  # fmt: skip
+    detections = COCO(annotations.coco.dataset).loadRes(rows)
+    evaluation = COCOeval_faster(annotations.coco, detections, "bbox")
+    evaluation.params.catIds = annotations.category_ids
+    evaluation.params.imgIds = list(annotations.coco.imgs)
+    evaluation.params.iouThrs = np.array(IOUS)
+    evaluation.params.maxDets = _MAX_DETECTIONS
+    evaluation.evaluate()
+    evaluation.accumulate()
+    precision = evaluation.eval["precision"][:, :, :, 0, -1]  # [IoUs, recall, classes], any area
+    order = np.argsort(np.argsort(annotations.category_ids))  # COCO's evaluation sorts them
+    precision = np.where(precision < 0, np.nan, precision)[:, :, order]
+    return PrecisionRecall(annotations.names, evaluation.params.recThrs, precision)
+
+
+def as_json(
+    matrix: np.ndarray, curves: PrecisionRecall, *, score_thr: float, tp_iou_thr: float
+) -> dict[str, Any]:
+    """All numbers of the figures; AP and precision are None where there are no objects."""
+    by_iou = {}
+    for index, iou in enumerate(IOUS):
+        classes = {}
+        for label, name in enumerate(curves.names):
+            values = curves.precision[index, :, label]
+            known = not np.isnan(values).any()
+            precision = values.round(6).tolist() if known else None
+            classes[name] = {"ap": _rounded(values.mean()), "precision": precision}
+        by_iou[str(iou)] = {"ap": _rounded(curves.average(index)), "classes": classes}
+    return {
+        "classes": list(curves.names),
+        "score_thr": score_thr,
+        "tp_iou_thr": tp_iou_thr,
+        "confusion_matrix": matrix.tolist(),
+        "recall": curves.recall.round(6).tolist(),
+        "precision_recall": by_iou,
+    }
+
+
+def _rounded(value: float) -> float | None:
+    return None if math.isnan(value) else round(float(value), 6)
