@@ -1,101 +1,75 @@
-"""Annotations of a COCO file as objects to draw beside what a detector found."""
+"""Annotations of a COCO file as instances to render next to predictions."""
 
-import contextlib
-import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from mmengine.structures import InstanceData
 from pycocotools.coco import COCO
 
-from ropevit_mmdet.datasets.validation.annotations import check_annotations, read_annotation_file
-from ropevit_mmdet.datasets.validation.findings import ERROR
-from ropevit_mmdet.datasets.validation.segmentations import segmentation_finding
-from ropevit_mmdet.visualization.overlays import Detection
+from ropevit_mmdet.datasets.validation import ERROR, check_annotations, read_annotation_file
+from ropevit_mmdet.errors import UserError
 
 
 class GroundTruth:
     """The objects of an annotation file, by image.
 
-    Labels are positions in `names`: those of the detector, so that colors agree, then the
-    categories of the file that the detector does not know. Raises ValueError for a file that is
-    not there or not in COCO's format.
+    Args:
+        ann_file: a COCO annotation file.
+        names: the class names of a detector; categories that it does not have follow them.
+
+    Raises:
+        UserError: the file does not exist or is not in COCO's format.
     """
 
     def __init__(self, ann_file: str | os.PathLike[str], names: Sequence[str] = ()) -> None:
-        self.ann_file = ann_file
         self.coco = read_coco(ann_file)
-        categories = {cat["id"]: cat["name"] for cat in self.coco.dataset["categories"]}
+        categories = {one["id"]: one["name"] for one in self.coco.dataset["categories"]}
         self.names = tuple(dict.fromkeys([*names, *categories.values()]))
         self._labels = {key: self.names.index(name) for key, name in categories.items()}
-        self._images = {Path(image["file_name"]): image for image in self.coco.dataset["images"]}
+        self._images = {Path(one["file_name"]): one["id"] for one in self.coco.dataset["images"]}
 
     def count_known(self, paths: Sequence[Path]) -> int:
-        """How many of the images the file has; raises ValueError if none."""
-        known = sum(self._image(path) is not None for path in paths)
-        if not known:
-            raise ValueError(
-                f"annotation file {self.ann_file} has none of the images: their file names are "
-                f"such as {str(next(iter(self._images), '(none)'))!r} there"
-            )
-        return known
+        """Returns how many of the images the file contains."""
+        return sum(self._image_id(path) is not None for path in paths)
 
-    def of(self, path: Path, size: tuple[int, int]) -> list[Detection] | None:
-        """The objects of an image of `size` (height, width); None if the file has no such image.
+    def of(self, path: Path) -> InstanceData | None:
+        """Returns the objects of an image without crowd regions; None for an unknown image.
 
-        An image is known by its `file_name`, which may be its name alone or with some of its
-        directories. Crowd regions are left out, as in evaluation. Raises ValueError if the file says
-        another size.
+        The `file_name` of an image in the file is its path or the end of its path.
         """
-        image = self._image(path)
-        if image is None:
+        image_id = self._image_id(path)
+        if image_id is None:
             return None
-        if (image["height"], image["width"]) != tuple(size):
-            raise ValueError(
-                f"{self.ann_file} has {path} as {image['width']} x {image['height']} pixels, "
-                f"the image has {size[1]} x {size[0]}"
-            )
-        annotations = self.coco.imgToAnns.get(image["id"], [])
-        known = (one for one in annotations if one["category_id"] in self._labels)
-        return [self._detection(one) for one in known if not one.get("iscrowd")]
+        objects = [one for one in self.coco.imgToAnns[image_id] if not one.get("iscrowd")]
+        objects = [one for one in objects if one["category_id"] in self._labels]
+        boxes = torch.tensor([one["bbox"] for one in objects], dtype=torch.float32).reshape(-1, 4)
+        boxes[:, 2:] += boxes[:, :2]
+        labels = torch.tensor([self._labels[one["category_id"]] for one in objects]).long()
+        instances = InstanceData(bboxes=boxes, labels=labels)
+        if objects and all(one.get("segmentation") for one in objects):
+            instances.masks = np.stack([self.coco.annToMask(one) for one in objects])
+        return instances
 
-    def _image(self, path: Path) -> dict[str, Any] | None:
-        """The entry whose `file_name` is a path as it is, or the longest end of it."""
-        parts = Path(os.path.abspath(path)).parts  # a link has its own name
+    def _image_id(self, path: Path) -> Any:
+        """The id of the entry whose `file_name` is the path, or the longest end of it."""
+        parts = Path(os.path.abspath(path)).parts  # does not resolve links
         ends = (path, *(Path(*parts[start:]) for start in range(len(parts))))
         return next((self._images[end] for end in ends if end in self._images), None)
 
-    def _detection(self, annotation: dict[str, Any]) -> Detection:
-        x, y, width, height = annotation["bbox"]
-        mask = None
-        if annotation.get("segmentation"):
-            self._check_mask(annotation)
-            mask = self.coco.annToMask(annotation).astype(bool)
-        label = self._labels[annotation["category_id"]]
-        return Detection((x, y, x + width, y + height), label, None, mask)
-
-    def _check_mask(self, annotation: dict[str, Any]) -> None:
-        image = self.coco.imgs[annotation["image_id"]]
-        found = segmentation_finding(annotation["segmentation"], image["height"], image["width"])
-        if found:
-            kind, said = found
-            raise ValueError(
-                f"{self.ann_file}: the segmentation of annotation {annotation.get('id')} of "
-                f"{image['file_name']} cannot be drawn ({kind}{said})"
-            )
-
 
 def read_coco(path: str | os.PathLike[str]) -> COCO:
-    """An annotation file; raises ValueError if it is not there or not in COCO's format."""
-    content = read_annotation_file(path)
+    """Reads and checks an annotation file; annotations need no `id`."""
+    content = read_annotation_file(os.fspath(path))
     findings = check_annotations(content, masks=False, drawn=True)
     if findings.of(ERROR):
-        raise ValueError(f"annotation file {path}: {findings.summary(ERROR)}")
-    for number, one in enumerate(content.get("annotations") or ()):
-        one.setdefault("id", f"number {number}")  # the index wants one
+        raise UserError(f"annotation file {path}: {findings.summary(ERROR)}")
+    for index, one in enumerate(content.get("annotations") or ()):
+        one.setdefault("id", f"index {index}")  # createIndex needs it
     coco = COCO()
     coco.dataset = content
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints
-        coco.createIndex()
+    coco.createIndex()
     return coco

@@ -1,32 +1,35 @@
-"""What a RoPE ViT makes of an image: tokens, their norms, and a patch's attention, by block.
+"""Features of a RoPE ViT per block: tokens, and the attention of one patch.
 
-Registers take over what networks without them keep in a few patches of large norm: arXiv
-2309.16588. Principal components of patch tokens as colors: arXiv 2304.07193.
+Registers take over what networks without them store in a few patches of large norm (arXiv
+2309.16588). Principal components of patch tokens as colors: arXiv 2304.07193.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
+from ropevit_mmdet.errors import UserError
 from ropevit_mmdet.models.backbones.rope_vit import RoPEViT
 from ropevit_mmdet.models.layers.block import Attention, Block
-from ropevit_mmdet.models.layers.rope_tables import Segment
+from ropevit_mmdet.models.layers.rope import Segment
 from ropevit_mmdet.models.layers.windows import WindowGroup, merge_windows, to_grid, window_groups
 
 
 @dataclass(frozen=True)
 class BlockFeatures:
-    """What comes out of a block, and where one patch looks in it; S special tokens, h heads.
+    """The output of a block and the attention of one patch; S special tokens, h heads.
 
-    Special tokens are the registers, then the class token; those of windows are averaged, as the
-    next global block gets them. Weights of a patch add up to 1 over its window and the special
-    tokens; they are NaN outside of its window.
+    Special tokens are the registers, then the class token; after a windowed block they are the
+    mean over windows, as the next global block receives them. The attention of a patch sums to 1
+    over its window and the special tokens, and is NaN outside its window.
     """
 
     block: int
@@ -45,126 +48,117 @@ def block_features(
     blocks: Sequence[int] = (-1,),
     patch: tuple[int, int] | None = None,
 ) -> list[BlockFeatures]:
-    """The features of a normalised image [1, 3, H, W] at some blocks; -1 is the last.
+    """Runs the backbone and returns the features of some blocks.
 
-    `patch` is the (row, column) whose attention is taken, default the middle one. Raises
-    ValueError for a block or patch that is not there. Nothing is kept of a whole attention matrix.
+    Args:
+        backbone: a backbone in eval mode.
+        image: normalized image [1, 3, H, W].
+        blocks: indices of blocks; -1 is the last.
+        patch: the (row, column) whose attention is taken, by default the center.
+
+    Raises:
+        UserError: a block or patch that does not exist.
     """
-    depth, num_special = len(backbone.blocks), backbone.arch.num_special_tokens
-    wrong = [block for block in blocks if not -depth <= block < depth]
-    if wrong:
-        raise ValueError(f"block {wrong[0]} is not there: the backbone has 0 to {depth - 1}")
-    grid = tuple(-(-side // backbone.patch_size) for side in image.shape[-2:])
-    patch = patch_in(grid, patch)
-    groups = window_groups(grid, backbone.window_size)
-    order = torch.arange(grid[0] * grid[1]).view(1, -1, 1)
-    number = int(to_grid(order, groups)[0, patch[0], patch[1], 0])  # in window order
-
-    found: dict[int, BlockFeatures] = {}
-
-    def keep(index: int, block: Block, x: Tensor, segments: Sequence[Segment], y: Tensor) -> None:
-        if sum(segment.windows for segment in segments) > 1:
-            y = merge_windows(y, groups, num_special)
-        weights, special = _patch_attention(block, x, segments, groups, number, num_special)
-        found[index] = BlockFeatures(
-            block=index,
-            windowed=backbone.window_size is not None and index not in backbone.global_attn_indices,
-            patches=to_grid(y[:, num_special:], groups)[0].cpu(),
-            special=y[0, :num_special].cpu(),
-            attention=weights.cpu(),
-            special_attention=special.cpu(),
+    rows, columns = (-(-side // backbone.patch_size) for side in image.shape[-2:])
+    row, column = patch or center((rows, columns))
+    depth = len(backbone.blocks)
+    in_image = 0 <= row < rows and 0 <= column < columns
+    if not in_image or not set(blocks) <= {*range(-depth, depth)}:
+        raise UserError(
+            f"the backbone has blocks 0 to {depth - 1} and the image {rows} rows and {columns} "
+            f"columns of patches; got blocks {list(blocks)} and patch {row} {column}"
         )
+    groups = window_groups((rows, columns), backbone.window_size)
+    order = torch.arange(rows * columns).view(1, -1, 1)
+    index = int(to_grid(order, groups)[0, row, column, 0])  # of the patch in window order
+    calls: dict[nn.Module, tuple] = {}
 
-    chosen = [block % depth for block in blocks]
-    handles = [
-        backbone.blocks[index].register_forward_hook(
-            lambda block, args, y, index=index: keep(index, block, *args, y)
-        )
-        for index in set(chosen)
-    ]
-    try:
+    def keep(block: nn.Module, args: tuple, y: Tensor) -> None:
+        calls[block] = (*args, y)
+
+    with ExitStack() as hooks:
+        for number in blocks:
+            hooks.enter_context(backbone.blocks[number].register_forward_hook(keep))
         backbone(image)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return [found[index] for index in chosen]
+    features = []
+    for number in blocks:
+        block = cast(Block, backbone.blocks[number])
+        x, segments, y = calls[block]
+        features.append(_features(number % depth, block, x, segments, y, groups, index))
+    return features
+
+
+def center(grid: Sequence[int]) -> tuple[int, int]:
+    """The (row, column) of the patch at the center of a grid."""
+    return grid[0] // 2, grid[1] // 2
 
 
 def attention_weights(
     attention: Attention, x: Tensor, segment: Segment, queries: slice = slice(None)
 ) -> tuple[Tensor, Tensor]:
-    """The weights [B * windows, h, queries, tokens] of one segment, and its values.
+    """Weights [B * windows, h, queries, tokens] and values [B * windows, h, tokens, D].
 
-    `x` [B, windows * tokens, C] is what the attention gets: the norm of the block's input. Weights
-    times values are what `scaled_dot_product_attention` gives it.
+    `x` [B, windows * tokens, C] is the normalized input of the block in the windows of one segment.
     """
     q, k, v = attention.heads(attention.qkv(x), segment)
     scores = q[:, :, queries] @ k.transpose(-2, -1) * q.shape[-1] ** -0.5
     return scores.to(torch.promote_types(scores.dtype, torch.float32)).softmax(dim=-1), v
 
 
-def principal_colors(maps: Sequence[Tensor]) -> list[np.ndarray]:
-    """Maps [rows, columns, C] as RGB in 0..1: their first three principal components, in common.
+def principal_colors(feature_maps: Sequence[Tensor]) -> list[np.ndarray]:
+    """Renders the first three principal components of feature maps as RGB in 0..1.
 
-    Tokens are normalised one by one first, so that a few of large norm do not decide. Colors span
-    the 1st to the 99th percentile of each component; a component's sign is that of its largest
-    loading, so that equal maps have equal colors.
+    Components are common to all feature maps [rows, columns, C]. Each token is normalized first,
+    so that tokens of large norm do not dominate. Colors span the 1st to the 99th percentile of a
+    component; the sign of a component is that of its largest loading.
     """
-    channels = maps[0].shape[-1]
-    tokens = torch.cat([part.reshape(-1, channels) for part in maps]).double()
+    channels = feature_maps[0].shape[-1]
+    tokens = torch.cat([one.reshape(-1, channels) for one in feature_maps]).double()
     tokens = F.layer_norm(tokens, (channels,))
     tokens = tokens - tokens.mean(dim=0)
     axes = torch.linalg.eigh(tokens.T @ tokens).eigenvectors[:, -3:].flip(1)  # [C, 3]
     largest = axes.abs().argmax(dim=0, keepdim=True)
     values = tokens @ (axes * axes.gather(0, largest).sign())
     low, high = (values.quantile(at, dim=0) for at in (0.01, 0.99))
-    span = high - low
-    flat = span <= 1e-9 * values.abs().max().clamp(min=1e-9)  # one patch, or all alike
-    colors = torch.where(flat, 0.5, (values - low) / torch.where(flat, 1.0, span)).clamp(0, 1)
-    sizes = [part.shape[0] * part.shape[1] for part in maps]
-    return [
-        part.view(*whole.shape[:2], 3).numpy()
-        for part, whole in zip(colors.split(sizes), maps, strict=True)
-    ]
+    colors = ((values - low) / (high - low).clamp(min=1e-9)).clamp(0, 1)
+    parts = colors.split([one.shape[0] * one.shape[1] for one in feature_maps])
+    return [part.view(*one.shape[:2], 3).numpy() for part, one in zip(parts, feature_maps)]
 
 
-def patch_in(grid: tuple[int, int], patch: tuple[int, int] | None) -> tuple[int, int]:
-    """A patch (row, column) of a grid, None for the middle one; ValueError if it is outside."""
-    if patch is None:
-        return grid[0] // 2, grid[1] // 2
-    if not (0 <= patch[0] < grid[0] and 0 <= patch[1] < grid[1]):
-        raise ValueError(
-            f"patch {patch[0]} {patch[1]} is outside of the image's {grid[0]} rows and "
-            f"{grid[1]} columns of patches"
-        )
-    return tuple(patch)
-
-
-def _patch_attention(
+def _features(
+    number: int,
     block: Block,
     x: Tensor,
     segments: Sequence[Segment],
+    y: Tensor,
     groups: tuple[WindowGroup, ...],
-    number: int,
-    num_special: int,
-) -> tuple[Tensor, Tensor]:
-    """The attention of a patch, by its number in window order: [h, rows, columns] and [h, S]."""
+    index: int,
+) -> BlockFeatures:
+    """Features of a block with input x and output y; index: of the patch in window order."""
+    windows = [segment for segment in segments for _ in range(segment.windows)]
+    num_patches = sum(group.windows * group.patches for group in groups)
+    num_special = (x.shape[1] - num_patches) // len(windows)
     first_patch = first_token = 0
-    for segment in segments:
-        patches = segment.tokens - num_special  # of one window
-        if number < first_patch + segment.windows * patches:
+    for window in windows:
+        patches = window.tokens - num_special
+        if index < first_patch + patches:
             break
-        first_patch += segment.windows * patches
-        first_token += segment.windows * segment.tokens
-    window, place = divmod(number - first_patch, patches)
-    first_patch += window * patches
-    first_token += window * segment.tokens
-
-    tokens = block.norm1(x[:, first_token : first_token + segment.tokens])
-    query = slice(num_special + place, num_special + place + 1)
-    weights, _ = attention_weights(block.attn, tokens, segment._replace(windows=1), query)
+        first_patch += patches
+        first_token += window.tokens
+    tokens = block.norm1(x[:, first_token : first_token + window.tokens])
+    query = num_special + index - first_patch
+    segment = window._replace(windows=1)
+    weights, _ = attention_weights(block.attn, tokens, segment, slice(query, query + 1))
     weights = weights[0, :, 0]  # [h, tokens]
-    total = sum(group.windows * group.patches for group in groups)
-    placed = weights.new_full((1, total, len(weights)), float("nan"))
+    placed = weights.new_full((1, num_patches, len(weights)), float("nan"))
     placed[0, first_patch : first_patch + patches] = weights[:, num_special:].T
-    return to_grid(placed, groups)[0].permute(2, 0, 1), weights[:, :num_special]
+    if len(windows) > 1:
+        y = merge_windows(y, groups, num_special)
+    return BlockFeatures(
+        block=number,
+        windowed=len(windows) > 1,
+        patches=to_grid(y[:, num_special:], groups)[0].cpu(),
+        special=y[0, :num_special].cpu(),
+        attention=to_grid(placed, groups)[0].permute(2, 0, 1).cpu(),
+        special_attention=weights[:, :num_special].cpu(),
+    )

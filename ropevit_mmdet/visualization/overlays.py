@@ -1,153 +1,83 @@
-"""Draw detections so that they can be read on small images and on large ones, with Pillow."""
+"""Overlays of objects over images, drawn by mmdet's visualizer."""
 
-import colorsys
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+import mmcv
 import numpy as np
-from PIL import Image, ImageDraw, ImageFilter, ImageFont
+import torch
+from mmdet.models.utils import mask2ndarray
+from mmdet.structures import DetDataSample
+from mmdet.structures.bbox import HorizontalBoxes, get_box_tensor
+from mmdet.visualization import DetLocalVisualizer
+from mmengine.structures import InstanceData
+from PIL import Image, ImageColor, ImageOps
+from torchvision.utils import make_grid
 
-from ropevit_mmdet.visualization.labels import FONT, ROOM, Color, Label, Rectangle, draw_labels
+from ropevit_mmdet.visualization._figure_file import COLORS, plain
 
-_READABLE_SIDE = 640  # pixels; smaller images are enlarged by a whole number to at least this
-_LONGEST_SIDE = 4096  # pixels; up to it, narrow images are enlarged until a label has room
-_FILL = 0.4  # opacity of masks
+_LONG_SIDE = 960  # pixels; images of up to half of it are enlarged
+_ALPHA = 0.5  # of boxes and masks
 
 
-@dataclass(frozen=True)
-class Detection:
-    """One object: box (x1, y1, x2, y2) in pixels, its class, and its mask [H, W] if any.
+def draw_sample(image: np.ndarray, sample: DetDataSample, names: Sequence[str]) -> np.ndarray:
+    """Renders the objects of a data sample over its image.
 
-    Of an object that is annotated, not found, the score is None.
+    Args:
+        image: RGB pixels [H, W, 3], uint8.
+        sample: with `gt_instances`, `pred_instances` or both, boxes and masks in pixels. Its
+            `ignored_instances` are labelled "ignored".
+        names: the class name of each label.
+
+    Returns:
+        RGB pixels, enlarged by an integer factor if the image is small; with both, the ground
+        truth at the left and the prediction at the right.
     """
-
-    box: Rectangle
-    label: int
-    score: float | None
-    mask: np.ndarray | None = None
-
-
-def draw_detections(
-    image: np.ndarray, detections: Sequence[Detection], names: Sequence[str]
-) -> np.ndarray:
-    """An RGB image [H, W, 3], uint8, with masks, boxes, names and scores drawn over it.
-
-    An image whose longer side is under 640 pixels, or whose shorter one under 160, comes back
-    enlarged by a whole number.
-    """
-    height, width = image.shape[:2]
-    scale = _scale(height, width)
-    canvas = Image.fromarray(image)
-    if scale > 1:
-        canvas = canvas.resize((width * scale, height * scale), Image.Resampling.BICUBIC)
-    long_side = max(canvas.size)
-    line = max(2, round(long_side / 500))
-    by_area = sorted(detections, key=_area, reverse=True)  # small objects stay on top
-    for detection in by_area:
-        if detection.mask is not None and detection.mask.any():
-            _draw_mask(canvas, detection.mask, scale, class_color(detection.label), line)
-    draw = ImageDraw.Draw(canvas)
-    for detection in by_area:
-        box = _within([side * scale for side in detection.box], canvas.size)
-        draw.rectangle(box, outline=class_color(detection.label), width=line)
-    labels = [
-        Label(
-            _name(names, one.label),
-            "" if one.score is None else f"{one.score:.2f}",
-            tuple(side * scale for side in one.box),
-            class_color(one.label),
-        )
-        for one in sorted(detections, key=_score, reverse=True)
-    ]
-    draw_labels(canvas, labels, names)
-    return np.asarray(canvas)
+    factor = max(1, _LONG_SIDE // max(image.shape))
+    drawn = DetDataSample()
+    if "gt_instances" in sample:
+        drawn.gt_instances = _enlarged(sample.gt_instances, factor, image.shape)
+    if "labels" in sample.get("ignored_instances", ()):
+        ignored = _enlarged(sample.ignored_instances, factor, image.shape)
+        ignored.labels = ignored.labels * 0 + len(names)
+        drawn.gt_instances = InstanceData.cat([drawn.gt_instances, ignored])
+    if "pred_instances" in sample:
+        drawn.pred_instances = _enlarged(sample.pred_instances, factor, image.shape)
+    colors = [ImageColor.getrgb(COLORS[i % len(COLORS)]) for i in range(len(names) + 1)]
+    visualizer = DetLocalVisualizer(
+        "overlay", bbox_color=colors, text_color="white", mask_color=colors, alpha=_ALPHA
+    )
+    visualizer.dataset_meta = {"classes": [plain(name) for name in (*names, "ignored")]}
+    state = np.random.get_state()
+    np.random.seed(0)  # the visualizer varies the colors of masks at random
+    visualizer.add_datasample(
+        "overlay",
+        mmcv.imrescale(image, factor),
+        drawn,
+        draw_gt="gt_instances" in drawn,
+        draw_pred="pred_instances" in drawn,
+        pred_score_thr=-1,  # callers choose the objects
+    )
+    np.random.set_state(state)
+    return visualizer.get_image()
 
 
-def contact_sheet(images: Sequence[np.ndarray], *, columns: int = 4, cell: int = 480) -> np.ndarray:
-    """Images [H, W, 3], each fitted into a cell of `cell` x `cell` pixels, row by row."""
-    gap = max(4, cell // 60)
-    rows = math.ceil(len(images) / columns)
-    columns = min(columns, len(images))
-    size = (columns * (cell + gap) + gap, rows * (cell + gap) + gap)
-    sheet = Image.new("RGB", size, "white")
-    for index, image in enumerate(images):
-        image = Image.fromarray(image)
-        factor = cell / max(image.size)
-        image = image.resize(
-            tuple(max(1, round(side * factor)) for side in image.size), Image.Resampling.LANCZOS
-        )
-        row, column = divmod(index, columns)
-        left = gap + column * (cell + gap) + (cell - image.width) // 2
-        top = gap + row * (cell + gap) + (cell - image.height) // 2
-        sheet.paste(image, (left, top))
-    return np.asarray(sheet)
+def contact_sheet(images: Sequence[np.ndarray], *, cell: int = 480) -> np.ndarray:
+    """Arranges images [H, W, 3] in four columns, each fitted into `cell` x `cell` pixels."""
+    pads = (ImageOps.pad(Image.fromarray(one), (cell, cell), color="white") for one in images)
+    cells = torch.from_numpy(np.stack([np.asarray(one) for one in pads])).permute(0, 3, 1, 2)
+    return make_grid(cells, nrow=4, padding=cell // 60, pad_value=255).permute(1, 2, 0).numpy()
 
 
-def side_by_side(images: Sequence[np.ndarray], titles: Sequence[str]) -> np.ndarray:
-    """Images [H, W, 3] of one height next to each other, each under its title."""
-    height = images[0].shape[0]
-    gap = max(4, height // 100)
-    font = ImageFont.truetype(FONT, min(48, max(16, round(height / 30))))
-    bar = round(1.6 * font.size)
-    widths = [
-        max(image.shape[1], math.ceil(font.getlength(title)) + gap)
-        for image, title in zip(images, titles, strict=True)
-    ]
-    sheet = Image.new("RGB", (sum(widths) + gap * (len(images) - 1), bar + height), "white")
-    draw, left = ImageDraw.Draw(sheet), 0
-    for image, title, width in zip(images, titles, widths):
-        sheet.paste(Image.fromarray(image), (left + (width - image.shape[1]) // 2, bar))
-        draw.text((left + width / 2, bar / 2), title, fill="black", font=font, anchor="mm")
-        left += width + gap
-    return np.asarray(sheet)
-
-
-def class_color(label: int) -> Color:
-    """RGB of a class: hues a golden section apart, so that neighbours in number differ most."""
-    hue = (0.02 + label * 0.618034) % 1.0
-    red, green, blue = colorsys.hsv_to_rgb(hue, (0.85, 0.65)[label // 8 % 2], 1.0)
-    return round(red * 255), round(green * 255), round(blue * 255)
-
-
-def _scale(height: int, width: int) -> int:
-    """By how much an image is enlarged."""
-    short, long = sorted((height, width))
-    room = min(math.ceil(ROOM / short), _LONGEST_SIDE // long)
-    return max(1, math.ceil(_READABLE_SIDE / long), room)
-
-
-def _draw_mask(canvas: Image.Image, mask: np.ndarray, scale: int, color: Color, line: int) -> None:
-    """Fill a mask and trace its outline, touching no more of the canvas than the mask's own box."""
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    top, left = max(0, rows[0] - 1), max(0, columns[0] - 1)
-    bottom, right = min(mask.shape[0], rows[-1] + 2), min(mask.shape[1], columns[-1] + 2)
-    part = Image.fromarray(mask[top:bottom, left:right].astype(np.uint8) * 255)
-    if scale > 1:
-        size = (part.width * scale, part.height * scale)
-        part = part.resize(size, Image.Resampling.BILINEAR).point(lambda value: 255 * (value > 127))
-    corner = (int(left) * scale, int(top) * scale)
-    paint = Image.new("RGB", part.size, color)
-    canvas.paste(paint, corner, part.point(lambda value: round(value * _FILL)))
-    inner = np.asarray(part.filter(ImageFilter.MinFilter(2 * (line // 2) + 1)))
-    outline = Image.fromarray(np.where(inner > 0, 0, np.asarray(part)).astype(np.uint8))
-    canvas.paste(paint, corner, outline)
-
-
-def _within(box: Sequence[float], size: tuple[int, int]) -> Rectangle:
-    """The box cut to the canvas, its right and bottom no smaller than its left and top."""
-    left, top = min(max(0, box[0]), size[0] - 1), min(max(0, box[1]), size[1] - 1)
-    return left, top, max(left, min(box[2], size[0] - 1)), max(top, min(box[3], size[1] - 1))
-
-
-def _score(detection: Detection) -> float:
-    return 1.0 if detection.score is None else detection.score
-
-
-def _area(detection: Detection) -> float:
-    x1, y1, x2, y2 = detection.box
-    return (x2 - x1) * (y2 - y1)
-
-
-def _name(names: Sequence[str], label: int) -> str:
-    return names[label] if label < len(names) else f"class {label}"
+def _enlarged(instances: InstanceData, factor: int, shape: tuple[int, ...]) -> InstanceData:
+    """Boxes and masks for an image of a shape after enlargement; clips boxes and pads masks."""
+    result = instances.new()
+    if "bboxes" in instances:
+        boxes = HorizontalBoxes(get_box_tensor(instances.bboxes) * factor)
+        boxes.clip_((shape[0] * factor - 1, shape[1] * factor - 1))
+        result.bboxes = boxes.tensor
+    if "masks" in instances:
+        masks = mask2ndarray(instances.masks).astype(bool)
+        bottom, right = np.subtract(shape[:2], masks.shape[1:])
+        masks = np.pad(masks, ((0, 0), (0, bottom), (0, right)))
+        result.masks = masks.repeat(factor, axis=1).repeat(factor, axis=2)
+    return result

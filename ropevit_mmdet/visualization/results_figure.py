@@ -1,86 +1,102 @@
-"""Draw a confusion matrix and curves of precision over recall, for few classes and for many."""
+"""Figures of evaluation results: the confusion matrix and precision over recall."""
 
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ropevit_mmdet.evaluation.results import IOUS, PrecisionRecall
-from ropevit_mmdet.visualization.figure_file import plain, save_figure, shortened
-from ropevit_mmdet.visualization.palette import line_style
+from ropevit_mmdet.visualization._figure_file import line_style, plain, save_figure, shortened
 
-_COUNTS_UP_TO = 30  # classes; cells of more are too small for a number
-_NAMED_CURVES = 10  # more lines cannot be told apart
-_NAME_LENGTH = 40  # characters; longer names are shortened
+_MAX_COUNTS = 30  # classes; cells of larger matrices are too small for numbers
+_MAX_NAMED = 10  # curves with a color and a name
+_NAME_LENGTH = 24  # characters
 
 
 def plot_confusion_matrix(
     matrix: np.ndarray, names: Sequence[str], path: str | os.PathLike[str], title: str
 ) -> None:
-    """Write a PNG: counts as numbers, the share of the row as color.
+    """Writes a PNG of a confusion matrix: counts as numbers, the share of the row as color.
 
-    `matrix` [classes + 1, classes + 1] is `results.confusion_matrix`'s, ground truth in rows.
+    Args:
+        matrix: counts [classes + 1, classes + 1], ground truth in rows, background last.
+        names: class names.
+        path: the file to write.
+        title: the title of the figure.
     """
     size = len(matrix)
+    small = size <= _MAX_COUNTS
     labels = [*(plain(shortened(name, _NAME_LENGTH)) for name in names), "background"]
-    font = 9 if size <= _COUNTS_UP_TO else 6
-    side = max(4.5, (0.55 if size <= _COUNTS_UP_TO else 0.17) * size + 2)
-    room = max(0, max(map(len, labels)) - 12) * 0.6 * font / 72  # inches, of longer names
-    figure = Figure(figsize=(side + 1 + room, side + room), layout="constrained")
+    side = max(4.5, (0.55 if small else 0.17) * size + 2)  # inches
+    figure = Figure(figsize=(side + 2, side + 1), layout="constrained")
     axis = figure.subplots()
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     image = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    axis.set_xticks(range(size), labels, rotation=60, ha="right", rotation_mode="anchor",
-                    fontsize=font)  # fmt: skip
+    tilted: dict[str, Any] = dict(rotation=60, ha="right", rotation_mode="anchor")
+    font = 9 if small else 6
+    axis.set_xticks(range(size), labels, fontsize=font, **tilted)
     axis.set_yticks(range(size), labels, fontsize=font)
-    axis.set_xlabel("found as")
-    axis.set_ylabel("ground truth")
+    axis.set(xlabel="prediction", ylabel="ground truth")
     axis.set_title(title, fontsize=10)
-    if size <= _COUNTS_UP_TO:
+    if small:
         for (row, column), count in np.ndenumerate(matrix):
             ink = "white" if shares[row, column] > 0.5 else "black"
-            text = "" if row == column == size - 1 else str(count)
+            text = "" if row == column == size - 1 else count
             axis.text(column, row, text, ha="center", va="center", color=ink, fontsize=8)
-    axis.axhline(size - 1.5, color="gray", linewidth=0.8)  # background is apart
+    axis.axhline(size - 1.5, color="gray", linewidth=0.8)  # separates the background
     axis.axvline(size - 1.5, color="gray", linewidth=0.8)
     figure.colorbar(image, ax=axis, shrink=0.8, label="share of the row")
     save_figure(figure, path)
 
 
-def plot_precision_recall(curves: PrecisionRecall, path: str | os.PathLike[str]) -> None:
-    """Write a PNG with a panel per IoU: a line per class and their mean, AP in the legend.
+def plot_precision_recall(
+    names: Sequence[str],
+    recall: np.ndarray,
+    precision: np.ndarray,
+    ious: Sequence[float],
+    path: str | os.PathLike[str],
+) -> None:
+    """Writes a PNG with a panel per IoU: a curve per class and their mean, AP in the legend.
 
-    Of more than ten classes, the ten of lowest AP have a color and a name, the others are gray.
-    Classes without objects are left out.
+    Of more than ten classes, the ten with the lowest AP have a color and a name; the others are
+    gray. Classes without objects are skipped.
+
+    Args:
+        names: class names.
+        recall: recall [R] in 0..1.
+        precision: precision [IoUs, R, classes]; NaN for a class without objects.
+        ious: the IoU thresholds.
+        path: the file to write.
     """
-    figure = Figure(figsize=(6.2 * len(IOUS), 5.2), layout="constrained")
-    for index, axis in enumerate(figure.subplots(1, len(IOUS), squeeze=False)[0]):
-        _curves(axis, curves, index)
-        axis.set_title(f"IoU {IOUS[index]}", fontsize=10)
+    figure = Figure(figsize=(6.2 * len(ious), 5.2), layout="constrained")
+    axes = figure.subplots(1, len(ious), squeeze=False)[0]
+    for axis, iou, of_iou in zip(axes, ious, precision, strict=True):
+        _draw_curves(axis, names, recall, of_iou)
+        axis.set_title(f"IoU {iou}", fontsize=10)
         axis.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
         axis.grid(alpha=0.3)
         axis.legend(fontsize=8, loc="lower left", title="AP", title_fontsize=8)
     save_figure(figure, path)
 
 
-def _curves(axis: Axes, curves: PrecisionRecall, index: int) -> None:
-    precision = curves.precision[index]  # [101, classes]
+def _draw_curves(
+    axis: Axes, names: Sequence[str], recall: np.ndarray, precision: np.ndarray
+) -> None:
     known = np.flatnonzero(~np.isnan(precision).any(axis=0))
-    by_average = known[np.argsort(precision[:, known].mean(axis=0), kind="stable")]
-    # Few classes have the same colors in all panels; of many, others may be lowest in each.
-    named = known if len(known) <= _NAMED_CURVES else by_average[:_NAMED_CURVES]
-    for label in np.setdiff1d(known, named):
-        axis.plot(curves.recall, precision[:, label], color="0.8", linewidth=0.7, zorder=1)
-    for place, label in enumerate(named):
-        style = line_style(int(label) if len(known) <= _NAMED_CURVES else place)
-        name = plain(shortened(curves.names[label], _NAME_LENGTH))
-        text = f"{name} {precision[:, label].mean():.3f}"
-        axis.plot(curves.recall, precision[:, label], **style, linewidth=1.3, label=text)
-    if not known.size:
+    average = precision.mean(axis=0)
+    # A few classes keep their colors in all panels; of many, each panel names its lowest.
+    few = len(known) <= _MAX_NAMED
+    named = known if few else known[np.argsort(average[known], kind="stable")][:_MAX_NAMED]
+    axis.plot(recall, precision[:, np.setdiff1d(known, named)], color="0.8", linewidth=0.7)
+    for index, label in enumerate(named):
+        text = f"{plain(shortened(names[label], _NAME_LENGTH))} {average[label]:.3f}"
+        style = line_style(int(label) if few else index)
+        axis.plot(recall, precision[:, label], **style, linewidth=1.3, label=text)
+    if known.size:
+        text = f"mean of {len(known)} classes {average[known].mean():.3f}"
+        mean = precision[:, known].mean(axis=1)
+        axis.plot(recall, mean, color="black", linewidth=2.5, label=text)
+    else:
         axis.plot([], [], " ", label="no objects")
-        return
-    mean = precision[:, known].mean(axis=1)
-    text = f"mean of {len(known)} classes {curves.average(index):.3f}"
-    axis.plot(curves.recall, mean, color="black", linewidth=2.5, label=text)

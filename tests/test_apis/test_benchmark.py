@@ -1,157 +1,131 @@
-"""The benchmark's report: continued in its file, printed and drawn."""
+"""The benchmark: operations counted, a report that is continued, printed and plotted."""
 
 import json
-import sys
 from types import SimpleNamespace
 
 import pytest
 import torch
+from mmdet.registry import MODELS
 from PIL import Image
 
-from ropevit_mmdet.apis.benchmark.measure import Bench, largest, share_of_gpu
-from ropevit_mmdet.apis.benchmark.report import add, begin, is_measured, plot, table
-from tests.processes import ROOT, run_python
-from tests.test_cli.test_tools import load_tool
+from benchmarks import peers
+from ropevit_mmdet.apis.benchmark import Bench, begin, is_measured, measure, replace_rows, table
+from ropevit_mmdet.apis.benchmark.measure import count_flops
+from tests.commands import fails, ropevit
 
-SETTINGS = {
-    "device": "a chip",
-    "threads": 2,
-    "dtype": "float32",
-    "batch": 1,
-    "compiled": False,
-    "torch": "2",
-}
+SETTINGS = dict(device="a chip", threads=2, dtype="float32", batch=1, compiled=False, torch="2")
+COMMAND = "ropevit benchmark"
 
 
 def row(variant, pixels=56, mode="forward", seconds=1.0, peak=2**20):
     return dict(
         variant=variant, pixels=pixels, mode=mode, median=seconds, spread=0.1, runs=3,
-        flops=5e9 if variant == "ours" else None, matmul_rate=1e10, peak_bytes=peak,
+        flops=5e9, peak_bytes=peak,
     )  # fmt: skip
 
 
+@pytest.fixture
 def report():
-    made = begin(SETTINGS, None, command="tools/benchmark.py")
-    add(made, [row("ours"), row("theirs", seconds=2.5, peak=3 * 2**20)], [])
-    left_out = dict(variant="theirs", pixels=112, mode="forward", why="does not fit in memory")
-    add(made, [row("ours", pixels=112, seconds=4.0)], [left_out])
-    return made
+    report = begin(SETTINGS, None, command=COMMAND)
+    replace_rows(report, [row("ours"), row("theirs", seconds=2.5, peak=3 * 2**20)], [])
+    skipped = dict(variant="theirs", pixels=112, mode="forward", why="does not fit in memory")
+    replace_rows(report, [row("ours", pixels=112, seconds=4.0)], [skipped])
+    return report
 
 
-def test_the_table_compares_with_the_first_variant_and_says_what_is_left_out():
-    lines = table(report()).splitlines()
-    assert lines[1] == "matrix multiplication: 10.0 GFLOP/s"
-    assert "50.0%" in lines[3] and "1.00" in lines[3]
-    assert "2.50" in lines[4] and "3.00" in lines[4]
-    assert [line.split()[6] for line in lines[3:5]] == ["1", "0.4"]  # images a second
-    assert lines[-1].endswith("left out: does not fit in memory")
+def test_operations_include_fused_attention_and_windows():
+    """2 blocks of 1 + 54 tokens, C = 192, windows of 4 x 4 patches in the first block."""
+    arch = dict(patch_size=14, num_layers=2, num_heads=3, hidden_dim=192, mlp_dim=768)
+    settings = dict(arch=arch, window_size=4, global_attn_indices=(1,))
+    model = MODELS.build(dict(type="RoPEViT", **settings)).eval()
+    special = model.arch.num_special_tokens
+    windows = [16, 8, 16, 8, 4, 2]  # patches: a grid of 9 x 6, ragged at both edges
+    expected = 2 * 54 * 3 * 14 * 14 * 192  # patch embedding
+    for tokens in [special + patches for patches in windows] + [special + 54]:
+        expected += 2 * tokens * (4 * 192**2 + 2 * 192 * 768)  # linear layers
+        expected += 2 * 2 * tokens**2 * 192  # q times k, weights times v
+    images = torch.zeros(1, 3, 126, 84)
+    for context in (torch.no_grad, torch.inference_mode, torch.enable_grad):
+        with context():
+            assert count_flops(lambda: model(images)) == expected
 
 
-def test_a_report_is_continued(tmp_path):
+def test_the_table_has_ratios_to_the_first_variant_and_skipped_ones(report):
+    lines = table(report).splitlines()
+    assert "1.00" in lines[2] and "2.50" in lines[3] and "3.00" in lines[3]
+    assert [line.split()[6] for line in lines[2:4]] == ["1", "0.4"]  # images per second
+    assert lines[-1].endswith("skipped: does not fit in memory")
+
+
+def test_a_report_is_continued(report, tmp_path):
     path = tmp_path / "report.json"
-    path.write_text(json.dumps(report()))
-    again = begin(SETTINGS, path, command="tools/benchmark.py --sizes 112")
-    assert again["commands"] == ["tools/benchmark.py", "tools/benchmark.py --sizes 112"]
+    path.write_text(json.dumps(report))
+    again = begin(SETTINGS, path, command="ropevit benchmark --sizes 112")
+    assert again["commands"] == [COMMAND, "ropevit benchmark --sizes 112"]
     assert is_measured(again, ["ours", "theirs"], 112, "forward")
     assert not is_measured(again, ["ours", "others"], 112, "forward")
     assert not is_measured(again, ["ours"], 112, "training")
-    add(again, [row("ours", pixels=112, seconds=9.0)], [])
+    replace_rows(again, [row("ours", pixels=112, seconds=9.0)], [])
     assert [r["median"] for r in again["rows"]] == [1.0, 2.5, 9.0]
-    assert again["left_out"] == []
-
-
-@pytest.mark.parametrize("text", ["no JSON", "[]", json.dumps({"device": "a chip"})])
-def test_another_file_is_not_taken_for_a_report(tmp_path, text):
-    path = tmp_path / "report.json"
-    path.write_text(text)
-    with pytest.raises(ValueError, match="is no report of this benchmark to continue"):
-        begin(SETTINGS, path, command="")
-
-
-def test_figures_of_other_settings_are_not_mixed(tmp_path):
-    path = tmp_path / "report.json"
-    path.write_text(json.dumps(report()))
-    with pytest.raises(ValueError, match="has figures of threads 2, this run is 4"):
+    assert again["skipped"] == []
+    replace_rows(again, [row("ours") | dict(largest_batch={"24": 3})], [])
+    assert is_measured(again, ["ours"], 56, "forward", gigabytes=[24])
+    assert not is_measured(again, ["ours"], 56, "forward", gigabytes=[24, 80])
+    with pytest.raises(ValueError, match="has figures of other settings, {'threads': 2}"):
         begin(SETTINGS | {"threads": 4}, path, command="")
 
 
-def test_the_plot_gives_a_variant_one_color_in_all_parts(tmp_path, monkeypatch):
-    from matplotlib.figure import Figure
+def test_a_variant_that_fails_is_skipped(monkeypatch):
+    errors = iter([MemoryError(), ImportError("no module named timm\nmore")])
 
-    figures = []
-    monkeypatch.setattr(Figure, "savefig", lambda self, *_, **__: figures.append(self))
-    made = report()
-    add(made, [row("theirs", mode="training"), row("late", mode="training")], [])
-    plot(made, tmp_path / "plot.png")
-    colors = {}
-    for axis in figures[0].axes:
-        for line in axis.get_lines():
-            assert colors.setdefault(line.get_label(), line.get_color()) == line.get_color()
-    assert len(set(colors.values())) == 3
-    shown = [text.get_text() for text in figures[0].axes[0].get_legend().get_texts()]
-    assert set(shown) == {"ours", "theirs", "late"}
+    def peak_memory(bench):
+        raise next(errors)
+
+    monkeypatch.setattr(Bench, "peak_memory", peak_memory)
+    benches = dict.fromkeys("ab", Bench(None, 56, "forward"))
+    rows, skipped = measure(benches, runs=1, progress=lambda line: None)
+    reasons = ["does not fit in memory", "ImportError: no module named timm"]
+    assert rows == [] and [one["why"] for one in skipped] == reasons
 
 
-def test_a_plot_of_another_kind_is_refused_before_anything_is_measured(monkeypatch):
-    tool = load_tool("benchmark")
-    monkeypatch.setattr(tool, "measure", lambda *_: pytest.fail("went on"))
-    monkeypatch.setattr(sys, "argv", ["benchmark.py", "--plot", "times.pdf"])
-    with pytest.raises(SystemExit, match=r"times\.pdf must end in \.png"):
-        tool.main()
-
-
-def test_the_tool_measures_and_draws(tmp_path):
-    arguments = ["--variants", "windows", "--sizes", "56", "--modes", "forward", "--runs", "1"]
-    files = ["--json", tmp_path / "r.json", "--plot", tmp_path / "r.png"]
-    done = run_python(ROOT / "tools" / "benchmark.py", *arguments, *files)
-    assert done.returncode == 0, done.stderr
-    (found,) = json.loads((tmp_path / "r.json").read_text())["rows"]
-    assert found["variant"] == "windows" and found["median"] > 0 and found["peak_bytes"] > 0
-    assert f"{found['median']:.4f}" in done.stdout
-    with Image.open(tmp_path / "r.png") as image:
-        assert min(image.size) > 400
-
-
-@pytest.mark.parametrize("limit", [0, 1, 2, 3, 37, 64])
-def test_the_largest_batch_is_searched_for(limit):
-    asked = []
-    assert largest(lambda batch: asked.append(batch) or batch <= limit) == limit
-    assert len(asked) == len(set(asked)) <= 14
-
-
-def test_a_gpu_gives_a_step_no_more_memory_than_asked_for(monkeypatch):
-    """37 images a GB of what PyTorch may take; one GB of the card is not PyTorch's."""
-    bench, shares = Bench({}, batch=8), []
-    bench.device = torch.device("cuda", 0)
+def test_the_largest_batch_respects_the_memory_of_the_gpu(monkeypatch):
+    """A fake GPU of 80 GB fits 37 images per GB; 1 GB is left to CUDA."""
+    bench, shares = Bench(None, 56, "training", device="cuda:0"), []
     properties = SimpleNamespace(total_memory=80 * 2**30)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
     fraction = "set_per_process_memory_fraction"
     monkeypatch.setattr(torch.cuda, fraction, lambda share, device: shares.append(share))
+    bench.model = torch.nn.Identity()
 
-    def step(name, pixels, mode):
+    def step():
         if bench.batch > 37 * 80 * shares[-1]:
             raise torch.OutOfMemoryError
 
     monkeypatch.setattr(bench, "step", step)
-    assert bench.largest_batch("ours", 56, "training", 3) == 74
-    assert shares == [2 / 80, 1.0] and bench.batch == 8
+    assert bench.largest_batch(3) == 74
+    assert shares == [2 / 80, 1.0]
 
 
-@pytest.mark.parametrize("gigabytes", [1, 82])
-def test_a_gpu_is_not_asked_for_more_than_it_has(monkeypatch, gigabytes):
-    properties = SimpleNamespace(total_memory=80 * 2**30)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
-    with pytest.raises(ValueError, match=f"{gigabytes} GB: .* this GPU has 80.0"):
-        share_of_gpu(torch.device("cuda"), gigabytes)
+def test_the_command_measures_and_plots(tmp_path, capsys):
+    argv = ["--variants", "windows", "--sizes", "56", "--modes", "forward", "--runs", "1"]
+    argv += ["--device", "cpu", "--json", tmp_path / "r.json", "--plot", tmp_path / "r.png"]
+    ropevit("benchmark", *argv)
+    (measured,) = json.loads((tmp_path / "r.json").read_text())["rows"]
+    assert measured["variant"] == "windows" and measured["median"] > 0
+    assert measured["peak_bytes"] > 0 and measured["flops"] > 1e9
+    assert f"{measured['median']:.4f}" in capsys.readouterr().out
+    with Image.open(tmp_path / "r.png") as image:
+        assert min(image.size) > 400
 
 
-def test_a_report_without_the_largest_batches_is_continued():
-    made = begin(SETTINGS, None, command="tools/benchmark.py")
-    add(made, [row("ours") | dict(largest_batch={"24": 3})], [])
-    assert is_measured(made, ["ours"], 56, "forward", batches_of=[24])
-    assert not is_measured(made, ["ours"], 56, "forward", batches_of=[24, 80])
+def test_the_command_checks_its_arguments_first(capsys):
+    assert "times.pdf must end in .png" in fails(capsys, "benchmark", "--plot", "times.pdf")
+    for argv in (["--sizes", "57"], ["--variants", "sam"]):
+        assert "--variants must be of windows, " in fails(capsys, "benchmark", *argv)
 
 
-def test_the_largest_batch_is_that_of_a_gpu():
-    with pytest.raises(ValueError, match="that of a GPU, not of cpu"):
-        Bench({}).largest_batch("ours", 56, "forward", 24)
+def test_peers_have_the_flags_of_the_command(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["peers", "--variants", "nobody"])
+    with pytest.raises(SystemExit):
+        peers.main()
+    assert "windows-cp, global, birder, sam, eva02, dinov3" in capsys.readouterr().err

@@ -1,262 +1,230 @@
-"""Times backbones side by side: interleaved in one process; on a CPU memory in a fresh one each.
+"""Measures backbones next to each other: time interleaved in one process, memory per variant.
 
-Which backbones, and where they come from, is the caller's business (``tools/benchmark.py``). Every
-one gets the image that makes the same number of tokens as ours at patch 14.
+Every variant gets the image that makes as many tokens as ours at patch 14.
 """
 
-from __future__ import annotations
-
+import bisect
+import dataclasses
+import functools
 import gc
-import statistics
+import multiprocessing
+import platform
+import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from ropevit_mmdet.apis.benchmark.flops import count_flops
 from ropevit_mmdet.models.backbones.rope_vit import RoPEViT
-from ropevit_mmdet.weights.architectures import resolve_arch
 
 PATCH = 14
-MODES = ("forward", "training")  # training: forward and backward
-
-
-class Timing(NamedTuple):
-    """One variant at one size in one mode. Times in seconds, spread between the quartiles."""
-
-    variant: str
-    pixels: int
-    mode: str
-    median: float
-    spread: float
-    runs: int
-    flops: int | None
+_MAX_BATCH = 1024
+_WINDOWS: dict[str, Any] = dict(window_size=16, pos_embed_mode="tile", rope_interpolation=896)
+_NO_MEMORY = re.compile("OutOfMemory|MemoryError|(enough|allocate) memory|BrokenProcess")
 
 
 class Variant(NamedTuple):
-    """A backbone to compare; ``build`` takes the side of the grid in patches."""
+    """A backbone to measure; `build` takes the side of the grid in patches, for spawn by name."""
 
     build: Callable[[int], nn.Module]
     patch: int
 
 
+def rope_vit(side: int, **arguments: Any) -> nn.Module:
+    return RoPEViT("rope_vit_reg4_b14", **arguments)
+
+
+VARIANTS = {
+    "windows": Variant(partial(rope_vit, **_WINDOWS), PATCH),
+    "windows-cp": Variant(partial(rope_vit, with_cp=True, **_WINDOWS), PATCH),
+    "global": Variant(rope_vit, PATCH),
+}
+
+
+@dataclasses.dataclass
 class Bench:
-    """Models and images of several variants at one size on one device, timed in turns.
+    """A variant at one size (pixels of a side at patch 14) and mode ("forward" or "training")."""
 
-    Args:
-        variants: what to compare, by name.
-        device, dtype: where and in what; half types run under autocast.
-        batch: images at a time.
-        compiled: run through ``torch.compile``.
-    """
+    variant: Variant
+    pixels: int
+    mode: str
+    device: str = "cpu"
+    dtype: str = "float32"  # of autocast
+    batch: int = 1
+    compiled: bool = False
+    threads: int = 1
 
-    def __init__(
-        self,
-        variants: Mapping[str, Variant],
-        *,
-        device: str = "cpu",
-        dtype: torch.dtype = torch.float32,
-        batch: int = 1,
-        compiled: bool = False,
-    ) -> None:
-        self.variants, self.dtype = variants, dtype
-        self.device = torch.device(device)
-        if self.device.type == "cuda" and self.device.index is None:
-            self.device = torch.device("cuda", torch.cuda.current_device())
-        self.batch, self.compiled = batch, compiled
-        self._models: dict[str, nn.Module] = {}
+    @functools.cached_property
+    def model(self) -> nn.Module:
+        model = self.variant.build(self.pixels // PATCH).to(self.device)
+        if self.compiled:
+            model.compile(dynamic=True)
+        return model
 
-    def time(
-        self, pixels: int, mode: str, *, runs: int, progress: Callable[[str], None]
-    ) -> list[Timing]:
-        """Times every variant ``runs`` times, taking turns, after one warm-up round."""
-        seconds: dict[str, list[float]] = {name: [] for name in self.variants}
-        for turn in range(runs + 1):
-            for name in self.variants:
-                progress(f"{pixels} px, {mode}, round {turn} of {runs}: {name}")
-                taken = self.step(name, pixels, mode)
-                if turn:
-                    seconds[name].append(taken)
-        return [
-            Timing(
-                name,
-                pixels,
-                mode,
-                statistics.median(taken),
-                _spread(taken),
-                runs,
-                self.flops(name, pixels, mode),
-            )
-            for name, taken in seconds.items()
-        ]
+    def images(self) -> Tensor:
+        """Returns images [B, 3, side, side] with as many tokens as ours at patch 14."""
+        side = self.pixels // PATCH * self.variant.patch
+        return torch.randn(self.batch, 3, side, side, device=self.device)
 
-    def step(self, name: str, pixels: int, mode: str) -> float:
-        """One forward, or forward and backward, of one variant; the seconds it took."""
-        model, images = self.model(name, pixels), self.images(name, pixels)
-        model.train(mode == "training")
+    def step(self) -> float:
+        """Runs a forward pass, in training a backward pass too; returns the seconds."""
+        model, images, device = self.model, self.images(), torch.device(self.device)
+        model.train(self.mode == "training")
         gc.collect()
-        half = self.dtype != torch.float32
-        wait_for(self.device)
+        wait_for(device)
         start = time.perf_counter()
-        with torch.autocast(self.device.type, self.dtype, enabled=half):
-            if mode == "forward":
-                with torch.inference_mode():
-                    model(images)
-            else:
-                _scalar(model(images)).backward()
-        wait_for(self.device)
+        with self._autocast(), torch.inference_mode(self.mode == "forward"):
+            output = model(images)
+            if self.mode == "training":
+                _scalar(output).backward()
+        wait_for(device)
         taken = time.perf_counter() - start
         model.zero_grad(set_to_none=True)
         return taken
 
-    def model(self, name: str, pixels: int) -> nn.Module:
-        if name not in self._models:
-            model = self.variants[name].build(pixels // PATCH).to(self.device)
-            self._models[name] = torch.compile(model, dynamic=True) if self.compiled else model
-        return self._models[name]
+    def flops(self) -> int:
+        """Returns the operations of a step; the backward pass counts as two forward passes."""
+        forward, images = self.model.eval().forward, self.images()  # not compiled
+        with self._autocast(), torch.inference_mode():
+            return count_flops(lambda: forward(images)) * (1 if self.mode == "forward" else 3)
 
-    def images(self, name: str, pixels: int) -> Tensor:
-        side = pixels // PATCH * self.variants[name].patch
-        generator = torch.Generator(self.device).manual_seed(0)
-        shape = (self.batch, 3, side, side)
-        return torch.randn(shape, generator=generator, device=self.device)
+    def peak_memory(self) -> int:
+        """Returns the peak bytes of a step above the weights: on a CPU of resident memory."""
+        device = torch.device(self.device)
+        if device.type == "cpu":
+            return in_new_process(_peak_on_cpu, self)
+        self.step()  # allocates the workspaces of libraries
+        return peak_of(self.step, device)
 
-    def flops(self, name: str, pixels: int, mode: str) -> int | None:
-        """Operations of a step, known for our own models; the backward pass costs two forwards."""
-        model = getattr(self._models.get(name), "_orig_mod", self._models.get(name))
-        if not isinstance(model, RoPEViT):
-            return None
-        return self.batch * count_flops(model, pixels, pixels) * (1 if mode == "forward" else 3)
+    def largest_batch(self, gigabytes: float) -> int:
+        """Returns the most images per step on a GPU of so many GiB, 1 of them for CUDA itself."""
+        total = torch.cuda.get_device_properties(self.device).total_memory / 2**30
+        torch.cuda.set_per_process_memory_fraction((gigabytes - 1) / total, self.device)
+        batch = bisect.bisect_left(range(1, _MAX_BATCH), True, key=self._exceeds_memory)
+        torch.cuda.set_per_process_memory_fraction(1.0, self.device)
+        return batch
 
-    def matmul_rate(self, *, seconds: float = 3.0) -> float:
-        """Operations per second of the matrix product that a ViT-B spends most of its time in."""
-        arch = resolve_arch("rope_vit_reg4_b14")
-        x = torch.randn(4096 * self.batch, arch.hidden_dim, device=self.device, dtype=self.dtype)
-        weight = torch.randn(arch.hidden_dim, arch.mlp_dim, device=self.device, dtype=self.dtype)
-        out = torch.empty(len(x), arch.mlp_dim, device=self.device, dtype=self.dtype)
-        products = 1 if self.device.type == "cpu" else 20  # a launch is a part of a short one
-        taken, end = [], time.perf_counter() + seconds
-        while time.perf_counter() < end or len(taken) < 5:
-            wait_for(self.device)
-            start = time.perf_counter()
-            for _ in range(products):
-                torch.mm(x, weight, out=out)
-            wait_for(self.device)
-            taken.append((time.perf_counter() - start) / products)
-        return 2 * len(x) * arch.hidden_dim * arch.mlp_dim / statistics.median(taken[1:])
-
-    def largest_batch(self, name: str, pixels: int, mode: str, gigabytes: float) -> int:
-        """The most images that a step takes on a GPU with so much memory, weights included.
-
-        Raises ValueError as `share_of_gpu` does.
-        """
-        share, batch = share_of_gpu(self.device, gigabytes), self.batch
-        torch.cuda.set_per_process_memory_fraction(share, self.device)
-        try:
-            return largest(partial(self._fits, name, pixels, mode))
-        finally:
-            self.batch = batch
-            torch.cuda.set_per_process_memory_fraction(1.0, self.device)
-
-    def _fits(self, name: str, pixels: int, mode: str, batch: int) -> bool:
+    def _exceeds_memory(self, batch: int) -> bool:
         self.batch = batch
+        torch.cuda.empty_cache()
         try:
-            self.step(name, pixels, mode)
+            self.step()
         except torch.OutOfMemoryError:
-            for model in self._models.values():
-                model.zero_grad(set_to_none=True)
-            return False
-        finally:
-            torch.cuda.empty_cache()
-        return True
+            self.model.zero_grad(set_to_none=True)
+            return True
+        return False
+
+    def _autocast(self) -> torch.autocast:
+        dtype = getattr(torch, self.dtype)
+        device_type = torch.device(self.device).type
+        return torch.autocast(device_type, dtype, enabled=dtype != torch.float32)
 
 
-def share_of_gpu(device: torch.device, gigabytes: float) -> float:
-    """What part of a GPU PyTorch may take to have as much as on one of so many GB (2^30 bytes).
+def measure(
+    benches: Mapping[str, Bench],
+    *,
+    runs: int,
+    memory: bool = True,
+    gigabytes: Sequence[float] = (),
+    progress: Callable[[str], object],
+) -> tuple[list[dict], list[dict]]:
+    """Measures variants of one size and mode; returns rows, and those that failed with why.
 
-    One GB is left to CUDA itself. Raises ValueError if this GPU has not as much, or is none.
+    Peak memory comes first, and the largest batch on GPUs of some `gigabytes`. Then each variant is
+    timed `runs` times, interleaved, after a warm-up round: median, and spread between quartiles.
     """
-    if device.type != "cuda":
-        raise ValueError(f"the largest batch is that of a GPU, not of {device.type}")
-    total = torch.cuda.get_device_properties(device).total_memory / 2**30
-    if not 0 < gigabytes - 1 <= total:
-        raise ValueError(f"{gigabytes:g} GB: it must be more than 1, and this GPU has {total:.1f}")
-    return (gigabytes - 1) / total
+    rows: dict[str, dict[str, Any]] = {}
+    skipped = []
+    for name, bench in benches.items():
+        progress(f"{name}, {bench.pixels} px, {bench.mode}: memory")
+        row: dict[str, Any] = dict(variant=name, pixels=bench.pixels, mode=bench.mode)
+        try:
+            rows[name] = row | _memory(dataclasses.replace(bench), memory, gigabytes)
+        except Exception as error:  # out of memory, or a peer that is not installed or fails
+            text = f"{type(error).__name__}: {error}".strip()
+            why = "does not fit in memory" if _NO_MEMORY.search(text) else text.splitlines()[0]
+            skipped.append(row | {"why": why})
+    rounds = []
+    for index in range(runs + 1):
+        progress(f"round {index} of {runs}")
+        rounds.append([benches[name].step() for name in rows])
+    for name, taken in zip(rows, zip(*rounds[1:], strict=True), strict=True):
+        low, median, high = np.percentile(taken, [25, 50, 75]).tolist()
+        rows[name] |= dict(runs=runs, median=median, spread=high - low)
+        rows[name]["flops"] = benches[name].flops()
+    return list(rows.values()), skipped
 
 
-def largest(fits: Callable[[int], bool]) -> int:
-    """The largest number that fits, if all below one that fits do; 0 if 1 does not."""
-    fitting, failing = 0, 1
-    while fits(failing):
-        fitting, failing = failing, 2 * failing
-    while failing - fitting > 1:
-        middle = (fitting + failing) // 2
-        if fits(middle):
-            fitting = middle
-        else:
-            failing = middle
-    return fitting
+def _memory(bench: Bench, peak: bool, gigabytes: Sequence[float]) -> dict[str, Any]:
+    figures: dict[str, Any] = {"peak_bytes": bench.peak_memory()} if peak else {}
+    if gigabytes:
+        figures["largest_batch"] = {f"{gb:g}": bench.largest_batch(gb) for gb in gigabytes}
+    return figures
 
 
-def peak_memory(bench: Bench, name: str, pixels: int, mode: str) -> int:
-    """Bytes above the weights at the highest point of a step; on a CPU for a fresh process.
+def settings_of(device: str, **settings: Any) -> dict[str, Any]:
+    """Returns what all rows of a report have in common, with the name of the device."""
+    if device.startswith("cuda"):
+        name = torch.cuda.get_device_name(device)
+    else:
+        model = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+        name = model[1] if model else platform.machine()
+    return {"device": name} | settings | {"torch": torch.__version__}
 
-    On a CPU this is the process's resident memory (Linux), on a GPU what the allocator gave out.
-    """
-    bench.model(name, pixels)
-    if bench.device.type == "cuda":
-        bench.step(name, pixels, mode)  # the workspaces of libraries come and stay
-    return peak_of(lambda: bench.step(name, pixels, mode), bench.device)
+
+def count_flops(work: Callable[[], Any]) -> int:
+    """Counts the operations of some work; a multiplication with its addition counts as two."""
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return counter.get_total_flops()
 
 
 def peak_of(work: Callable[[], Any], device: torch.device) -> int:
-    """Bytes above what is held now, at the highest point of some work."""
+    """Returns the peak bytes of some work above what is allocated before it."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         work()
         return torch.cuda.max_memory_allocated(device) - before
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again
-    before = _proc_bytes("self/status", "VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
+    before = _resident("VmRSS")
     work()
-    return _proc_bytes("self/status", "VmHWM") - before
+    return _resident("VmHWM") - before
+
+
+def in_new_process(function: Callable[..., Any], *args: Any) -> Any:
+    """Returns the result of a function of a module, called in a new process."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(max_workers=1, mp_context=context) as pool:
+        return pool.submit(function, *args).result()
 
 
 def wait_for(device: torch.device) -> None:
-    """Returns when a GPU has done what it was given: the clock may be read."""
+    """Waits until a GPU has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
-def limit_memory() -> None:
-    """Makes a want of memory an error of this process rather than a kill by the system (Linux)."""
-    if not Path("/proc/meminfo").exists():
-        return
-    import resource
-
-    free = _proc_bytes("meminfo", "MemAvailable")
-    resource.setrlimit(resource.RLIMIT_DATA, (free, free))
+def _peak_on_cpu(bench: Bench) -> int:
+    torch.set_num_threads(bench.threads)
+    _ = bench.model  # builds it
+    return peak_of(bench.step, torch.device("cpu"))
 
 
-def _proc_bytes(file: str, field: str) -> int:
-    """A field that Linux gives in kB in a file under /proc."""
-    lines = Path("/proc", file).read_text().splitlines()
-    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(field + ":"))
+def _resident(field: str) -> int:
+    text = Path("/proc/self/status").read_text()
+    return 1024 * int(re.findall(rf"{field}:\s*(\d+)", text)[0])  # Linux gives kB
 
 
-def _scalar(output) -> Tensor:
+def _scalar(output: Any) -> Tensor:
     while not isinstance(output, Tensor):
         output = next(iter(output.values())) if isinstance(output, dict) else output[0]
     return output.float().mean()
-
-
-def _spread(values: list[float]) -> float:
-    if len(values) < 2:
-        return 0.0
-    quartiles = statistics.quantiles(values, n=4)
-    return quartiles[2] - quartiles[0]

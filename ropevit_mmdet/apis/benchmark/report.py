@@ -1,42 +1,29 @@
-"""A benchmark's figures: a report that can be continued, its text table and its plot."""
-
-from __future__ import annotations
+"""The figures of a benchmark: a JSON report that a later run continues, a table and a plot."""
 
 import json
-import statistics
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ropevit_mmdet.visualization.figure_file import save_figure
-from ropevit_mmdet.visualization.palette import line_style
+from ropevit_mmdet.errors import UserError
+from ropevit_mmdet.visualization import line_style, save_figure
 
 TITLES = {"forward": "forward", "training": "forward + backward"}
 
 
 def begin(settings: dict[str, Any], path: str | Path | None, *, command: str) -> dict[str, Any]:
-    """A report without figures, or the one in the file at `path`, to be continued.
-
-    Raises ValueError if the file is no report or one of other settings (device, dtype, ...).
-    """
-    report = settings | {"commands": [], "dates": [], "rows": [], "left_out": []}
+    """Returns a new report, or the one in the file at `path`, which must have the same settings."""
+    report = settings | {"commands": [], "dates": [], "rows": [], "skipped": []}
     if path and Path(path).exists():
-        try:
-            report = json.loads(Path(path).read_text())
-            found = {key: report[key] for key in settings}
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} is no report of this benchmark to continue") from error
-        for key, value in settings.items():
-            if found[key] != value:
-                raise ValueError(
-                    f"{path} has figures of {key} {found[key]!r}, this run is {value!r}; "
-                    "give another file"
-                )
-    today = time.strftime("%Y-%m-%d")
-    for key, value in (("commands", command), ("dates", today)):
+        report = json.loads(Path(path).read_text(encoding="utf-8"))
+        other = {key: report.get(key) for key in settings if report.get(key) != settings[key]}
+        if other:
+            raise UserError(f"{path} has figures of other settings, {other}; give another file")
+    for key, value in (("commands", command), ("dates", time.strftime("%Y-%m-%d"))):
         if value not in report[key]:
             report[key].append(value)
     return report
@@ -48,99 +35,93 @@ def is_measured(
     pixels: int,
     mode: str,
     *,
-    batches_of: Sequence[float] = (),
+    gigabytes: Sequence[float] = (),
 ) -> bool:
-    """Whether the report knows every one of the variants at a size: measured, or too large.
-
-    ``batches_of``: the GPUs, by their GB, whose largest batches belong to it.
-    """
-    asked = {f"{gb:g}" for gb in batches_of}
-    rows = _of(report, "rows", pixels, mode)
-    done = {row["variant"] for row in rows if asked <= row.get("largest_batch", {}).keys()}
-    done |= {row["variant"] for row in _of(report, "left_out", pixels, mode)}
+    """Returns whether a report has all variants at a size, with the largest batches if any."""
+    batches = {f"{gb:g}" for gb in gigabytes}
+    done = {
+        row["variant"]
+        for row in report["rows"] + report["skipped"]
+        if _size(row) == (pixels, mode)
+        and ("why" in row or batches <= row.get("largest_batch", {}).keys())
+    }
     return done.issuperset(variants)
 
 
-def add(report: dict[str, Any], rows: list[dict], left_out: list[dict]) -> None:
-    """Puts the rows of one size and mode in, for those that were there."""
-    places = {(row["pixels"], row["mode"]) for row in rows + left_out}
-    for key, new in (("rows", rows), ("left_out", left_out)):
-        kept = [row for row in report[key] if (row["pixels"], row["mode"]) not in places]
-        report[key] = sorted(kept + new, key=lambda row: (row["pixels"], row["mode"]))
+def replace_rows(report: dict[str, Any], rows: list[dict], skipped: list[dict]) -> None:
+    """Replaces the rows of one size and mode in place."""
+    replaced = [_size(row) for row in rows + skipped]
+    for key, new in (("rows", rows), ("skipped", skipped)):
+        kept = [row for row in report[key] if _size(row) not in replaced]
+        report[key] = sorted(kept + new, key=_size)
 
 
 def table(report: dict[str, Any]) -> str:
-    """One line per variant, size and mode; ratios are against the first variant of the size."""
-    rate = statistics.median([row["matmul_rate"] for row in report["rows"]] or [0.0])
+    """Formats one line per variant, size and mode; ratios are to the first variant of a size."""
+    compiled = ", compiled" if report["compiled"] else ""
     lines = [
-        f"{report['device']}, {report['threads']} threads, {report['dtype']}, batch "
-        f"{report['batch']}{', compiled' if report['compiled'] else ''}, torch {report['torch']}, "
-        f"{', '.join(report['dates'])}",
-        f"matrix multiplication: {rate / 1e9:.1f} GFLOP/s",
+        f"{_title(report)}{compiled}, torch {report['torch']}, {', '.join(report['dates'])}",
         f"{'px':>5} {'mode':18} {'variant':11} {'median s':>9} {'spread':>7} {'ratio':>6} "
-        f"{'images/s':>8} "
-        f"{'TFLOP':>6} {'of rate':>7} {'peak MB':>8} {'ratio':>6}",
+        f"{'images/s':>8} {'TFLOP':>6} {'peak MB':>8} {'ratio':>6}",
     ]
+    firsts: dict[tuple[int, str], dict] = {}
     for row in report["rows"]:
-        first = _of(report, "rows", row["pixels"], row["mode"])[0]
-        flops, peak = row["flops"], row.get("peak_bytes")
-        share = flops / row["median"] / row["matmul_rate"] if flops else None
-        cells = [
-            f"{row['pixels']:5} {TITLES[row['mode']]:18} {row['variant']:11}",
-            f"{row['median']:9.4f} {row['spread']:7.4f} {row['median'] / first['median']:6.2f}",
-            f"{report['batch'] / row['median']:8.3g}",
-            f"{flops / 1e12:6.2f} {share:7.1%}" if flops else f"{'':6} {'':7}",
-            f"{peak / 2**20:8.0f} {peak / first['peak_bytes']:6.2f}" if peak else "",
-            *(f" batch {n} in {gb} GB" for gb, n in row.get("largest_batch", {}).items()),
-        ]
-        lines.append(" ".join(cells).rstrip())
-    for row in report["left_out"]:
-        where = f"{row['pixels']:5} {TITLES[row['mode']]:18} {row['variant']:11}"
-        lines.append(f"{where} left out: {row['why']}")
+        first, median = firsts.setdefault(_size(row), row), row["median"]
+        line = (
+            f"{_name(row)} {median:9.4f} {row['spread']:7.4f} {median / first['median']:6.2f} "
+            f"{report['batch'] / median:8.3g} {row['flops'] / 1e12:6.2f}"
+        )
+        if peak := row.get("peak_bytes"):
+            line += f" {peak / 2**20:8.0f} {peak / first['peak_bytes']:6.2f}"
+        for gb, batch in row.get("largest_batch", {}).items():
+            line += f" batch {batch} in {gb} GB"
+        lines.append(line)
+    lines += [f"{_name(row)} skipped: {row['why']}" for row in report["skipped"]]
     return "\n".join(lines)
 
 
 def plot(report: dict[str, Any], path: str | Path) -> None:
-    """Draws time and peak memory over image size, one line per variant, into a PNG.
-
-    Raises ValueError for another kind of file.
-    """
-    modes = list(dict.fromkeys(row["mode"] for row in report["rows"]))
-    has_memory = any("peak_bytes" in row for row in report["rows"])
-    figure = Figure(figsize=(5.2 * len(modes), 4.2 * (1 + has_memory)), layout="constrained")
-    axes = figure.subplots(1 + has_memory, len(modes), squeeze=False)
-    for column, mode in enumerate(modes):
-        _lines(axes[0][column], report, mode, "median", 1.0, "seconds")
-        axes[0][column].set_title(TITLES[mode])
-        if has_memory:
-            _lines(axes[1][column], report, mode, "peak_bytes", 2**30, "GiB above the weights")
-    handles = {line.get_label(): line for axis in axes[0] for line in axis.get_lines()}
-    names = [name for name in _variants(report) if name in handles]
-    axes[0][0].legend([handles[name] for name in names], names, fontsize=8)
-    figure.suptitle(
-        f"{report['device']}, {report['threads']} threads, {report['dtype']}, batch "
-        f"{report['batch']}",
-        fontsize=10,
-    )
+    """Writes a PNG of time and peak memory over image size, a line per variant."""
+    rows = report["rows"]
+    modes = list(dict.fromkeys(row["mode"] for row in rows))
+    panels = [("median", 1.0, "seconds")]
+    if any("peak_bytes" in row for row in rows):
+        panels.append(("peak_bytes", 2**30, "GiB above the weights"))
+    figure = Figure(figsize=(5.2 * len(modes), 4.2 * len(panels)), layout="constrained")
+    axes = figure.subplots(len(panels), len(modes), squeeze=False)
+    for line, (key, unit, label) in zip(axes, panels, strict=True):
+        for axis, mode in zip(line, modes, strict=True):
+            _draw(axis, rows, mode, key, unit)
+            axis.set(title=TITLES[mode], ylabel=label)
+    axes[0][0].legend(fontsize=8)
+    figure.suptitle(_title(report), fontsize=10)
     save_figure(figure, path, dpi=130)
 
 
-def _of(report: dict[str, Any], key: str, pixels: int, mode: str) -> list[dict]:
-    return [row for row in report[key] if (row["pixels"], row["mode"]) == (pixels, mode)]
-
-
-def _variants(report: dict[str, Any]) -> list[str]:
-    return list(dict.fromkeys(row["variant"] for row in report["rows"]))
-
-
-def _lines(axis: Any, report: dict[str, Any], mode: str, key: str, unit: float, label: str) -> None:
-    rows = [row for row in report["rows"] if row["mode"] == mode and key in row]
-    for variant in dict.fromkeys(row["variant"] for row in rows):
-        points = [(row["pixels"], row[key] / unit) for row in rows if row["variant"] == variant]
-        style = line_style(_variants(report).index(variant))  # the same in every part of the figure
-        axis.plot(*zip(*points, strict=True), **style, marker="o", markersize=4, label=variant)
+def _draw(axis: Axes, rows: list[dict], mode: str, key: str, unit: float) -> None:
+    for index, variant in enumerate(dict.fromkeys(row["variant"] for row in rows)):
+        points = {
+            row["pixels"]: row[key] / unit
+            for row in rows
+            if (row["variant"], row["mode"]) == (variant, mode) and key in row
+        }
+        style = line_style(index) | dict(marker="o", markersize=4, label=variant)
+        axis.plot(list(points), list(points.values()), **style)
     sizes = sorted({row["pixels"] for row in rows})
-    axis.set(xlabel="image side at patch 14, pixels", ylabel=label, yscale="log", xscale="log")
+    axis.set(xlabel="image side at patch 14, pixels", yscale="log", xscale="log")
     axis.set_xticks(sizes, [str(size) for size in sizes])
-    axis.minorticks_off()
+    axis.set_xticks([], minor=True)
     axis.grid(alpha=0.3)
+
+
+def _size(row: dict[str, Any]) -> tuple[int, str]:
+    return row["pixels"], row["mode"]
+
+
+def _title(report: dict[str, Any]) -> str:
+    threads, batch = report["threads"], report["batch"]
+    return f"{report['device']}, {threads} threads, {report['dtype']}, batch {batch}"
+
+
+def _name(row: dict[str, Any]) -> str:
+    return f"{row['pixels']:5} {TITLES[row['mode']]:18} {row['variant']:11}"

@@ -1,6 +1,4 @@
-"""AP over latency, one point per backbone."""
-
-from __future__ import annotations
+"""Figure of a comparison: AP over latency, one point per backbone."""
 
 import math
 import os
@@ -9,28 +7,21 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from ropevit_mmdet.visualization.figure_file import save_figure
-from ropevit_mmdet.visualization.palette import COLORS, line_style
+from ropevit_mmdet.visualization import COLORS, line_style, save_figure
 
-MARKERS = ("o", "s", "^", "D")  # the next one when all colors are used: a point shows no dashes
+_MARKERS = ("o", "s", "^", "D")  # the next one after all colors; a point shows no dashes
 
 
 def plot_cost(rows: Sequence[Mapping[str, Any]], path: str | os.PathLike[str]) -> None:
-    """Draws a PNG: milliseconds per image across, AP up, spread over seeds as bars.
-
-    AP is that of boxes, or of masks where nothing else was tested.
-
-    Args:
-        rows: as ``table.rows_of`` returns them.
-    """
+    """Writes a PNG of box AP, or else mask AP, over milliseconds per image; see `rows_of`."""
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axis = figure.subplots()
     heading = next(iter(rows[0]["AP"]))
     for i, row in enumerate(rows):
-        latency = 1000 / row["costs"]["images/s"]
         mean, spread = row["AP"][heading] or (math.nan, 0.0)
         label = f"{row['name']}, {row['costs']['parameters, M']:.3g} M parameters"
-        style = line_style(i) | {"marker": MARKERS[i // len(COLORS) % len(MARKERS)]}
+        style = line_style(i) | {"marker": _MARKERS[i // len(COLORS) % len(_MARKERS)]}
+        latency = 1000 / row["costs"]["images/s"]
         axis.errorbar(latency, mean, yerr=spread, capsize=4, label=label, **style)
     axis.set(xlabel="milliseconds per image", ylabel=f"{heading}, percent, test images")
     axis.set_xlim(left=0, right=1.15 * axis.get_xlim()[1])

@@ -1,0 +1,209 @@
+"""Variants of a comparison: a backbone, its image statistics and its neck in the base config."""
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from typing import Any, NamedTuple
+
+import torch
+from mmdet.registry import MODELS
+from mmengine.config import Config, ConfigDict
+
+from ropevit_mmdet.apis.compare.table import METRICS
+from ropevit_mmdet.engine.config import build_detector, load_config
+from ropevit_mmdet.errors import UserError
+from ropevit_mmdet.weights.architectures import Arch, resolve_arch
+from ropevit_mmdet.weights.checkpoint import Checkpoint, check_arch, read_checkpoint
+from ropevit_mmdet.weights.hub import resolve_weights
+from ropevit_mmdet.weights.inspection import identify
+
+SCRATCH = "scratch"
+_PROBE_SIDE = 448  # pixels; a multiple of 14, 16 and 32
+_MAX_SCALE = 4.0  # of a feature map's sides, that the neck has layers for
+
+
+class Variant(NamedTuple):
+    """A backbone under comparison: its name and the settings of the base config it overrides."""
+
+    name: str
+    options: dict[str, Any]
+
+
+def check_base(base: Config) -> None:
+    """Checks that variants can be derived from a config and evaluated."""
+    evaluator = base.test_evaluator
+    if not (
+        _rope_vit(base).type == "RoPEViT"
+        and base.model.neck.type == "SimpleFeaturePyramid"
+        and isinstance(evaluator, dict)
+        and evaluator["type"].endswith("CocoMetric")
+        and set(METRICS.values()) & set(_as_list(evaluator.get("metric", "bbox")))
+    ):
+        raise UserError(
+            "the base config needs a RoPEViT, a SimpleFeaturePyramid and one CocoMetric of bbox or "
+            "segm as test_evaluator"
+        )
+
+
+def parse_variants(specs: Sequence[str], base: Config) -> list[Variant]:
+    """Parses variants of a command line, `NAME=SOURCE` each.
+
+    SOURCE is a birder checkpoint (path, URL or `birder://NAME`), `scratch` for the base config's
+    backbone with random weights, or a config file (.py) whose `model.backbone` replaces that of the
+    base config, together with its `custom_imports`, `data_preprocessor` and `neck` if it has them.
+    """
+    pairs = [spec.partition("=")[::2] for spec in specs]
+    names = [name for name, _ in pairs]
+    for name, source in pairs:
+        # A leading "_" would hide the name in legends, a leading "." its directory.
+        if not (re.fullmatch(r"[^\W_][\w.-]*", name) and source and names.count(name) == 1):
+            raise UserError(
+                f"{name}={source}: give NAME=CHECKPOINT, NAME={SCRATCH} or NAME=CONFIG.py, with "
+                "distinct names of letters, digits, '-', '_' and '.'"
+            )
+    return [Variant(name, _options(source, base)) for name, source in pairs]
+
+
+def _options(source: str, base: Config) -> dict[str, Any]:
+    config = deepcopy(base)
+    if source == SCRATCH:
+        _rope_vit(config).init_cfg = None
+        if _decays_layers(config):  # layer decay preserves pretrained weights
+            config.optim_wrapper.paramwise_cfg.layer_decay_rate = 1.0
+    elif source.endswith(".py"):
+        _use_config(config, load_config(source))
+    else:
+        _use_checkpoint(config, source)
+    options = {}
+    for key in ("model", "optim_wrapper"):
+        options[key] = {**config[key].to_dict(), "_delete_": True}
+    if "custom_imports" in config:
+        options["custom_imports"] = config.custom_imports.to_dict()
+    return options
+
+
+def _use_checkpoint(config: Config, source: str) -> None:
+    checkpoint = read_checkpoint(resolve_weights(source))
+    model, backbone = config.model, _rope_vit(config)
+    own, is_frozen = resolve_arch(backbone.arch), _is_frozen(backbone)
+    own_patch = backbone.get("patch_size") or own.patch_size
+    own_grid = _pretrain_grid(backbone.arch, backbone.get("pretrain_img_size", 224))
+    arch, argument = _architecture(checkpoint, backbone)
+    patch = backbone.get("patch_size") or arch.patch_size
+    if checkpoint.img_size:
+        of_config = argument is backbone.arch
+        grid = _pretrain_grid(argument if of_config else arch, checkpoint.img_size)
+        backbone.pretrain_img_size = checkpoint.img_size
+        if backbone.get("window_size"):  # the window of a config is its pretraining grid
+            backbone.window_size = min(grid)
+        if not isinstance(backbone.get("rope_interpolation", "pretrain"), str):  # pixels
+            backbone.rope_interpolation *= grid[0] / own_grid[0] * patch / own_patch
+    backbone.update(arch=argument, init_cfg=dict(type="Pretrained", checkpoint=source))
+    if arch.num_layers != own.num_layers:
+        backbone.pop("global_attn_indices", None)  # the last of each quarter
+    if is_frozen:
+        backbone.frozen_stages = arch.num_layers
+    for key, values in (checkpoint.rgb_stats or {}).items():
+        model.data_preprocessor[key] = [round(255 * value, 4) for value in values]
+    _fit_neck(model.neck, arch.hidden_dim, patch)
+
+
+def _use_config(config: Config, other: Config) -> None:
+    model, backbone = config.model, other.model.backbone
+    channels, stride = _probe(other.model, MODELS.build(model.neck).strides)
+    if "neck" in other.model:
+        model.neck = other.model.neck
+    else:
+        _fit_neck(model.neck, channels, stride)
+    if model.backbone.type == "FrozenBackbone":
+        model.backbone.backbone = backbone
+    elif _is_frozen(model.backbone):
+        model.backbone = dict(type="FrozenBackbone", backbone=backbone)
+    else:
+        model.backbone = backbone
+    statistics = other.model.get("data_preprocessor", {})
+    for key in {"mean", "std", "bgr_to_rgb"} & statistics.keys():
+        model.data_preprocessor[key] = statistics[key]
+    if _decays_layers(config) and backbone.type != "RoPEViT":
+        config.optim_wrapper.constructor = "DefaultOptimWrapperConstructor"
+        config.optim_wrapper.paramwise_cfg = dict(norm_decay_mult=0.0, bias_decay_mult=0.0)
+    imports: dict[str, None] = {}
+    for one in (config, other):  # they may register the backbone
+        imports |= dict.fromkeys(_as_list(one.get("custom_imports", {}).get("imports", [])))
+    config.custom_imports = dict(imports=list(imports), allow_failed_imports=False)
+
+
+def _fit_neck(neck: ConfigDict, channels: int, stride: float) -> None:
+    """Sets a neck up for a feature map of other channels and stride, with the same strides out."""
+    before = MODELS.build(neck)
+    scales = []
+    for own in before.own_strides[: len(before.scales)]:
+        scale = 2.0 ** round(math.log2(stride / own))
+        scales.append(min(scale, _MAX_SCALE))  # the rest is resampled
+    neck.update(in_channels=channels, in_stride=stride, scale_factors=scales, out_strides=None)
+    if MODELS.build(neck).own_strides != before.strides:
+        neck.out_strides = list(before.strides)
+
+
+def _probe(model: ConfigDict, strides: Sequence[float]) -> tuple[int, float]:
+    """Runs a variant's backbone, and its neck if it has one; returns channels and stride."""
+    maps: Any = torch.zeros(1, 3, _PROBE_SIDE, _PROBE_SIDE)
+    for part in filter(None, (model.backbone, model.get("neck"))):
+        module = build_detector(Config({"model": part.to_dict()}))
+        module.eval()  # a statement: mmdet's ResNet.train returns None
+        with torch.no_grad():
+            maps = module(maps)
+    shapes = [tuple(one.shape) for one in maps] if isinstance(maps, (tuple, list)) else []
+    sides = [shape[-1] for shape in shapes]
+    if "neck" in model:
+        fits = sides == [math.ceil(_PROBE_SIDE / stride) for stride in strides]
+        need = f"the heads need feature maps of strides {list(strides)}"
+    else:
+        fits = len(sides) == 1 and _PROBE_SIDE % sides[0] == 0
+        need = "the neck needs a tuple of one feature map: set one out_index or add a model.neck"
+    if not fits:
+        size = f"{_PROBE_SIDE} x {_PROBE_SIDE} pixels"
+        raise UserError(f"{model.backbone.type} makes feature maps {shapes} of {size}; {need}")
+    return shapes[0][1], _PROBE_SIDE // sides[0]
+
+
+def _architecture(checkpoint: Checkpoint, backbone: ConfigDict) -> tuple[Arch, Any]:
+    """The backbone's architecture if the weights have it, else their own; and its argument."""
+    arch = resolve_arch(backbone.arch)
+    try:
+        check_arch(checkpoint, arch)
+    except ValueError:
+        name, arch = identify(checkpoint)  # the file's config may override the named one
+        return arch, name if resolve_arch(name) == arch else dataclasses.asdict(arch)
+    return arch, backbone.arch
+
+
+def _pretrain_grid(arch: Any, img_size: int | tuple[int, int]) -> tuple[int, int]:
+    """The (rows, columns) in patches that weights were trained with.
+
+    Only `pt_grid_size` of explicit settings is such a grid; a named architecture's is another one.
+    """
+    resolved = resolve_arch(arch)
+    if isinstance(arch, Mapping) and resolved.pt_grid_size:
+        return resolved.pt_grid_size
+    height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
+    return height // resolved.patch_size, width // resolved.patch_size
+
+
+def _rope_vit(config: Config) -> ConfigDict:
+    """The RoPEViT of a config, also inside a FrozenBackbone."""
+    return config.model.backbone.get("backbone", config.model.backbone)
+
+
+def _is_frozen(backbone: ConfigDict) -> bool:
+    return backbone.get("frozen_stages", -1) >= resolve_arch(backbone.arch).num_layers
+
+
+def _decays_layers(config: Config) -> bool:
+    return config.optim_wrapper.get("constructor") == "RoPEViTLayerDecay"
+
+
+def _as_list(value: Any) -> list[str]:
+    return [value] if isinstance(value, str) else list(value)
