@@ -1,9 +1,4 @@
-"""Make a checkpoint fit to be given away: its weights and what a user must know, nothing else.
-
-As mmdet's `publish_model`, the name ends in eight digits of the file's hash. Unlike that one it
-writes plain data alone, which loads anywhere under `weights_only=True`, and leaves out where its
-author keeps things.
-"""
+"""Publication of a checkpoint: weights and metadata as plain data, without paths and secrets."""
 
 import hashlib
 import io
@@ -12,31 +7,32 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from mmengine import fileio
 from torch import Tensor
 
-from ropevit_mmdet.deploy.redaction import redact
-from ropevit_mmdet.weights.checkpoint import check_finite, check_plain
+from ropevit_mmdet._output import atomic_file
+from ropevit_mmdet.deploy._redaction import redact
+from ropevit_mmdet.errors import UserError
+from ropevit_mmdet.weights.checkpoint import check_finite
 from ropevit_mmdet.weights.detector_checkpoint import read_detector_checkpoint
-from ropevit_mmdet.weights.download import shown
 
-HASH_DIGITS = 8
-# What mmengine and mmdet write into `meta` that says what the weights are. The rest, such as the
-# seed, the time and hook messages, is about the run.
-KEPT_META = (
+KEPT_META = (  # describe the weights; the other keys describe the run
     *("dataset_meta", "CLASSES", "PALETTE", "cfg", "epoch", "iter"),
     *("mmdet_version", "mmengine_version", "mmcv_version"),
 )
-# A detector has weights outside of these; a classifier or a pretrained encoder does not.
+# A detector has weights with other prefixes too; a classifier or a pretrained encoder has not.
 NO_DETECTOR = ("backbone.", "neck.", "head.", "data_preprocessor.")
 
 
 @dataclass(frozen=True)
 class Published:
-    """What was written: `weights` is 'EMA', 'raw' or 'only' (there was no choice), `removed` keys
-    of the checkpoint, `redacted` old text -> new text in its meta data, sizes in bytes.
+    """A published file.
+
+    Attributes:
+        weights: 'EMA', 'raw', or 'only' for a run without EMA.
+        removed: keys of the checkpoint that were removed.
+        redacted: old text -> new text in its metadata.
+        size_before, size: bytes.
     """
 
     path: Path
@@ -47,100 +43,52 @@ class Published:
     size: int
 
 
-def publish(source: str | Path, target: str | Path, *, raw: bool = False) -> Published:
-    """Write `source`, a detector's checkpoint, for others to use.
+def publish_checkpoint(source: str | Path, target: str | Path, *, raw: bool = False) -> Published:
+    """Writes the checkpoint of a detector for others to use.
 
     Args:
         source: path of a checkpoint.
-        target: a name that ends in .pth, into which the hash is put, or a directory.
-        raw: of a run with EMA the weights of the last step instead of their average.
+        target: a name that ends in .pth, which the hash is added to, or a directory.
+        raw: of a run with EMA, the weights of the last step instead of their average.
 
     Raises:
-        FileNotFoundError, ValueError: see read_detector_checkpoint; also weights that are no
-            detector's or are not finite, and `raw` where there is no EMA.
+        UserError, ValueError: a file without a detector, or `raw` for a run without EMA; see also
+            `read_detector_checkpoint`.
     """
-    if "://" in str(source):
-        raise ValueError(f"{shown(str(source))} is a URL: download it, and publish the file")
+    source, target = Path(source).expanduser(), Path(target)
     checkpoint = read_detector_checkpoint(str(source))
-    weights, kind = _choose_weights(checkpoint, str(source), raw)
-    _check_weights(weights, str(source))
-    try:
-        meta, redacted = redact(_plain(_kept_meta(checkpoint)))
-    except RecursionError as error:
-        raise ValueError(f"checkpoint {source}: its meta is nested without end") from error
+    weights, choice = _choose_weights(checkpoint, raw)
+    if all(name.startswith(NO_DETECTOR) for name in weights):
+        prefixes = sorted({name.partition(".")[0] for name in weights})
+        raise UserError(f"checkpoint {source} contains no detector, only {', '.join(prefixes)}")
+    if raw and choice != "raw":
+        raise UserError(f"checkpoint {source} contains no EMA: leave out --raw")
+    meta = checkpoint.get("meta") or {}
+    meta, redacted = redact({key: meta[key] for key in KEPT_META if key in meta})
     buffer = io.BytesIO()
+    weights = {name: value.clone() for name, value in weights.items()}  # not views of a storage
     torch.save({"meta": meta, "state_dict": weights}, buffer)
     content = buffer.getvalue()
-    digest = hashlib.sha256(content).hexdigest()[:HASH_DIGITS]
-    target = Path(target)
-    stem = target.with_suffix("") if target.suffix == ".pth" else target / Path(source).stem
+    digest = hashlib.sha256(content).hexdigest()[:8]  # as in mmdet's publish_model
+    stem = target.with_suffix("") if target.suffix == ".pth" else target / source.stem
     path = stem.with_name(f"{stem.name}-{digest}.pth")
-    fileio.put(content, path)  # beside it and renamed: see stack.writing
+    with atomic_file(path) as file:
+        file.write(content)
     removed = tuple(key for key in checkpoint if key not in ("meta", "state_dict"))
-    size_before = Path(source).expanduser().stat().st_size
-    return Published(path, kind, removed, redacted, size_before, len(content))
+    return Published(path, choice, removed, redacted, source.stat().st_size, len(content))
 
 
-def _choose_weights(
-    checkpoint: Mapping[str, Any], source: str, raw: bool
-) -> tuple[dict[str, Tensor], str]:
-    """mmengine's EMAHook swaps the two when it saves: `state_dict` has the averaged weights, and
-    `ema_state_dict`, under `module.`, the raw ones.
-    """
+def _choose_weights(checkpoint: Mapping[str, Any], raw: bool) -> tuple[dict[str, Tensor], str]:
+    """EMAHook saves the averaged weights as `state_dict`, the raw ones as `ema_state_dict`."""
     weights, swapped = checkpoint["state_dict"], checkpoint.get("ema_state_dict")
-    if swapped is None:
-        if raw:
-            raise ValueError(f"checkpoint {source} holds no EMA: its weights are the raw ones")
-        return _compact(weights), "only"
-    if not raw:
-        return _compact(weights), "EMA"
-    prefix, swapped = "module.", swapped if isinstance(swapped, dict) else {}
-    named = {
-        str(key).removeprefix(prefix): value
+    if not swapped or not raw:
+        return weights, "EMA" if swapped else "only"
+    raw_weights = {
+        key.removeprefix("module."): value
         for key, value in swapped.items()
-        if str(key).startswith(prefix) and isinstance(value, Tensor)
+        if key.startswith("module.")
     }
-    if not named or named.keys() - weights.keys():
-        raise ValueError(f"checkpoint {source}: its ema_state_dict is not of mmengine's EMAHook")
-    weights = {**weights, **named}
-    check_plain(weights, source)  # those of the state_dict were checked as they were read
-    check_finite(weights, source)
-    return _compact(weights), "raw"
-
-
-def _compact(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same tensors without the rest of a larger storage that they may be a view of."""
-    return {
-        name: value.clone() if value.untyped_storage().nbytes() > value.nbytes else value
-        for name, value in weights.items()
-    }
-
-
-def _check_weights(weights: Mapping[str, Tensor], source: str) -> None:
-    if all(name.startswith(NO_DETECTOR) for name in weights):
-        raise ValueError(
-            f"checkpoint {source} holds no detector, only "
-            f"{' and '.join(sorted({name.partition('.')[0] for name in weights}))}"
-        )
-
-
-def _kept_meta(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
-    meta = checkpoint.get("meta") or {}
-    return {key: meta[key] for key in KEPT_META if key in meta}
-
-
-def _plain(value: Any) -> Any:
-    """Dicts, lists, tuples, strings and numbers instead of mmengine's and numpy's kinds of them.
-
-    Whatever else is there becomes its text.
-    """
-    if isinstance(value, Mapping):
-        return {_plain(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        items = [_plain(item) for item in value]
-        return tuple(items) if isinstance(value, tuple) else items
-    if isinstance(value, (np.ndarray, np.generic, Tensor)):
-        return value.tolist()
-    if value is None or isinstance(value, (str, bool, int, float)):
-        return value
-    return str(value)
+    if not raw_weights or raw_weights.keys() - weights.keys():
+        raise UserError("its ema_state_dict is not that of mmengine's EMAHook: leave out --raw")
+    check_finite(raw_weights, "ema_state_dict")
+    return {**weights, **raw_weights}, "raw"

@@ -1,0 +1,51 @@
+"""`torch.export`: tracing with dynamic height and width, .pt2 files, and a runner."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.fx.experimental import _config as shape_config
+
+from ropevit_mmdet.deploy.check import Run
+
+MAX_SIDE = 16384  # pixels; torch.export needs a bound
+
+
+def trace(graph: nn.Module, example: Tensor, shortest: int) -> torch.export.ExportedProgram:
+    """Traces a module for one image whose sides have `shortest` pixels or more."""
+    # `backed_size_oblivious`: otherwise it is fixed whether there are one or several windows
+    side = torch.export.Dim.DYNAMIC(min=shortest, max=MAX_SIDE)  # a named Dim is over-constrained
+    oblivious = shape_config.patch(backed_size_oblivious=True)  # type: ignore[attr-defined]
+    with warnings.catch_warnings(), torch.no_grad(), oblivious:
+        warnings.simplefilter("ignore")
+        return torch.export.export(
+            graph,
+            (example,),
+            dynamic_shapes=({2: side, 3: side},),
+            prefer_deferred_runtime_asserts_over_guards=True,
+        )
+
+
+def to_bytes(program: torch.export.ExportedProgram, metadata: Mapping[str, str]) -> bytes:
+    """Returns a .pt2 file; each metadata field is an extra file of that name."""
+    for module in program.graph_module.modules():
+        for node in getattr(getattr(module, "graph", None), "nodes", ()):
+            node.meta.pop("stack_trace", None)  # has absolute paths in it
+    buffer = io.BytesIO()
+    torch.export.save(program, buffer, extra_files=dict(metadata))
+    return buffer.getvalue()
+
+
+def runner(data: bytes) -> Run:
+    """Returns a function that runs a .pt2 file of backbone and neck."""
+    module = torch.export.load(io.BytesIO(data)).module()
+
+    @torch.no_grad()
+    def run(image: Tensor, score_thr: float | None = None) -> list[Tensor]:
+        return list(module(image))
+
+    return run

@@ -1,0 +1,56 @@
+"""The exportable form of backbone and neck computes what the modules compute."""
+
+import pytest
+import torch
+
+from ropevit_mmdet.deploy.features import DynamicFeatures
+from tests.exportable_models import SMALL_ARCH, WINDOWED, Encoder
+
+INTERLEAVED = dict(rope_rot_type="interleaved", num_reg_tokens=0)
+HMLP = dict(stem_type="hmlp", patch_size=16, pos_embed_antialias=True)
+GATED = dict(mlp_layer_type="SwiGLU_FFN", norm_layer_type="RMSNorm", layer_scale_init_value=0.5)
+GATED |= dict(attn_norm=True, rope_grid_indexing="xy", rope_grid_offset=1)
+SIZES = [(56, 56), (56, 112), (70, 154), (14, 14), (1, 1), (57, 100), (200, 131), (20, 300)]
+LEVELS = dict(scale_factors=(2, 1, 0.5), num_outs=5, add_extra_convs="on_output")
+
+
+@pytest.mark.parametrize(
+    ("backbone", "neck"),
+    [
+        (dict(), None),
+        (dict(rope_interpolation=200, pos_embed_mode="tile"), dict()),
+        (WINDOWED, dict()),
+        (dict(WINDOWED, global_attn_indices=(), pos_embed_mode="tile"), LEVELS),
+        (dict(WINDOWED, global_attn_indices=(0, 2), rope_interpolation="none"), None),
+        (dict(WINDOWED, out_indices=(0, 1, 2)), None),
+        (WINDOWED, dict(out_strides=(4, 8, 16, 32, 64))),
+        (dict(WINDOWED, patch_size=16), dict(in_stride=16)),
+        (dict(WINDOWED, arch={**SMALL_ARCH, "rope_style": "axial", **INTERLEAVED}), None),
+        (dict(WINDOWED, pretrain_img_size=64, arch={**SMALL_ARCH, **HMLP}), None),
+        (dict(WINDOWED, arch={**SMALL_ARCH, **GATED}), None),
+        (dict(WINDOWED, arch={**SMALL_ARCH, "rope_style": "centered_separate"}), None),
+        (dict(arch={**SMALL_ARCH, "class_token": False, "num_reg_tokens": 0}, **WINDOWED), None),
+        (dict(arch={**SMALL_ARCH, "pos_embed_special_tokens": False}, **WINDOWED), None),
+        (dict(arch={**SMALL_ARCH, "qk_norm": True, **INTERLEAVED}), None),
+    ],
+)
+def test_dynamic_features_equal_the_model(backbone, neck):
+    model = Encoder(backbone, neck).double()
+    graph = DynamicFeatures(model)
+    for size in SIZES:
+        images = torch.randn(2, 3, *size, dtype=torch.float64)
+        with torch.no_grad():
+            expected, actual = model.extract_feat(images), graph(images)
+        torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_ragged_windows_need_the_mask(monkeypatch):
+    model = Encoder(WINDOWED)
+    graph, images = DynamicFeatures(model), torch.randn(1, 3, 70, 98)
+    everything = torch.ones(4, 1, 1, 16 + 5, dtype=torch.bool)
+    with torch.no_grad():
+        (expected,), (masked,) = model.extract_feat(images), graph(images)
+        monkeypatch.setattr("ropevit_mmdet.deploy.features._Windows.mask", lambda *_: everything)
+        (unmasked,) = graph(images)
+    torch.testing.assert_close(masked, expected)
+    assert (unmasked - expected).abs().max() > 0.01
