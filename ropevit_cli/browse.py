@@ -1,103 +1,64 @@
-"""See what the pipeline feeds the model: images after augmentation, boxes and masks over them."""
+"""Shows the output of the data pipeline: images after augmentation with boxes and masks."""
 
 import argparse
-import os
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
-from pathlib import Path
 
-try:
-    import ropevit_mmdet  # noqa: F401  makes the mm packages usable, before all that need them
-except ImportError as error:
-    sys.exit(f"error: {error}; more is said by: python tools/doctor.py")
+from ropevit_cli._arguments import add_cfg_options, add_config
 
-from mmengine.visualization import Visualizer
-from PIL import Image
-from tqdm import tqdm
-
-from ropevit_mmdet._output import check_output_directory, output_directory
-from ropevit_mmdet.apis.browse import FedDataset, FedImage, file_name, spread_indices
-from ropevit_mmdet.engine.config import add_cfg_options, load_config
-from ropevit_mmdet.errors import one_line_errors
-from ropevit_mmdet.visualization.overlays import contact_sheet
-
+HELP = "show the output of the data pipeline with boxes and masks"
 SHEET = "contact_sheet.png"
-ON_SHEET = 48  # images; more would be too small to see
+MAX_ON_SHEET = 48  # images
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    args = parse_args(argv)
-    with one_line_errors():
-        if args.output_dir:
-            check_output_directory(args.output_dir)
-        config = load_config(args.config, args.cfg_options)
-        data = FedDataset(config, args.split, batch=args.batch)
-        indices = spread_indices(len(data), args.num or None)
-        images = tqdm(
-            data.images(indices, seed=args.seed),
-            total=len(indices),
-            desc="browsing",
-            unit="image",
-            disable=None,
-        )
-        with output_directory(args.output_dir) if args.output_dir else nullcontext() as directory:
-            browse(images, directory, None if args.not_show else args.show_interval)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add_config(parser)
+    help = f"directory for the images and {SHEET} of the first {MAX_ON_SHEET}"
+    add("--output-dir", metavar="DIRECTORY", help=help)
+    add("--not-show", action="store_true", help="do not open a window")
+    help = "seconds per image in the window (default: 2)"
+    add("--show-interval", type=float, default=2, help=help)
+    add("--split", choices=["train", "val", "test"], default="train")
+    help = "images, spread over the data; 0: all (default: 16)"
+    add("--num", type=int, default=16, help=help)
+    add("--batch", action="store_true", help="render batches: padding and batch augmentations")
+    add("--seed", type=int, default=0, help="of the augmentation (default: 0)")
+    add_cfg_options(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    import os
+    from contextlib import nullcontext
+
+    from mmengine.visualization import Visualizer
+    from PIL import Image
+    from tqdm import tqdm
+
+    from ropevit_mmdet._output import check_output_directory, output_directory
+    from ropevit_mmdet.apis.browse import PipelineOutput, spread_indices
+    from ropevit_mmdet.engine.config import load_config
+    from ropevit_mmdet.errors import UserError
+    from ropevit_mmdet.visualization import contact_sheet
+
+    has_screen = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    if not (args.output_dir if args.not_show else has_screen):
+        raise UserError("no screen or none wanted: use --not-show --output-dir")
+    if args.output_dir:
+        check_output_directory(args.output_dir)
+    data = PipelineOutput(load_config(args.config, args.cfg_options), args.split, batch=args.batch)
+    indices = spread_indices(len(data), args.num or None)
+    images = data.render(indices, seed=args.seed)
+    window = None if args.not_show else Visualizer()
+    overlays: list = []
+    with output_directory(args.output_dir) if args.output_dir else nullcontext() as directory:
+        for image in tqdm(images, total=len(indices), unit="image", disable=None):
+            if window:
+                window.show(image.overlay, image.file_name, wait_time=args.show_interval)
+            if directory:
+                Image.fromarray(image.overlay).save(directory / image.file_name)
+                overlays = [*overlays, image.overlay][:MAX_ON_SHEET]
+        if directory:
+            sheet = contact_sheet(overlays, cell=480 if len(overlays) <= 16 else 360)
+            Image.fromarray(sheet).save(directory / SHEET)
     print(f"{len(indices)} of the {len(data)} images of the {args.split} split")
     if args.output_dir:
-        which = "all of them" if len(indices) <= ON_SHEET else f"the first {ON_SHEET}"
-        print(f"{which} on one sheet: {Path(args.output_dir) / SHEET}")
-
-
-def browse(images: Iterator[FedImage], directory: Path | None, seconds: float | None) -> None:
-    """Write overlays and their sheet into a directory, show them for some seconds each, or both."""
-    drawn = []
-    window = Visualizer() if seconds is not None else None
-    for image in images:
-        if window is not None:
-            title = f"{image.index} {Path(image.path).name}"
-            window.show(image.overlay, win_name=title, wait_time=seconds)
-        if directory is not None:
-            Image.fromarray(image.overlay).save(directory / file_name(image))
-            drawn.append(image.overlay)
-    if directory is not None:
-        # Few images are as large as many small ones, so that labels can be read.
-        cell = 480 if len(drawn) <= 16 else 360
-        Image.fromarray(contact_sheet(drawn[:ON_SHEET], cell=cell)).save(directory / SHEET)
-
-
-def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("config", help="config file")
-    parser.add_argument(
-        "--output-dir",
-        metavar="DIRECTORY",
-        help=f"write images there, and {ON_SHEET} at most on one {SHEET}",
-    )
-    parser.add_argument("--not-show", action="store_true", help="do not show them on the screen")
-    parser.add_argument(
-        "--show-interval", type=float, default=2, help="seconds that each is shown (default: 2)"
-    )
-    parser.add_argument("--split", choices=["train", "val", "test"], default="train")
-    parser.add_argument(
-        "--num", type=int, default=16, help="images, spread over the data; 0: all (default: 16)"
-    )
-    parser.add_argument(
-        "--batch",
-        action="store_true",
-        help="as they reach the network: in batches, padded, with batch augmentations",
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of the augmentation (default: 0)")
-    add_cfg_options(parser)
-    args = parser.parse_args(argv)
-    if args.num < 0:
-        parser.error(f"--num {args.num} must be 0 or more")
-    if args.not_show and not args.output_dir:
-        parser.error("--not-show without --output-dir leaves nothing to see")
-    if not args.not_show and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
-        parser.error("no screen here (DISPLAY is not set): use --not-show --output-dir DIRECTORY")
-    return args
-
-
-if __name__ == "__main__":
-    main()
+        print(f"{len(overlays)} on one sheet: {os.path.join(args.output_dir, SHEET)}")

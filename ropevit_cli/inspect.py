@@ -1,66 +1,45 @@
-"""Look into a checkpoint before training on it: what it is, the config lines that fit it, and
-with an image the classes that it sees there.
-"""
+"""Print what a checkpoint is, the config lines that fit it, and the classes of an image."""
 
 import argparse
-import sys
-from collections.abc import Sequence
 
-try:
-    import ropevit_mmdet  # noqa: F401  makes the mm packages usable, before all that need them
-except ImportError as error:
-    sys.exit(f"error: {error}; more is said by: python tools/doctor.py")
-
-from ropevit_mmdet.errors import one_line_errors
-from ropevit_mmdet.models.classifiers.rope_vit_classifier import load_classifier
-from ropevit_mmdet.weights.checkpoint import read_checkpoint
-from ropevit_mmdet.weights.inspection import choose_archs, config_lines, facts
-from ropevit_mmdet.weights.lookup import resolve_weights
+HELP = "print what a checkpoint is and the config lines that fit it"
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    args = parse_args(argv)
-    with one_line_errors():
-        path = resolve_weights(args.file)
-        checkpoint = read_checkpoint(path)
-        archs = choose_archs(checkpoint, args.arch)
-        for word, fact in facts(checkpoint, archs):
-            print(f"{word:14}{fact}")
-        if checkpoint.origin == "birder":
-            print_config(checkpoint, archs, args.file)
-        if args.image:
-            print_classes(args.file, args.image, args.arch, args.top)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", help="a path, a URL, birder://NAME or hf://OWNER/REPO/FILE")
+    parser.add_argument("--image", metavar="IMAGE", help="print the classes predicted for it")
+    parser.add_argument("--arch", metavar="NAME", help="its architecture, where several fit")
+    parser.add_argument("--top", type=int, default=5, help="classes to print (default: 5)")
 
 
-def print_config(checkpoint, archs, source: str) -> None:
-    if not archs:
-        print("\nno config lines: spell the architecture out with arch=dict(...)")
-        return
-    name, *others = archs
-    print("\n# on top of configs/ropevit_maskrcnn.py")
-    if others:
-        print(f"# the weights cannot tell {name} from {' or '.join(others)}: choose with --arch")
-    print(config_lines(checkpoint, archs[name], source))
+def run(args: argparse.Namespace) -> None:
+    from ropevit_mmdet.weights.checkpoint import read_checkpoint
+    from ropevit_mmdet.weights.hub import resolve_weights
+    from ropevit_mmdet.weights.inspection import choose_archs, config_lines, describe
+
+    checkpoint = read_checkpoint(resolve_weights(args.file))
+    archs = choose_archs(checkpoint, args.arch)
+    for word, text in describe(checkpoint, archs):
+        print(f"{word:14}{text}")
+    if checkpoint.origin == "birder" and archs:
+        name, *others = archs
+        print("\n# on top of configs/ropevit_maskrcnn.py")
+        if others:
+            print(f"# the weights fit {' and '.join(archs)}: choose with --arch")
+        print(config_lines(checkpoint, archs[name], args.file))
+    elif checkpoint.origin == "birder":
+        print("\nno config lines: set the architecture with arch=dict(...)")
+    if args.image:
+        _print_classes(args)
 
 
-def print_classes(checkpoint: str, image: str, arch: str | None, top: int) -> None:
-    net = load_classifier(checkpoint, arch)
-    probabilities = net.probabilities(net.preprocess(image))[0]
-    print(f"\n{image}")
-    values, indices = probabilities.topk(min(top, net.num_classes))
+def _print_classes(args: argparse.Namespace) -> None:
+    from ropevit_mmdet import load_classifier
+
+    net = load_classifier(args.file, args.arch)
+    probabilities = net.probabilities(net.preprocess(args.image))[0]
+    values, indices = probabilities.topk(min(args.top, net.num_classes))
+    print(f"\n{args.image}")
     for value, index in zip(values.tolist(), indices.tolist(), strict=True):
         name = net.class_names[index] if net.class_names else f"class {index}"
         print(f"  {value:7.2%}  {name}")
-
-
-def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("file", help="a checkpoint: a path, a URL or birder://NAME")
-    parser.add_argument("--image", metavar="IMAGE", help="print the classes that it sees there")
-    parser.add_argument("--arch", metavar="NAME", help="its architecture, where it is not clear")
-    parser.add_argument("--top", type=int, default=5, help="classes to print (default 5)")
-    return parser.parse_args(argv)
-
-
-if __name__ == "__main__":
-    main()

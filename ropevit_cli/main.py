@@ -7,54 +7,48 @@ packages only inside `run`.
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
 COMMANDS = (
-    "train",
-    "test",
-    "predict",
-    "check-data",
-    "browse",
-    "make-shapes",
-    "inspect",
-    "weights",
-    "features",
-    "plot",
-    "compare",
-    "benchmark",
-    "export",
-    "publish",
-    "doctor",
-    "mmdet",
+    *("train", "test", "predict", "check-data", "browse", "make-shapes", "inspect", "weights"),
+    *("features", "plot", "compare", "benchmark", "export", "publish", "doctor", "mmdet"),
 )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs `ropevit` with the arguments given, by default those of the process.
+    """Runs `ropevit` with the given arguments, by default those of the process.
 
-    Returns:
-        The exit status: 0 after success, 2 after an error in what the user named.
+    Returns the exit status; an error in what the user named exits with 2.
     """
-    args = build_parser().parse_args(argv)
-    if args.command == "doctor":  # must work where ropevit_mmdet cannot be imported
-        return args.run(args) or 0
+    argv = sys.argv[1:] if argv is None else list(argv)
+    args = build_parser(argv[:1] if argv and argv[0] in COMMANDS else COMMANDS).parse_args(argv)
     try:
-        from ropevit_mmdet.errors import one_line_errors
-    except ImportError as error:
-        sys.stderr.write(f"error: {error}; `ropevit doctor` checks the environment\n")
-        return 1
-    with one_line_errors():
-        return args.run(args) or 0
+        if args.command == "doctor":  # must work where ropevit_mmdet cannot be imported
+            return args.run(args)
+        try:
+            from ropevit_mmdet.errors import one_line_errors
+        except Exception as error:  # a broken package may raise anything
+            if os.environ.get("ROPEVIT_DEBUG") == "1":
+                raise
+            cause = f"{type(error).__name__}: {error}"
+            sys.stderr.write(f"error: {cause}; `ropevit doctor` checks the environment\n")
+            return 1
+        with one_line_errors():
+            return args.run(args) or 0
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        return 130
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser(commands: Sequence[str] = COMMANDS) -> argparse.ArgumentParser:
     """Builds the parser of `ropevit` with one subparser per command."""
     parser = argparse.ArgumentParser(
         prog="ropevit", description="Train, test and deploy RoPE ViT detectors of MMDetection."
     )
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for name in COMMANDS:
+    for name in commands:
         module = importlib.import_module(f"ropevit_cli.{name.replace('-', '_')}")
         subparser = subparsers.add_parser(name, help=module.HELP, description=module.__doc__)
         module.add_arguments(subparser)

@@ -1,82 +1,43 @@
-"""Write the embedded shapes dataset, on which the demo trains: COCO JSON and PNG files."""
+"""Writes the shapes dataset, on which the demo trains: COCO JSON and PNG files."""
 
 import argparse
-import sys
-from typing import Any
 
-try:
-    import ropevit_mmdet  # noqa: F401  makes the mm packages usable, before all that need them
-except ImportError as error:
-    sys.exit(f"error: {error}; more is said by: python tools/doctor.py")
-
-from tqdm import tqdm
-
-from ropevit_mmdet.datasets.shapes import dataset as shapes
+HELP = "write the synthetic shapes dataset"
 
 
-def main() -> None:
-    args = parse_args()
-    with tqdm(desc="drawing", unit="image", disable=None) as bar:
-
-        def progress(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        try:
-            summary = shapes.generate(
-                args.root,
-                num_train=args.num_train,
-                num_val=args.num_val,
-                num_test=args.num_test,
-                size=args.size,
-                non_square=args.non_square,
-                seed=args.seed,
-                workers=args.workers,
-                overwrite=args.overwrite,
-                progress=progress,
-            )
-        except (ValueError, OSError) as error:
-            bar.leave = False
-            bar.close()
-            hint = " (--overwrite does so)" if "overwrite it" in str(error) else ""
-            sys.exit(f"make_shapes: error: {error}{hint}")
-        except KeyboardInterrupt:
-            bar.close()
-            sys.exit("make_shapes: interrupted, nothing written")
-        if summary["reused"]:
-            bar.leave = False
-    print(f"{args.root}: {'already there' if summary['reused'] else 'written'}")
-    for split, counts in summary["splits"].items():
-        print(describe(split, counts))
-
-
-def describe(split: str, counts: dict[str, Any]) -> str:
-    """One line on a split."""
-    objects = ", ".join(f"{count} {name}" for name, count in counts["objects"].items())
-    sizes = ", ".join(f"{count} {name}" for name, count in counts["sizes"].items())
-    return (
-        f"{split:5}  {counts['images']} images ({counts['empty']} empty), "
-        f"{sum(counts['objects'].values())} objects ({objects}; {sizes}), {counts['crowds']} crowds"
-    )
-
-
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    parser.add_argument("root", nargs="?", default="data/shapes", help="directory to write")
-    parser.add_argument("--num-train", type=int, default=2000, help="images to train on")
-    parser.add_argument("--num-val", type=int, default=300, help="images to validate on")
-    parser.add_argument("--num-test", type=int, default=300, help="images to test on")
-    parser.add_argument("--size", type=int, default=224, help="longer side in pixels")
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--non-square", type=float, default=0.25, help="share of images that are not square"
+        "root", nargs="?", default="data/shapes", help="directory to write (default: data/shapes)"
     )
-    parser.add_argument("--seed", type=int, default=0, help="another seed: other images")
-    parser.add_argument("--workers", type=int, help="processes; default: the processors, at most 8")
+    for split, count in (("train", 2000), ("val", 300), ("test", 300)):
+        text = f"images of the {split} split (default: {count})"
+        parser.add_argument(f"--num-{split}", type=int, default=count, help=text)
+    parser.add_argument(
+        "--size", type=int, default=224, help="longer side in pixels (default: 224)"
+    )
+    parser.add_argument(
+        "--non-square", type=float, default=0.25, help="share of such images (default: 0.25)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of all images (default: 0)")
+    parser.add_argument("--workers", type=int, help="processes (default: the processors, max. 8)")
     parser.add_argument("--overwrite", action="store_true", help="replace another shapes dataset")
-    return parser.parse_args()
 
 
-if __name__ == "__main__":
-    main()
+def run(args: argparse.Namespace) -> None:
+    from tqdm import tqdm
+
+    from ropevit_mmdet.datasets.shapes import generate
+
+    names = ("num_train", "num_val", "num_test", "size", "non_square", "seed", "workers")
+    parameters = {name: getattr(args, name) for name in (*names, "overwrite")}
+    total = args.num_train + args.num_val + args.num_test
+    with tqdm(desc="rendering", total=total, unit="image", disable=None, leave=False) as bar:
+        summary = generate(args.root, **parameters, progress=bar.update)
+    print(f"{args.root}: {'already complete' if summary['reused'] else 'written'}")
+    for split, counts in summary["splits"].items():
+        objects = ", ".join(f"{count} {name}" for name, count in counts["objects"].items())
+        total = sum(counts["objects"].values())
+        print(
+            f"{split:5}  {counts['images']} images ({counts['empty']} empty), {total} objects "
+            f"({objects}), {counts['crowds']} crowds"
+        )

@@ -1,50 +1,69 @@
-"""Run one of mmdet's own tools where mmcv's ops are stood in for: mmdet_tool.py NAME ARGS...
+"""Runs one of MMDetection's own tools with mmcv's ops and checkpoint loading made available.
 
-Without NAME, or with --list: the table of them. docs/mmdet_tools.md says which of them work.
+Without NAME, or with --list, prints the names. A name may be shortened to the end of its path.
 """
 
+import argparse
+import difflib
+import importlib.util
+import runpy
 import sys
-from collections.abc import Sequence
+from pathlib import Path
 
-try:
-    import ropevit_mmdet  # noqa: F401  makes the mm packages usable, before all that need them
-except ImportError as error:
-    sys.exit(f"error: {error}; more is said by: python tools/doctor.py")
-
-from ropevit_cli._mmdet_tools import (
-    choose_tool,
-    description,
-    find_tools,
-    run_tool,
-    short_name,
-    tools_directory,
-)
-from ropevit_mmdet.errors import one_line_errors
-
-USAGE = "usage: mmdet_tool.py NAME ARGS...   (the tool's own: mmdet_tool.py NAME --help)"
+HELP = "run one of MMDetection's own tools"
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    argv = sys.argv[1:] if argv is None else list(argv)
-    with one_line_errors():
-        tools = find_tools(tools_directory())
-        if not argv or argv[0] in ("--list", "-h", "--help"):
-            print(f"{__doc__.splitlines()[0]}\n\n{USAGE}")
-            print_table(tools)
-            return
-        run_tool(choose_tool(argv[0], tools), argv[1:])
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--list", action="store_true", help="print the names of the tools")
+    parser.add_argument(
+        "tool",
+        nargs=argparse.REMAINDER,
+        metavar="NAME ARGS",
+        help="name and arguments of a tool: get_flops CONFIG",
+    )
 
 
-def print_table(tools) -> None:
-    directory = None
-    for path, file in sorted(tools.items(), key=lambda item: item[0].rpartition("/")):
-        if path.rpartition("/")[0] != directory:
-            directory = path.rpartition("/")[0]
-            print(f"\n{directory or 'training and testing'}")
-        text = description(file)
-        text = text if len(text) <= 64 else text[:61] + "..."
-        print(f"  {short_name(path, tools):33} {text}".rstrip())
+def run(args: argparse.Namespace) -> None:
+    directory = tools_directory()
+    tools = find_tools(directory)
+    if args.list or not args.tool:
+        print("\n".join(tools))
+        return
+    name, *argv = args.tool
+    file = choose_tool(name, tools)
+    sys.argv = [str(file), *argv]
+    sys.path.insert(0, str(file.parent))
+    sys.path.append(str(directory.parent))  # some import tools.analysis_tools.NAME
+    runpy.run_path(str(file), run_name="__main__")
 
 
-if __name__ == "__main__":
-    main()
+def tools_directory() -> Path:
+    """The tools of the installed mmdet: `mmdet/.mim/tools`, or `tools` next to a source tree."""
+    spec = importlib.util.find_spec("mmdet")
+    (package,) = map(Path, spec.submodule_search_locations)  # type: ignore[union-attr, arg-type]
+    installed = package / ".mim" / "tools"
+    return installed if installed.is_dir() else package.parent / "tools"
+
+
+def find_tools(directory: Path) -> dict[str, Path]:
+    """The programs in a directory by their path there without suffix: 'misc/print_config'."""
+    programs = (
+        file
+        for file in sorted(directory.rglob("*.py"))
+        if "if __name__ == '__main__'" in file.read_text(encoding="utf-8").replace('"', "'")
+    )
+    return {file.relative_to(directory).with_suffix("").as_posix(): file for file in programs}
+
+
+def choose_tool(name: str, tools: dict[str, Path]) -> Path:
+    """The tool with this path, or the only one whose path ends with it."""
+    from ropevit_mmdet.errors import UserError
+
+    name = name.removesuffix(".py")
+    matches = [name] if name in tools else [path for path in tools if path.endswith(f"/{name}")]
+    if len(matches) == 1:
+        return tools[matches[0]]
+    short = {path.rpartition("/")[2]: path for path in tools}
+    close = matches or difflib.get_close_matches(name.rpartition("/")[2], short, n=3)
+    hint = f"; did you mean {' or '.join(close)}?" if close else ""
+    raise UserError(f"mmdet has {len(matches) or 'no'} tools named {name!r}{hint}")

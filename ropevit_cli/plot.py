@@ -1,87 +1,94 @@
-"""Draw what a tested detector takes for what, and its precision over recall, class by class.
+"""Plots runs, or the results of a test.
 
-RESULT.pkl comes from tools/test.py CONFIG CHECKPOINT --out RESULT.pkl.
+`plot WORK_DIR...` plots losses, learning rate and AP of runs in one figure. `plot RESULTS --config
+CONFIG` plots the confusion matrix and precision over recall of a JSON file from `ropevit test
+--out FILE.json` or `ropevit predict`.
 """
 
 import argparse
-import json
-import math
-import sys
-from collections.abc import Sequence
-from pathlib import Path
 
-try:
-    import ropevit_mmdet  # noqa: F401  makes the mm packages usable, before all that need them
-except ImportError as error:
-    sys.exit(f"error: {error}; more is said by: python tools/doctor.py")
+from ropevit_cli._arguments import add_cfg_options
+
+HELP = "plot the curves of runs, or a confusion matrix and precision over recall"
 
 
-from ropevit_mmdet._output import check_output_directory, output_directory
-from ropevit_mmdet.apis.ground_truth import read_coco
-from ropevit_mmdet.apis.predict import class_names
-from ropevit_mmdet.engine.config import add_cfg_options, load_config
-from ropevit_mmdet.errors import one_line_errors
-from ropevit_mmdet.evaluation.result_file import read_results
-from ropevit_mmdet.evaluation.results import (
-    IOUS,
-    Annotations,
-    annotation_file,
-    as_json,
-    confusion_matrix,
-    precision_recall,
-)
-from ropevit_mmdet.visualization.results_figure import plot_confusion_matrix, plot_precision_recall
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    help = "working directories or scalars.json of runs, as PATH or NAME=PATH; or one result file"
+    parser.add_argument("paths", nargs="+", metavar="PATH", help=help)
+    runs = parser.add_argument_group("runs")
+    runs.add_argument("--out", default="run.png", metavar="FILE.png", help="default: run.png")
+    runs.add_argument("--x", choices=["step", "time"], default="step", help="iterations or hours")
+    help = "of validation (default: coco/bbox_mAP)"
+    runs.add_argument("--metric", default="coco/bbox_mAP", help=help)
+    results = parser.add_argument_group("results")
+    results.add_argument("--config", help="config of the test: file or packaged name")
+    help = "directory to write (default: results)"
+    results.add_argument("--out-dir", default="results", help=help)
+    help = "confusion matrix: drop lower scores (default: 0.3)"
+    results.add_argument("--score-thr", type=float, default=0.3, help=help)
+    help = "confusion matrix: minimum IoU of a detection and its object (default: 0.5)"
+    results.add_argument("--tp-iou-thr", type=float, default=0.5, help=help)
+    add_cfg_options(results)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    args = parse_args(argv)
+def run(args: argparse.Namespace) -> None:
+    (plot_results if args.config else plot_curves)(args)
+
+
+def plot_curves(args: argparse.Namespace) -> None:
+    """Plots runs and prints a line for each."""
+    import math
+    from pathlib import Path
+
+    from ropevit_mmdet.visualization import check_png, plot_runs, read_run
+
+    check_png(args.out)
+    runs = []
+    for text in args.paths:
+        name, equals, path = text.partition("=")
+        named = equals and not Path(text).exists()
+        runs.append(read_run(path, name) if named else read_run(text))
+    plot_runs(runs, args.out, metric=args.metric, x=args.x)
+    for one in runs:
+        parts = []
+        if one.train:
+            parts.append(f"loss {one.train[-1]['loss']:.4g} at iteration {one.train[-1]['step']}")
+        measured = [v for v in one.val if not math.isnan(v.get(args.metric, math.nan))]
+        if measured:
+            best = max(measured, key=lambda entry: entry[args.metric])
+            parts.append(f"best {args.metric} {best[args.metric]:.3f} at iteration {best['step']}")
+        print(f"{one.name}: {', '.join(parts)}")
+    if not any(args.metric in entry for one in runs for entry in one.val):
+        print(f"no {args.metric} in the logs")
+    print(f"figure: {args.out}")
+
+
+def plot_results(args: argparse.Namespace) -> None:
+    """Plots the results of a test and writes their numbers."""
+    import json
+
+    from ropevit_mmdet import evaluation
+    from ropevit_mmdet._output import check_output_directory, output_directory
+    from ropevit_mmdet.apis.ground_truth import read_coco
+    from ropevit_mmdet.apis.predict import class_names
+    from ropevit_mmdet.engine.config import load_config
+    from ropevit_mmdet.visualization import plot_confusion_matrix, plot_precision_recall
+
     thresholds = dict(score_thr=args.score_thr, tp_iou_thr=args.tp_iou_thr)
-    with one_line_errors():
-        check_output_directory(args.out_dir)
-        config = load_config(args.config, args.cfg_options)
-        names = class_names(config, {})
-        results = read_results(args.result)
-        annotations = Annotations(read_coco(annotation_file(config)), names)
-        matrix = confusion_matrix(results, annotations, **thresholds)
-        curves = precision_recall(results, annotations)
-        with output_directory(args.out_dir) as directory:
-            title = f"scores from {args.score_thr}, IoU from {args.tp_iou_thr}"
-            plot_confusion_matrix(matrix, names, directory / "confusion_matrix.png", title)
-            plot_precision_recall(curves, directory / "precision_recall.png")
-            numbers = json.dumps(as_json(matrix, curves, **thresholds)) + "\n"
-            (directory / "results.json").write_text(numbers, encoding="utf-8")
-    for index, iou in enumerate(IOUS):
-        average = curves.average(index)
-        said = "none, there are no objects" if math.isnan(average) else f"{average:.3f}"
-        print(f"box AP at IoU {iou}: {said}")
-    for name in ("confusion_matrix.png", "precision_recall.png", "results.json"):
-        print(Path(args.out_dir) / name)
-
-
-def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("config", help="config file of the test")
-    parser.add_argument("result", metavar="RESULT.pkl", help="what tools/test.py --out wrote")
-    parser.add_argument(
-        "--out-dir", default="results", help="directory to write (default: results)"
-    )
-    parser.add_argument(
-        "--score-thr",
-        type=float,
-        default=0.3,
-        help="confusion matrix: leave out lower scores (default: 0.3)",
-    )
-    parser.add_argument(
-        "--tp-iou-thr",
-        type=float,
-        default=0.5,
-        help="confusion matrix: IoU from which a box is that of an object (default: 0.5)",
-    )
-    add_cfg_options(parser)
-    return parser.parse_args(argv)
-
-
-if __name__ == "__main__":
-    main()
+    check_output_directory(args.out_dir)
+    config = load_config(args.config, args.cfg_options)
+    names = class_names(config, {})
+    results = evaluation.read_results(args.paths[0])
+    annotations = evaluation.Annotations(read_coco(evaluation.annotation_file(config)), names)
+    matrix = evaluation.confusion_matrix(results, annotations, **thresholds)
+    curves = evaluation.precision_recall(results, annotations)
+    with output_directory(args.out_dir) as directory:
+        title = f"scores from {args.score_thr}, IoU from {args.tp_iou_thr}"
+        plot_confusion_matrix(matrix, names, directory / "confusion_matrix.png", title)
+        path = directory / "precision_recall.png"
+        plot_precision_recall(names, curves.recall, curves.precision, evaluation.IOUS, path)
+        numbers = json.dumps(evaluation.as_json(matrix, curves, **thresholds))
+        (directory / "results.json").write_text(numbers + "\n")
+    for index, iou in enumerate(evaluation.IOUS):
+        print(f"box AP at IoU {iou}: {curves.average(index):.3f}")
+    print(f"figures and results.json: {args.out_dir}")

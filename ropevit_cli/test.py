@@ -1,86 +1,30 @@
-"""Evaluate a detector on the config's test data; takes what mmdet's own tools/test.py takes."""
+"""Evaluates a detector on the test data; takes the arguments of MMDetection's tools/test.py."""
 
 import argparse
-import os
-import sys
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-try:
-    import ropevit_mmdet  # noqa: F401  makes the mm packages usable, before all that need them
-except ImportError as error:
-    sys.exit(f"error: {error}; more is said by: python tools/doctor.py")
+from ropevit_cli._arguments import add_cfg_options, add_config, add_launcher
 
-from mmdet.evaluation import DumpDetResults
-from mmdet.registry import RUNNERS
-from mmdet.utils import setup_cache_size_limit_of_dynamo
-from mmengine.config import Config
-from mmengine.runner import Runner
+if TYPE_CHECKING:
+    from mmengine.config import Config
 
-from ropevit_mmdet._output import check_output_directory
-from ropevit_mmdet.datasets.checked_coco import check_datasets
-from ropevit_mmdet.engine.config import (
-    add_cfg_options,
-    build_detector,
-    load_config,
-    use_show,
-    use_tta,
-)
-from ropevit_mmdet.engine.strategies.block_fsdp_strategy import launched
-from ropevit_mmdet.errors import one_line_errors
-from ropevit_mmdet.weights.checkpoint import check_fit
-from ropevit_mmdet.weights.detector_checkpoint import named, read_detector_checkpoint
+HELP = "evaluate a detector"
 
 
-def main(argv: Sequence[str] | None = None) -> dict[str, float]:
-    """Returns the metrics by name."""
-    args = parse_args(argv)
-    os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
-    setup_cache_size_limit_of_dynamo()
-    with one_line_errors(), launched(config := prepare(args)):
-        boxes_only = args.tta and use_tta(config)
-        runner_type = RUNNERS.get(config.runner_type) if "runner_type" in config else Runner
-        runner = runner_type.from_cfg(config)
-        if boxes_only:
-            runner.logger.warning(
-                "--tta merges boxes only, as mmdet's test-time augmentation does: masks are "
-                "neither predicted nor evaluated"
-            )
-        if args.out:
-            runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=args.out))
-        return runner.test()
-
-
-def prepare(args: argparse.Namespace) -> Config:
-    """The config of the run, checked as far as it can be before anything is written."""
-    config = load_config(
-        args.config, args.cfg_options, work_dir=args.work_dir, launcher=args.launcher
-    )
-    check_output_directory(config.work_dir)
-    config.load_from = args.checkpoint
-    config.resume = False
-    if config.launcher == "none":  # FSDP spreads a training; a checkpoint is of the plain model
-        config.pop("strategy", None)
-        config.pop("runner_type", None)
-    if args.show or args.show_dir:
-        use_show(config, show=args.show, show_dir=args.show_dir, wait_time=args.wait_time)
-    check_datasets(config, ("test",))
-    weights = read_detector_checkpoint(args.checkpoint)["state_dict"]
-    check_fit(build_detector(config).state_dict(), weights, named(args.checkpoint))
-    return config
-
-
-def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("config", help="config file")
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_config(parser)
     parser.add_argument("checkpoint", help="checkpoint of a detector")
     parser.add_argument("--work-dir", help="directory for logs and metrics")
-    parser.add_argument("--out", metavar="FILE.pkl", help="also save the predictions")
-    parser.add_argument("--show", action="store_true", help="show predictions on the screen")
     parser.add_argument(
-        "--show-dir", help="draw predictions into this directory within the run's time-stamped one"
+        "--out",
+        metavar="FILE",
+        type=_results_file,
+        help="also save the predictions: FILE.json as COCO results, FILE.pkl for mmdet's tools",
     )
+    parser.add_argument("--show", action="store_true", help="show predictions on the screen")
+    parser.add_argument("--show-dir", help="render predictions into WORK_DIR/TIMESTAMP/SHOW_DIR")
     parser.add_argument(
-        "--wait-time", type=float, default=2, help="seconds that --show stays at an image"
+        "--wait-time", type=float, default=2, help="seconds that --show displays an image"
     )
     parser.add_argument(
         "--tta",
@@ -88,18 +32,61 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="test-time augmentation: merge the boxes of an image and its mirror image, no masks",
     )
     add_cfg_options(parser)
-    parser.add_argument(
-        "--launcher",
-        choices=["none", "pytorch", "slurm", "mpi"],
-        default="none",
-        help="what started the processes of a distributed run; see tools/dist_test.sh",
+    add_launcher(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    evaluate(args)
+
+
+def evaluate(args: argparse.Namespace) -> dict[str, float]:
+    """Returns the metrics by name."""
+    from mmdet.evaluation import DumpDetResults
+    from mmdet.registry import RUNNERS
+
+    from ropevit_mmdet.engine.config import use_tta
+    from ropevit_mmdet.engine.launcher import launched
+    from ropevit_mmdet.evaluation.dump_coco_results import DumpCocoResults
+
+    with launched(config := prepare(args)):
+        boxes_only = args.tta and use_tta(config)
+        runner = RUNNERS.build(config)
+        if boxes_only:
+            runner.logger.warning("--tta merges only boxes: no masks are predicted or evaluated")
+        if args.out and args.out.endswith(".json"):
+            dataset = runner.test_loop.dataloader.dataset
+            runner.test_evaluator.metrics.append(DumpCocoResults(args.out, dataset))
+        elif args.out:
+            runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=args.out))
+        return runner.test()
+
+
+def prepare(args: argparse.Namespace) -> "Config":
+    """Returns the config of the run, after all checks that are possible before it writes."""
+    from ropevit_mmdet._output import check_output_directory
+    from ropevit_mmdet.datasets import check_datasets
+    from ropevit_mmdet.engine.config import build_detector, load_config, use_show
+    from ropevit_mmdet.weights.checkpoint import check_fit
+    from ropevit_mmdet.weights.detector_checkpoint import read_detector_checkpoint
+
+    config = load_config(
+        args.config, args.cfg_options, work_dir=args.work_dir, launcher=args.launcher
     )
-    parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)
-    args = parser.parse_args(argv)
-    if args.out and not args.out.endswith((".pkl", ".pickle")):
-        parser.error(f"--out {args.out} must end in .pkl or .pickle")
-    return args
+    check_output_directory(config.work_dir)
+    config.load_from = args.checkpoint
+    config.resume = False
+    if config.launcher == "none":  # only training is sharded; a checkpoint has the full model
+        config.pop("strategy", None)
+        config.pop("runner_type", None)
+    if args.show or args.show_dir:
+        use_show(config, show=args.show, show_dir=args.show_dir, wait_time=args.wait_time)
+    check_datasets(config, ("test",))
+    weights = read_detector_checkpoint(args.checkpoint)["state_dict"]
+    check_fit(build_detector(config).state_dict(), weights, args.checkpoint)
+    return config
 
 
-if __name__ == "__main__":
-    main()
+def _results_file(name: str) -> str:
+    if not name.endswith((".json", ".pkl", ".pickle")):
+        raise argparse.ArgumentTypeError(f"{name} must end in .json, .pkl or .pickle")
+    return name

@@ -1,74 +1,48 @@
-"""List the checkpoints that birder publishes for its RoPE ViTs, by architecture.
-
-A config takes any of them by name: init_cfg=dict(type='Pretrained', checkpoint='birder://NAME').
-"""
+"""List the checkpoints that birder publishes for its RoPE ViTs, by architecture."""
 
 import argparse
-import dataclasses
 import fnmatch
 import json
 import sys
-from collections.abc import Sequence
 from itertools import groupby
+from typing import Any
 
-try:
-    from ropevit_mmdet.weights.lookup import cache_directory
-except ImportError as error:
-    sys.exit(f"error: {error}; more is said by: python tools/doctor.py")
-
-from ropevit_mmdet.weights.published import WEIGHTS, PublishedWeights
+HELP = "list the checkpoints that birder publishes"
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    args = parse_args(argv)
-    chosen = [weights for weights in WEIGHTS.values() if matches(weights, args.pattern)]
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "pattern", nargs="?", default="", help="only those that match it: reg4_b14 or capi*224"
+    )
+    parser.add_argument("--json", action="store_true", help="for programs, with URL and sha256")
+
+
+def run(args: argparse.Namespace) -> int:
+    from ropevit_mmdet.weights.published import WEIGHTS
+
+    pattern = f"*{args.pattern.lower()}*"
+    texts = {f"{weights.name} {weights.trained_on}": weights for weights in WEIGHTS.values()}
+    chosen = [weights for text, weights in texts.items() if fnmatch.fnmatch(text.lower(), pattern)]
     if not chosen:
         sys.stderr.write(f"error: no published checkpoint matches {args.pattern!r}\n")
-        raise SystemExit(2)
+        return 2
     if args.json:
-        print(json.dumps([as_json(weights) for weights in chosen], indent=1))
-        return
+        print(json.dumps([_as_json(weights) for weights in chosen], indent=1))
+        return 0
     print(f"  {'name':50}  pixels      MB  trained on")
     for network, group in groupby(chosen, key=lambda weights: weights.network):
         print(f"arch {network}")
-        for weights in group:
-            print(
-                f"  {weights.name:50}  {weights.side:6}  {weights.megabytes:6.1f}  "
-                f"{weights.trained_on}"
-            )
-    print(f"\nIn a config: checkpoint='birder://NAME'\nDownloads are kept in {cache_directory()}")
+        for w in group:
+            print(f"  {w.name:50}  {w.side:6}  {w.megabytes:6.1f}  {w.trained_on}")
+    print("\nIn a config: checkpoint='birder://NAME'")
+    return 0
 
 
-def matches(weights: PublishedWeights, pattern: str) -> bool:
-    """Whether a name, an architecture or what was trained on holds the pattern, in any case."""
-    texts = (weights.name, weights.network, weights.trained_on)
-    return any(fnmatch.fnmatch(text.lower(), f"*{pattern.lower()}*") for text in texts)
+def _as_json(weights: Any) -> dict[str, object]:
+    """The entry with its name and URL, and the path of its file if it was downloaded."""
+    from ropevit_mmdet.weights.hub import cached_file
 
-
-def as_json(weights: PublishedWeights) -> dict[str, object]:
-    """The entry as it is, with its name and URL in full and the path of its download."""
-    fields = dataclasses.asdict(weights)
-    del fields["directory"]
-    path = cache_directory() / weights.file_name
-    return {
-        "name": weights.name,
-        **fields,
-        "url": weights.url,
-        "path": str(path),
-        "downloaded": path.is_file(),
-    }
-
-
-def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "pattern", nargs="?", default="", help="only those that hold it, e.g. reg4_b14 or capi*224"
-    )
-    parser.add_argument("--json", action="store_true", help="for programs, with URL and sha256")
-    return parser.parse_args(argv)
-
-
-if __name__ == "__main__":
-    main()
+    path = cached_file(weights)
+    fields = {key: value for key, value in vars(weights).items() if key != "directory"}
+    downloaded = dict(path=path and str(path), downloaded=path is not None)
+    return {"name": weights.name, **fields, "url": weights.url, **downloaded}
