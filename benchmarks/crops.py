@@ -1,66 +1,49 @@
-"""A classification set cut from a detection set: one image per object, one directory per class."""
+"""A classification dataset cropped from a detection dataset: one image per object."""
 
 import json
-import os
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from ropevit_mmdet._images import open_image
-
-MIN_SIZE = 16  # pixels; a smaller object has hardly a patch to itself
-CONTEXT = 1.1  # side of a cut, in longer sides of an object that is too large for it
+MIN_SIZE = 16  # pixels; smaller objects cover hardly more than one patch
+CONTEXT = 1.1  # side of a crop around an object that is too large, in longer sides of the object
 
 
-def cut_objects(
-    image_dir: str | os.PathLike[str],
-    ann_file: str | os.PathLike[str],
-    root: Path,
-    *,
-    side: int,
-    seed: int = 0,
-) -> int:
-    """Writes `<root>/<class>/<annotation id>.png`, squares around the objects of a COCO set.
+def crop_objects(image_dir: Path, ann_file: Path, root: Path, *, side: int) -> None:
+    """Writes `<root>/<class>/<annotation id>.png`, crops of `side` pixels at the images' scale.
 
-    ``side`` is that of every cut, in pixels. What is learnt from cuts serves a detector only at the
-    scale of its images, so they are not enlarged; only an object that does not fit, with a tenth
-    around it, is shrunk. An object lies within the middle half of the room that it leaves, and the
-    cut within the image. Crowds and objects under 16 pixels are left out. Written whole or not at
-    all; what is there already stays. Returns the number of cuts.
+    Only a crop of a larger object is shrunk. An existing `root` is kept as it is.
     """
     if root.is_dir():
-        return sum(1 for _ in root.glob("*/*.png"))
-    document = json.loads(Path(ann_file).read_text(encoding="utf-8"))
+        return
+    document = json.loads(ann_file.read_text(encoding="utf-8"))
     names = {category["id"]: category["name"] for category in document["categories"]}
     files = {image["id"]: image["file_name"] for image in document["images"]}
-    partial = root.with_name(f".{root.name}.partial-{os.getpid()}")
+    partial = root.with_name(f".{root.name}.partial")
     for name in names.values():
-        (partial / name).mkdir(parents=True)
-    count = 0
+        (partial / name).mkdir(parents=True, exist_ok=True)
     for annotation in document["annotations"]:
         if annotation.get("iscrowd") or max(annotation["bbox"][2:]) < MIN_SIZE:
             continue
-        rng = np.random.default_rng((seed, annotation["id"]))
-        with open_image(Path(image_dir) / files[annotation["image_id"]]) as image:
-            cut = image.convert("RGB").crop(_square(rng, annotation["bbox"], side, image.size))
-        cut = cut.resize((side, side), Image.Resampling.BICUBIC)
-        cut.save(partial / names[annotation["category_id"]] / f"{annotation['id']:06d}.png")
-        count += 1
+        rng = np.random.default_rng((0, annotation["id"]))
+        with Image.open(image_dir / files[annotation["image_id"]]) as image:
+            crop = image.convert("RGB").crop(_square(rng, annotation["bbox"], side, image.size))
+        crop = crop.resize((side, side), Image.Resampling.BICUBIC)
+        crop.save(partial / names[annotation["category_id"]] / f"{annotation['id']:06d}.png")
     partial.rename(root)
-    return count
 
 
 def _square(
-    rng: np.random.Generator, bbox: list[float], least: int, image: tuple[int, int]
+    rng: np.random.Generator, bbox: list[float], side: int, image_size: tuple[int, int]
 ) -> tuple[int, int, int, int]:
-    """Left, top, right and bottom of a cut around a box (x, y, width, height), in pixels."""
+    """Left, top, right and bottom of a crop around a box (x, y, width, height), in pixels."""
     x, y, width, height = bbox
     longer = max(width, height)
-    side = min(max(least, CONTEXT * longer), *image)
-    reach = max(side - longer, 0) / 4
-    corners = []
-    for start, length, limit in ((x, width, image[0]), (y, height, image[1])):
-        centre = start + length / 2 + rng.uniform(-reach, reach)
-        corners.append(int(np.clip(centre - side / 2, 0, limit - side)))
-    return (*corners, corners[0] + int(side), corners[1] + int(side))
+    side = min(max(side, CONTEXT * longer), *image_size)
+    max_shift = max(side - longer, 0) / 4
+    corner = []
+    for start, length, limit in ((x, width, image_size[0]), (y, height, image_size[1])):
+        center = start + length / 2 + rng.uniform(-max_shift, max_shift)
+        corner.append(int(np.clip(center - side / 2, 0, limit - side)))
+    return (*corner, corner[0] + int(side), corner[1] + int(side))

@@ -1,8 +1,9 @@
-"""Measure what the recipes promise, on the embedded shapes: docs/recipes.md has its figures.
+"""Measure what the recipes promise on the synthetic shapes: docs/recipes.md has the results.
 
-birder's own script pretrains a tiny RoPE ViT on a classification set cut from other shapes; it is
-then fine-tuned for detection in all the ways that are compared. Every run keeps its result in a
-directory of its own: started again, the tool continues where it was stopped.
+    python -m benchmarks.recipes --jobs 2
+
+birder's script pretrains a tiny RoPE ViT on crops of other shapes; the runs fine-tune it for
+detection. Started again, the command continues where it was stopped.
 """
 
 import argparse
@@ -11,24 +12,20 @@ import os
 import subprocess
 import sys
 import time
+import zipfile
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-try:
-    import ropevit_mmdet  # noqa: F401  makes the mm packages usable, before all that need them
-except ImportError as error:
-    sys.exit(f"error: {error}; more is said by: python tools/doctor.py")
-
+from benchmarks.crops import crop_objects
 from ropevit_mmdet.apis.compare.experiment import Run, execute, mean_and_spread, result_of
-from ropevit_mmdet.compat.reading import archive_is_whole
 from ropevit_mmdet.datasets.shapes import dataset as shapes
-from ropevit_mmdet.datasets.shapes.crops import cut_objects
 from ropevit_mmdet.engine.config import load_config
 from ropevit_mmdet.errors import one_line_errors
 
 SMALL, LARGE, OTHER = (
     f"configs/shapes_{name}.py" for name in ("transfer", "transfer_448", "resnet18")
 )
+COMMAND = [sys.executable, "-m", "benchmarks.recipes", "--execute"]
 NETWORK = "rope_vit_reg4_b14"
 EPOCHS = 8
 PRETRAINING = f"""--network {NETWORK} --tag shapes --device cpu --batch-size 64
@@ -38,7 +35,7 @@ PRETRAINING = f"""--network {NETWORK} --tag shapes --device cpu --batch-size 64
     --data-path classes/train --val-path classes/val"""
 DECAY = "optim_wrapper.paramwise_cfg.layer_decay_rate"
 DECAYS = (1.0, 0.9, 0.8, 0.7)
-AT_448 = {  # what a detector trained at 224 pixels is fine-tuned to
+AT_448 = {  # settings to fine-tune a detector that was trained at 224 pixels
     "windows, tile, interpolation": {},
     "windows, tile, no interpolation": {"rope_interpolation": 224},
     "windows, interpolate, interpolation": {"pos_embed_mode": "interpolate"},
@@ -46,8 +43,8 @@ AT_448 = {  # what a detector trained at 224 pixels is fine-tuned to
 }
 PADDINGS = {"own aspect": 28, "square": 224}
 COORDINATES = {"fixed": 224, "fitted": "pretrain"}
-TRIAL = 100  # iterations that tell how long one takes
-SECTIONS = {  # of the report; their methods of `Proof`
+TRIAL = 100  # iterations to measure the time of one
+SECTIONS = {  # of the report: title -> method of `Recipes`
     "From scratch, transferred, frozen": "transfer",
     "Layer decay": "layer_decay",
     "448 pixels": "at_448",
@@ -56,36 +53,33 @@ SECTIONS = {  # of the report; their methods of `Proof`
 }
 
 
-def main() -> None:
-    args = parse_args()
-    if args.execute:
-        with one_line_errors():
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    with one_line_errors():
+        if args.execute:
             return execute(args.execute)
-    proof = Proof(args.root.resolve(), args.seeds, args.jobs)
-    try:
-        proof.make_data()
-        proof.pretrain()
-        for title in args.only or SECTIONS:
-            getattr(proof, SECTIONS[title])(title)
-        report = proof.report()
-    finally:
-        proof.pool.shutdown(cancel_futures=True)
+        recipes = Recipes(args.root.resolve(), args.seeds, args.jobs)
+        try:
+            recipes.make_data()
+            recipes.pretrain()
+            for title in args.only or SECTIONS:
+                getattr(recipes, SECTIONS[title])(title)
+            report = recipes.report()
+        finally:
+            recipes.pool.shutdown(cancel_futures=True)
     if not args.only:
-        (proof.root / "report.md").write_text(report, encoding="utf-8")
+        (recipes.root / "report.md").write_text(report, encoding="utf-8")
     print(report)
 
 
-class Proof:
-    """All runs, in a directory; ``rows`` collects what the report shows of them.
-
-    ``jobs`` runs are under way at a time, each with its share of the cores: two cores get a third
-    more done of networks this small as two processes than as two threads.
-    """
+class Recipes:
+    """All runs in a directory; `rows` collects the runs of each row of the report."""
 
     def __init__(self, root: Path, seeds: int, jobs: int) -> None:
         self.root, self.seeds = root, range(seeds)
         self.data, self.non_square = root / "shapes", root / "non-square"
-        self.cut_side = load_config(SMALL).model.backbone.pretrain_img_size  # pixels
+        self.checkpoint = root / "models" / f"{NETWORK}_shapes_{EPOCHS}.pt"
+        self.config = load_config(SMALL)
         self.rows: dict[str, dict[str, list[Future]]] = {}
         self.started: dict[str, Future] = {}
         self.pool = ThreadPoolExecutor(jobs)
@@ -94,41 +88,38 @@ class Proof:
         root.mkdir(parents=True, exist_ok=True)
 
     def make_data(self) -> None:
-        self.say("drawing the datasets")
+        log("generating the datasets")
         shapes.generate(self.data)
         shapes.generate(self.non_square, num_train=0, num_val=0, non_square=1.0, seed=2)
         other = self.root / "pretrain_shapes"
         shapes.generate(other, num_train=12000, num_val=300, num_test=0, seed=1)
+        side = self.config.model.backbone.pretrain_img_size
         for split in ("train", "val"):
             ann_file = other / "annotations" / f"instances_{split}.json"
-            directory = self.root / "classes" / split
-            cut_objects(other / split, ann_file, directory, side=self.cut_side)
+            crop_objects(other / split, ann_file, self.root / "classes" / split, side=side)
 
     def pretrain(self) -> None:
-        """Runs birder's training script, from its newest checkpoint on."""
-        models = self.root / "models"
-        self.checkpoint = models / f"{NETWORK}_shapes_{EPOCHS}.pt"
-        # birder writes in place, the weights first, then the states that it resumes from.
-        whole = [
+        """Runs birder's training script from its newest intact checkpoint: it writes in place."""
+        intact = [
             int(file.stem.split("_")[-1])
-            for file in models.glob(f"{NETWORK}_shapes_*[0-9].pt")
-            if archive_is_whole(file) and archive_is_whole(f"{file.with_suffix('')}_states.pt")
+            for file in self.checkpoint.parent.glob(f"{NETWORK}_shapes_*[0-9].pt")
+            if zipfile.is_zipfile(file) and zipfile.is_zipfile(f"{file.with_suffix('')}_states.pt")
         ]
-        newest = max(whole, default=0)
+        newest = max(intact, default=0)
         if newest == EPOCHS:
             return
-        arch = load_config(SMALL).model.backbone.arch.to_dict()
-        del arch["pt_grid_size"]  # of the detector: a cut is a piece of its images
+        arch = self.config.model.backbone.arch.to_dict()
+        del arch["pt_grid_size"]  # only for the detector: a crop is a part of its images
         command = [sys.executable, "-m", "birder.scripts.train", *PRETRAINING.split()]
-        command += ["--model-config", json.dumps(arch), "--size", str(self.cut_side)]
-        command += ["--epochs", str(EPOCHS)]
+        command += ["--model-config", json.dumps(arch), "--epochs", str(EPOCHS)]
+        command += ["--size", str(self.config.model.backbone.pretrain_img_size)]
         command += ["--resume-epoch", str(newest), "--load-states"] if newest else []
-        log = self.root / "pretrain.txt"
-        self.say(f"pretraining by birder, log in {log}")
-        with log.open("a", encoding="utf-8") as file:
-            code = subprocess.run(command, cwd=self.root, stdout=file, stderr=file).returncode
-        if code or not self.checkpoint.is_file():
-            sys.exit(f"error: birder's training failed, see {log}")
+        path = self.root / "pretrain.txt"
+        log(f"pretraining with birder, log in {path}")
+        with path.open("a", encoding="utf-8") as file:
+            status = subprocess.run(command, cwd=self.root, stdout=file, stderr=file).returncode
+        if status or not self.checkpoint.is_file():
+            sys.exit(f"error: birder's training failed, see {path}")
 
     def transfer(self, title: str) -> None:
         for seed in self.seeds:
@@ -138,7 +129,7 @@ class Proof:
             self.run(title, "frozen probe", SMALL, self.pretrained() | frozen, seed)
 
     def layer_decay(self, title: str) -> None:
-        own = load_config(SMALL).optim_wrapper.paramwise_cfg.layer_decay_rate
+        own = self.config.optim_wrapper.paramwise_cfg.layer_decay_rate
         for rate in DECAYS:
             for seed in self.seeds:
                 name = "transferred" if rate == own else f"layer decay {rate}"
@@ -168,16 +159,16 @@ class Proof:
                              trains=False, shown=name)  # fmt: skip
 
     def resnet(self, title: str) -> None:
-        """As many iterations as take the time of the transferred run's, by two short runs."""
+        """Trains ResNet-18 for as long as the transferred run, according to two short runs."""
         transferred = self.pretrained()
-        trial = {f"train_cfg.{key}": TRIAL for key in ("max_iters", "val_interval")}
+        short = {f"train_cfg.{key}": TRIAL for key in ("max_iters", "val_interval")}
         pairs = ((SMALL, transferred), (OTHER, {}))
         trials = [
-            self.run(None, f"trial {Path(config).stem}", config, options | trial, 0)
+            self.run(None, f"trial {Path(config).stem}", config, options | short, 0)
             for config, options in pairs
         ]
-        ours, other = (result_or_exit(one)["train_seconds"] for one in trials)
-        iterations = load_config(SMALL).train_cfg.max_iters
+        ours, other = (trial.result()["train_seconds"] for trial in trials)
+        iterations = self.config.train_cfg.max_iters
         count = round(iterations * ours / other / 50) * 50
         options = {f"train_cfg.{key}": count for key in ("max_iters", "val_interval")}
         options["param_scheduler.1.end"] = count
@@ -204,9 +195,8 @@ class Proof:
         directory = name.replace(", ", "-").replace(" ", "-")
         run = Run(directory, config, data | options, seed, trains)
         if run.directory not in self.started:
-            command = [sys.executable, __file__, "--execute"]
             self.started[run.directory] = self.pool.submit(
-                result_of, run, self.root / "runs", command, self.say
+                result_of, run, self.root / "runs", COMMAND, log
             )
         if title is not None:
             rows = self.rows.setdefault(title, {}).setdefault(shown or name, [])
@@ -214,18 +204,18 @@ class Proof:
         return self.started[run.directory]
 
     def finish_transferred(self) -> None:
-        """Wait for the detectors that what comes next starts from, and all that is under way."""
+        """Waits for the detectors that the next section starts from."""
         for seed in self.seeds:
             self.run(None, "transferred", SMALL, self.pretrained(), seed)
-        for one in self.started.values():
-            result_or_exit(one)
+        for future in self.started.values():
+            future.result()
 
     def pretrained(self) -> dict:
         checkpoint = {"_delete_": True, "type": "Pretrained", "checkpoint": str(self.checkpoint)}
         return {"model.backbone.init_cfg": checkpoint}
 
     def detector(self, name: str, seed: int) -> str:
-        iterations = load_config(SMALL).train_cfg.max_iters
+        iterations = self.config.train_cfg.max_iters
         return str(self.root / "runs" / f"{name}-seed{seed}" / f"iter_{iterations}.pth")
 
     def report(self) -> str:
@@ -234,7 +224,7 @@ class Proof:
             lines += [f"## {title}", "", "| | box AP | mask AP | iterations | training, s |"]
             lines += ["|---|---|---|---|---|"]
             for name, futures in rows.items():
-                cells, results = [name], [result_or_exit(one) for one in futures]
+                cells, results = [name], [future.result() for future in futures]
                 for key in ("coco/bbox_mAP", "coco/segm_mAP"):
                     values = [result["metrics"][key] for result in results]
                     mean, spread = mean_and_spread(values)
@@ -246,15 +236,9 @@ class Proof:
             lines.append("")
         return "\n".join(lines)
 
-    def say(self, message: str) -> None:
-        sys.stderr.write(f"{time.strftime('%H:%M:%S')} {message}\n")
 
-
-def result_or_exit(one: Future) -> dict:
-    try:
-        return one.result()
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+def log(message: str) -> None:
+    sys.stderr.write(f"{time.strftime('%H:%M:%S')} {message}\n")
 
 
 def tested_on(root: Path) -> dict[str, str]:
@@ -266,20 +250,22 @@ def tested_on(root: Path) -> dict[str, str]:
     }
 
 
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--root", type=Path, default=Path("work_dirs/recipes"), help="directory")
-    parser.add_argument("--seeds", type=int, default=2, help="runs of everything that is compared")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time (default: 1)")
+    parser.add_argument("--seeds", type=int, default=2, help="runs per row (default: 2)")
+    parser.add_argument("--jobs", type=int, default=1, help="parallel runs (default: 1)")
     parser.add_argument(
         "--only",
         nargs="+",
         choices=SECTIONS,
         metavar="TITLE",
-        help=f"some of the report's tables, with what they start from: {'; '.join(SECTIONS)}",
+        help=f"only these tables and the runs that they start from: {'; '.join(SECTIONS)}",
     )
     parser.add_argument("--execute", type=Path, help=argparse.SUPPRESS)
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,1 @@
+"""The project's own measurements: recipes, leak test, comparison with peers."""
