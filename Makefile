@@ -1,6 +1,6 @@
-# Every target sets itself up: tools/bootstrap.py makes .venv the first time and reuses it afterwards.
+# Every target sets itself up: tools/bootstrap.py creates .venv the first time and reuses it.
 # Without make: python3 tools/bootstrap.py demo   (or test, lint, env)
-# Another Python: make demo PYTHON=python3.12     Arguments: make demo ARGS="--seed 1"
+# Another Python: make demo PYTHON=python3.12    Arguments: make demo ARGS="--seed 1"
 PYTHON ?= python3
 ARGS ?=
 BOOTSTRAP = "$(PYTHON)" tools/bootstrap.py
@@ -9,10 +9,10 @@ BOOTSTRAP = "$(PYTHON)" tools/bootstrap.py
 .NOTPARALLEL:
 
 help:
-	@echo 'make demo    train, evaluate and look at a small detector on the embedded dataset'
-	@echo 'make test    ruff and pytest'
-	@echo 'make lint    ruff alone'
-	@echo 'make env     only the virtual environment in .venv'
+	@echo 'make demo    train, evaluate and inspect a small detector on the synthetic dataset'
+	@echo 'make test    lint, then pytest on all cores'
+	@echo 'make lint    ruff and mypy'
+	@echo 'make env     the virtual environment in .venv'
 	@echo 'make clean   remove .venv and caches (work_dirs and data stay)'
 
 demo:
@@ -28,5 +28,5 @@ env:
 	@$(BOOTSTRAP) env $(ARGS)
 
 clean:
-	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

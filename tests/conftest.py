@@ -1,7 +1,8 @@
-"""Fixtures shared by the tests."""
+"""Fixtures of all tests. A test holds in any order and in parallel: it leaves no state behind."""
 
 import logging
 import os
+import sys
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -10,10 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import constants
 
 import ropevit_mmdet  # noqa: F401  (prepares the mm stack before anything imports mmcv.ops)
 
-from mmengine.logging import MMLogger  # isort: skip
+from mmengine.logging import HistoryBuffer, MMLogger  # isort: skip
+from mmengine.utils import ManagerMixin  # isort: skip
 
 from tests.file_server import FileServer
 from tests.network import stay_here
@@ -22,31 +25,78 @@ stay_here()
 
 
 @pytest.fixture(autouse=True)
-def _seed() -> None:
+def _isolated() -> Iterator[None]:
+    """Seeds PyTorch; afterwards restores what a run, a command or a checkpoint changes globally."""
     torch.manual_seed(0)
+    _remove_closed_handlers()
+    containers = [
+        os.environ,
+        sys.path,
+        sys.argv,
+        logging.getLogger().handlers,
+        HistoryBuffer._statistics_methods,  # an unpickled HistoryBuffer replaces functions here
+        *(manager._instance_dict for manager in _managers(ManagerMixin)),
+    ]
+    contents = [container.copy() for container in containers]
+    threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    yield
+    for container, content in zip(containers, contents):
+        if container != content:
+            container.clear()
+            (container.extend if isinstance(container, list) else container.update)(content)
+    torch.set_num_threads(threads)
+    torch.set_default_dtype(dtype)
+    torch.use_deterministic_algorithms(deterministic)
 
 
-@pytest.fixture(autouse=True)
-def _open_streams() -> None:
-    """mmengine's loggers outlive the test that made them, and write to what it captured."""
+def _managers(owner: type) -> Iterator[type]:
+    """mmengine's classes with global instances: loggers, message hubs, visualizers, scopes."""
+    for manager in owner.__subclasses__():
+        yield manager
+        yield from _managers(manager)
+
+
+def _remove_closed_handlers() -> None:
+    """Loggers of mmengine keep the captured stream of the test that created them."""
     for logger in [logging.getLogger(), *MMLogger._instance_dict.values()]:
         for handler in list(logger.handlers):
             if getattr(getattr(handler, "stream", None), "closed", False):
                 logger.removeHandler(handler)
 
 
+@pytest.fixture(scope="module")
+def mmengine_instances() -> Iterator[None]:
+    """Restores the default scope, loggers and message hubs that a module's tests replace."""
+    with pytest.MonkeyPatch.context() as patch:
+        for manager in _managers(ManagerMixin):
+            patch.setattr(manager, "_instance_dict", manager._instance_dict.copy())
+        yield
+
+
 @pytest.fixture
 def cache(tmp_path, monkeypatch) -> Path:
-    """An empty cache directory of its own."""
+    """The `checkpoints` directory of torch.hub; it and the cache of huggingface_hub are empty."""
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
-    return tmp_path / "home" / "hub" / "checkpoints"
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "torch_hub"))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf_hub"))
+    return tmp_path / "torch_hub" / "checkpoints"
 
 
 @pytest.fixture
-def server(request) -> Iterator[FileServer]:
-    """Serves the CONTENT of a test's module over loopback."""
-    server = FileServer(request.module.CONTENT)
+def server(cache) -> Iterator[FileServer]:
+    """Serves files over loopback; no download comes from an earlier test."""
+    server = FileServer()
     yield server
     server.close()
+
+
+@pytest.fixture
+def hf_hub(server, monkeypatch) -> FileServer:
+    """The same as endpoint of `huggingface_hub`, online."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", server.url)
+    template = f"{server.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    return server
