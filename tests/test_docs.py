@@ -39,7 +39,7 @@ ELSEWHERE = {
     "ropevit mmdet": ("test_cli/test_mmdet.py", '"mmdet"'),
     "ropevit compare": ("test_apis/test_compare.py", '"compare"'),
     "ropevit benchmark": ("test_apis/test_benchmark.py", '"benchmark"'),
-    "python -m benchmarks.peers": ("test_apis/test_benchmark.py", "peers"),
+    "python -m benchmarks.peers": ("test_apis/test_benchmark.py", "peers.main("),
     "python -m benchmarks.recipes": ("test_benchmarks/test_recipes.py", "recipes.main("),
     "python -m benchmarks.leak_test": ("test_benchmarks/test_leak_test.py", "leak_test"),
 }
