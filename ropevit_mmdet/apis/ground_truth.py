@@ -3,7 +3,6 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +11,7 @@ from pycocotools.coco import COCO
 
 from ropevit_mmdet.datasets.validation import ERROR, check_annotations, read_annotation_file
 from ropevit_mmdet.errors import UserError
+from ropevit_mmdet.evaluation.annotations import find_image
 
 
 class GroundTruth:
@@ -34,14 +34,14 @@ class GroundTruth:
 
     def count_known(self, paths: Sequence[Path]) -> int:
         """Returns how many of the images the file contains."""
-        return sum(self._image_id(path) is not None for path in paths)
+        return sum(find_image(path, self._images) is not None for path in paths)
 
     def of(self, path: Path) -> InstanceData | None:
         """Returns the objects of an image without crowd regions; None for an unknown image.
 
         The `file_name` of an image in the file is its path or the end of its path.
         """
-        image_id = self._image_id(path)
+        image_id = find_image(path, self._images)
         if image_id is None:
             return None
         objects = [one for one in self.coco.imgToAnns[image_id] if not one.get("iscrowd")]
@@ -53,12 +53,6 @@ class GroundTruth:
         if objects and all(one.get("segmentation") for one in objects):
             instances.masks = np.stack([self.coco.annToMask(one) for one in objects])
         return instances
-
-    def _image_id(self, path: Path) -> Any:
-        """The id of the entry whose `file_name` is the path, or the longest end of it."""
-        parts = Path(os.path.abspath(path)).parts  # does not resolve links
-        ends = (path, *(Path(*parts[start:]) for start in range(len(parts))))
-        return next((self._images[end] for end in ends if end in self._images), None)
 
 
 def read_coco(path: str | os.PathLike[str]) -> COCO:

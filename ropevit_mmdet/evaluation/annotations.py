@@ -1,7 +1,9 @@
 """The annotations with which detections are compared."""
 
-from collections.abc import Hashable, Sequence
+import os
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from mmengine.config import Config
@@ -48,10 +50,10 @@ class Annotations:
             UserError: If results have images or categories that the annotations lack.
         """
         labels = dict(zip((*self.category_ids, *self.names), 2 * [*range(len(self.names))]))
-        files = {image["file_name"]: image["id"] for image in self.coco.imgs.values()}
+        files = {Path(image["file_name"]): image["id"] for image in self.coco.imgs.values()}
         matched: dict[Hashable, Boxes] = {}
         for one in results:
-            image_id = _image_id(one.image, files) if isinstance(one.image, str) else one.image
+            image_id = find_image(one.image, files) if isinstance(one.image, str) else one.image
             unknown = [f"a category {key!r}" for key in one.categories if key not in labels]
             if image_id not in self.coco.imgs:
                 unknown.append(f"an image {one.image!r}")
@@ -76,8 +78,8 @@ def annotation_file(config: Config) -> Path:
     return Path(files[0])
 
 
-def _image_id(file: str, files: dict[str, int]) -> int | None:
-    """Id of the image whose `file_name` is a path, or the longest end of it."""
-    parts = Path(file).parts
-    ends = (str(Path(*parts[start:])) for start in range(len(parts)))
-    return next((files[end] for end in ends if end in files), None)
+def find_image(file: str | Path, ids: Mapping[Path, Any]) -> Any:
+    """The id of the entry whose `file_name` is a path, or the longest end of it; else None."""
+    parts = Path(os.path.abspath(file)).parts  # does not resolve links
+    ends = (Path(file), *(Path(*parts[start:]) for start in range(len(parts))))
+    return next((ids[end] for end in ends if end in ids), None)
