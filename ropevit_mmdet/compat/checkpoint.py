@@ -158,5 +158,6 @@ def _problem(error: Exception) -> str:
         return f"is refused: {refused[0]} could run code; save only its state_dict and load that"
     system = isinstance(error, OSError) and error.errno not in (None, errno.EINVAL)
     if system or isinstance(error, MemoryError) or "CUDA" in text or "enough memory" in text:
-        return f"cannot be loaded: {text.partition(chr(10))[0] or type(error).__name__}"
+        first_line = text.partition("\n")[0]
+        return f"cannot be loaded: {first_line or type(error).__name__}"
     return "is truncated or not a checkpoint: delete it, then save or download it again"

@@ -16,8 +16,7 @@ def latest_checkpoint(work_dir: str | os.PathLike[str]) -> Path | None:
     """Returns the checkpoint that `last_checkpoint` names, or the newest that is intact."""
     pointer = Path(work_dir, "last_checkpoint")
     named = Path(pointer.read_text(errors="replace").strip() if pointer.is_file() else "")
-    files = [path for path in Path(work_dir).glob("*.pth") if path.is_file()]
-    files = [path for path in files if _NAME.fullmatch(path.name)]
+    files = [p for p in Path(work_dir).glob("*.pth") if p.is_file() and _NAME.fullmatch(p.name)]
     files.sort(key=os.path.getmtime, reverse=True)
     # The work dir may have moved since, or checkpoints may have a directory of their own.
     for path in dict.fromkeys([Path(work_dir, named.name), named, *files]):

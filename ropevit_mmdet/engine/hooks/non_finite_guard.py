@@ -47,7 +47,7 @@ class NonFiniteGuard(Hook):
         self.skipped = self._in_a_row = 0
         self._losses: dict[str, float] = {}  # not finite, since the last step
         self._names: list[str] = []  # of parameters with a gradient
-        self._norms = torch.zeros(0)  # the largest elements of their gradients at the last step
+        self._norms = torch.zeros(0)  # of their gradients at the last step
         self._skipped_now = False
 
     def before_train(self, runner) -> None:
@@ -82,8 +82,7 @@ class NonFiniteGuard(Hook):
 
     def _step(self, step: Callable[..., None], **kwargs) -> None:
         """Replaces `optim_wrapper.step` during training."""
-        scaler = getattr(self._wrapper, "loss_scaler", None)
-        scaled = scaler is not None and scaler.is_enabled()
+        scaled = self._is_scaled()
         self._measure()
         if scaled or self.action == "skip":
             self._skipped_now = _anywhere(not self._finite())
@@ -94,11 +93,14 @@ class NonFiniteGuard(Hook):
         gradients = {name: p.grad for name, p in self._model.named_parameters()}
         named = [(name, g) for name, g in gradients.items() if g is not None and g.numel()]
         self._names = [name for name, _ in named]
-        scaler = getattr(self._wrapper, "loss_scaler", None)
         # Adam squares gradients: a norm that overflows is not finite either, unless it is scaled.
-        order = math.inf if scaler is not None and scaler.is_enabled() else 2
+        order = math.inf if self._is_scaled() else 2
         norms = torch._foreach_norm([gradient for _, gradient in named], order) if named else []
         self._norms = torch.stack(list(norms)) if named else torch.zeros(0)
+
+    def _is_scaled(self) -> bool:
+        scaler = getattr(self._wrapper, "loss_scaler", None)
+        return scaler is not None and scaler.is_enabled()
 
     def _finite(self) -> bool:
         return bool(self._norms.isfinite().all())  # waits for the device
