@@ -13,7 +13,7 @@ from mmengine.dataset import pseudo_collate
 from mmengine.runner import set_random_seed
 
 from ropevit_mmdet.apis.features import denormalize
-from ropevit_mmdet.datasets.validation import check_datasets
+from ropevit_mmdet.datasets import check_datasets, innermost_datasets
 from ropevit_mmdet.errors import UserError
 from ropevit_mmdet.visualization.overlays import draw_sample
 
@@ -91,7 +91,6 @@ def spread_indices(length: int, number: int | None) -> list[int]:
 
 def _load_annotations_first(dataset: ConfigDict) -> None:
     """Moves LoadAnnotations to the second place: test pipelines have it after Resize."""
-    while "dataset" in dataset:
-        dataset = dataset.dataset
-    steps = dataset.get("pipeline", [])
-    steps[1:] = sorted(steps[1:], key=lambda step: not step.type.endswith("LoadAnnotations"))
+    for inner in innermost_datasets(dataset):
+        steps = inner.get("pipeline", [])
+        steps[1:] = sorted(steps[1:], key=lambda step: not step.type.endswith("LoadAnnotations"))

@@ -30,6 +30,7 @@ from ropevit_mmdet._images import (
 )
 from ropevit_mmdet._output import output_directory
 from ropevit_mmdet.apis.ground_truth import GroundTruth
+from ropevit_mmdet.datasets import innermost_datasets
 from ropevit_mmdet.engine.config import build_detector
 from ropevit_mmdet.engine.float32_decoding import float32_decoding
 from ropevit_mmdet.errors import UserError
@@ -118,9 +119,7 @@ def class_names(config: Config, checkpoint: dict[str, Any]) -> tuple[str, ...]:
     meta = (checkpoint.get("meta") or {}).get("dataset_meta") or {}
     names = meta.get("classes") or meta.get("CLASSES")
     if not names:
-        dataset = config.test_dataloader.dataset
-        while "dataset" in dataset:
-            dataset = dataset.dataset
+        dataset = next(innermost_datasets(config.test_dataloader.dataset))
         names = dataset.get("metainfo", {}).get("classes")
         names = names or DATASETS.get(dataset.type).METAINFO["classes"]
     return (names,) if isinstance(names, str) else tuple(names)

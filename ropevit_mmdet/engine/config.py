@@ -16,6 +16,7 @@ from mmengine.runner import Runner
 from torch import nn
 
 from ropevit_mmdet.compat.config import packaged_config
+from ropevit_mmdet.datasets import innermost_datasets
 from ropevit_mmdet.errors import UserError
 
 # Top-level names that runners and commands read; all others are a config's own variables.
@@ -131,10 +132,8 @@ def use_tta(config: Config) -> bool:
         for evaluator in evaluators if isinstance(evaluators, list) else [evaluators]:
             if "segm" in evaluator.get("metric", ()):
                 evaluator.metric = "bbox"
-    dataset = config.test_dataloader.dataset
-    while "dataset" in dataset:
-        dataset = dataset.dataset
-    dataset.pipeline = config.get("tta_pipeline") or _mirror_pipeline(dataset.pipeline)
+    for dataset in innermost_datasets(config.test_dataloader.dataset):
+        dataset.pipeline = config.get("tta_pipeline") or _mirror_pipeline(dataset.pipeline)
     merging = {"nms": {"type": "nms", "iou_threshold": 0.5}, "max_per_img": 100}
     wrapper = config.get("tta_model", {"type": "DetTTAModel", "tta_cfg": merging})
     config.model = ConfigDict(**wrapper, module=config.model)

@@ -64,6 +64,15 @@ def test_tta_removes_the_mask_head():
     assert not use_tta(Config({**config.to_dict(), "model": {"bbox_head": {}}}))
 
 
+def test_tta_reaches_every_dataset_inside_wrappers():
+    parts = [{"pipeline": [{"type": "Load"}, {"type": "PackDetInputs"}]} for _ in range(2)]
+    dataset = {"type": "ConcatDataset", "datasets": parts}
+    config = Config({"model": {"bbox_head": {}}, "test_dataloader": {"dataset": dataset}})
+    assert not use_tta(config)
+    for part in config.test_dataloader.dataset.datasets:
+        assert [step.type for step in part.pipeline] == ["Load", "TestTimeAug"]
+
+
 def test_show_dir_draws_into_files():
     config = Config({"default_hooks": {"visualization": {"type": "DetVisualizationHook"}}})
     use_show(config, show=False, show_dir="drawn", wait_time=1)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from mmdet.datasets import CocoDataset
 from mmdet.registry import DATASETS
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.registry import init_default_scope
 
 from ropevit_mmdet.datasets.validation.annotations import classes_issue, read_annotation_file
@@ -103,7 +103,7 @@ def _dataset_issues(files: CocoFiles) -> Iterator[str]:
 def _datasets(config: Config, split: str) -> Iterator[CocoFiles]:
     init_default_scope(config.get("default_scope") or "mmdet")
     loader = config.get(f"{split}_dataloader")
-    for dataset in _innermost(loader["dataset"]) if loader else ():
+    for dataset in innermost_datasets(loader["dataset"]) if loader else ():
         root, ann_file = dataset.get("data_root") or "", dataset.get("ann_file") or ""
         img_dir = (dataset.get("data_prefix") or {}).get("img", "")
         cls = dataset["type"]
@@ -121,10 +121,10 @@ def _datasets(config: Config, split: str) -> Iterator[CocoFiles]:
             )
 
 
-def _innermost(dataset: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def innermost_datasets(dataset: ConfigDict) -> Iterator[ConfigDict]:
     """The datasets inside wrappers such as RepeatDataset, ConcatDataset, MultiImageMixDataset."""
     inner = dataset.get("datasets") or ([dataset["dataset"]] if "dataset" in dataset else [])
     for part in inner:
-        yield from _innermost(part)
+        yield from innermost_datasets(part)
     if not inner:
         yield dataset
