@@ -4,8 +4,10 @@ mmengine 0.10.7 needs it for `_base_ = "mmdet::..."` and for `from PACKAGE... im
 `with read_base()`, and accepts only the names of OpenMMLab's packages.
 """
 
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import mmengine.config.config as mmengine_config
 from mmengine.config import Config
@@ -50,3 +52,15 @@ def installed_path(package: str) -> str:
     if spec is None:
         raise ModuleNotFoundError(f"No package named {package!r}", name=package)
     return spec.submodule_search_locations[0]  # type: ignore[index]
+
+
+def type_name(settings: Any) -> str:
+    """The registered class name of a config entry, however its `type` is written.
+
+    Args:
+        settings: an entry whose `type` is a name, scoped or dotted (`"mmdet.CocoMetric"`), or
+            a class or function, as in Python-style configs. Anything else has the name `""`.
+    """
+    given = settings.get("type") if isinstance(settings, Mapping) else None
+    name = given.rpartition(".")[2] if isinstance(given, str) else getattr(given, "__name__", "")
+    return "Pretrained" if name == "PretrainedInit" else name

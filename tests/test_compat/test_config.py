@@ -1,10 +1,11 @@
 """Configs in packages: `_base_ = "PACKAGE::..."`, `read_base()` and the names of commands."""
 
 import pytest
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
+from mmengine.model import PretrainedInit
 
 from ropevit_mmdet import RoPEViT
-from ropevit_mmdet.compat.config import CONFIGS, packaged_config
+from ropevit_mmdet.compat.config import CONFIGS, packaged_config, type_name
 
 
 def load(tmp_path, text):
@@ -73,3 +74,19 @@ def test_packaged_config_by_name():
     assert packaged_config("ropevit_maskrcnn") == packaged_config("ropevit_maskrcnn.py") == file
     assert packaged_config("backbones/resnet18") == CONFIGS / "backbones" / "resnet18.py"
     assert packaged_config("no_such") is None
+
+
+@pytest.mark.parametrize(
+    "given, name",
+    [
+        ("CocoMetric", "CocoMetric"),
+        ("mmdet.CocoMetric", "CocoMetric"),
+        ("mmdet.evaluation.CocoMetric", "CocoMetric"),
+        (dict, "dict"),
+        (PretrainedInit, "Pretrained"),
+        ("mmengine.Pretrained", "Pretrained"),
+        (None, ""),
+    ],
+)
+def test_type_name_of_every_spelling(given, name):
+    assert type_name(ConfigDict(type=given)) == name
