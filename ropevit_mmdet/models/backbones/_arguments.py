@@ -1,10 +1,14 @@
-"""The arguments of RoPEViT: defaults and checks."""
+"""The arguments and inputs of RoPEViT: defaults and checks."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from torch import Tensor
+
+from ropevit_mmdet.models.layers._tracing import is_traced
 from ropevit_mmdet.weights.architectures import Arch, check_values
 
 if TYPE_CHECKING:
@@ -54,6 +58,16 @@ def check_arguments(
         (0 <= rate <= 1, "drop_path_rate", "0 to 1", rate),
         (stages in range(-1, depth + 1), "frozen_stages", f"-1 to {depth}", stages),
     )
+
+
+def check_images(images: Tensor) -> None:
+    """Raises ValueError for images without pixels; warns of values that are not finite."""
+    if images.dim() != 4 or images.shape[1] != 3 or 0 in images.shape:
+        raise ValueError(f"images must be [B, 3, H, W] with pixels, got {[*images.shape]}")
+    if type(images) is not Tensor or images.device.type != "cpu" or is_traced():
+        return  # no values, or on a GPU, which reading them would stall
+    if not images.isfinite().all():  # as in a warm-up with memory that is not initialized
+        warnings.warn("images contain NaN or infinite values: so do feature maps", stacklevel=4)
 
 
 def _is_positive(value: Any) -> bool:

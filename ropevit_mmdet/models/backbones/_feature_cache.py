@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -53,7 +54,8 @@ class FeatureCache:
         if self._free < 0:
             self._stop("is full; raise max_gb, or remove the directories of other weights")
             return
-        partial = self.directory / f".{key}.{os.getpid()}.partial"
+        writer = f"{os.getpid()}.{threading.get_ident()}"  # others may write the same image
+        partial = self.directory / f".{key}.{writer}.partial"
         try:
             partial.write_bytes(content)
             partial.replace(self.directory / f"{key}.safetensors")

@@ -7,6 +7,7 @@ the same weights in every epoch. Without augmentation, once is enough.
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from ropevit_mmdet.models.backbones._feature_cache import FeatureCache, content_key
+from ropevit_mmdet.models.layers._tracing import is_traced
 from ropevit_mmdet.weights.architectures import check_values
 
 
@@ -46,28 +48,37 @@ class FrozenBackbone(BaseModule):
     ) -> None:
         super().__init__()
         check_values((max_gb > 0, "max_gb", "positive", max_gb))
-        self.backbone: nn.Module = MODELS.build(backbone)
-        self.backbone.requires_grad_(False)
+        inner: nn.Module = MODELS.build(backbone).requires_grad_(False)
+        # Not a submodule, whose names would have a prefix: its parts are those of the wrapper.
+        self.__dict__["backbone"] = inner
+        for registry in ("_parameters", "_buffers", "_non_persistent_buffers_set", "_modules"):
+            setattr(self, registry, getattr(inner, registry))
+        self._own = (*inner._parameters, *inner._buffers)
+        self._numel = sum(tensor.numel() for tensor in self._tensors())
         self._settings = repr({key: backbone[key] for key in sorted(backbone) if key != "init_cfg"})
         self._directory = cache_dir
         self._max_bytes = int(max_gb * 1e9)
-        self._cache: FeatureCache | None = None
-        self._weights: list[tuple[int, int]] = []  # address and version of every cached weight
-        self._register_state_dict_hook(_remove_wrapper)
-        self.register_load_state_dict_pre_hook(_add_wrapper)
+        # The cache, and address and version of every weight that its files belong to.
+        self._cache: tuple[FeatureCache, list[tuple[int, int]]] | None = None
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Images [B, 3, H, W] to the backbone's feature maps [B, C, rows, columns]."""
+        # FSDP replaces parameters of the wrapper by plain attributes.
+        views = {name: vars(self)[name] for name in self._own if name in vars(self)}
+        self.backbone.__dict__.update(views)
         with torch.no_grad():
-            if self._directory is None:
-                return tuple(self.backbone(images))
-            tensors = self.backbone.state_dict().values()
-            weights = [(tensor.data_ptr(), tensor._version) for tensor in tensors]
-            if weights != self._weights:  # loaded, or moved to another device
-                key = content_key(self._settings, tensors)
-                self._cache = FeatureCache(Path(self._directory), key, self._max_bytes)
-                self._weights = weights
-            return self._cached(images)
+            cache = None if self._directory is None or is_traced() else self._feature_cache()
+            return tuple(self.backbone(images)) if cache is None else self._cached(cache, images)
+
+    def init_weights(self) -> None:
+        """As the backbone itself."""
+        if not hasattr(self.backbone, "init_weights"):
+            return
+        record = "_params_init_info"  # mmengine's, of the whole detector
+        if record in vars(self):
+            setattr(self.backbone, record, vars(self)[record])
+        self.backbone.init_weights()
+        self.backbone.__dict__.pop(record, None)
 
     def train(self, mode: bool = True) -> FrozenBackbone:
         """The backbone stays in eval mode."""
@@ -75,29 +86,35 @@ class FrozenBackbone(BaseModule):
         self.backbone.eval()
         return self
 
-    def _cached(self, images: Tensor) -> tuple[Tensor, ...]:
+    def _tensors(self) -> list[Tensor]:
+        return [*self.parameters(), *self.buffers()]
+
+    def _feature_cache(self) -> FeatureCache | None:
+        """The cache of the present weights, which may have been loaded or moved since."""
+        tensors = self._tensors()
+        plain = all(type(tensor) in (Tensor, nn.Parameter) for tensor in tensors)
+        if not plain or sum(tensor.numel() for tensor in tensors) != self._numel:
+            warnings.warn("FSDP shards the backbone: its features are not cached", stacklevel=4)
+            return None
+        weights = [(tensor.data_ptr(), tensor._version) for tensor in tensors]
+        known = self._cache  # read once: threads share the model
+        if known is None or known[1] != weights:
+            assert self._directory is not None  # of `forward`
+            key = content_key(self._settings, tensors)
+            known = FeatureCache(Path(self._directory), key, self._max_bytes), weights
+            self._cache = known
+        return known[0]
+
+    def _cached(self, cache: FeatureCache, images: Tensor) -> tuple[Tensor, ...]:
         """Reads the features of known images, and computes those of the others in one batch."""
-        assert self._cache is not None  # of `forward`
         device = images.device.type
         half = str(torch.get_autocast_dtype(device)) * torch.is_autocast_enabled(device)
         keys = [content_key(f"{device} {half}", [image]) for image in images]
-        maps = [self._cache.read(key) for key in keys]
+        maps = [cache.read(key) for key in keys]
         missing = [i for i, levels in enumerate(maps) if levels is None]
         if missing:
             computed = self.backbone(images[missing])
             for row, i in enumerate(missing):
                 maps[i] = levels = [level[row].cpu() for level in computed]
-                self._cache.write(keys[i], levels)
+                cache.write(keys[i], levels)
         return tuple(torch.stack(level).to(images.device) for level in zip(*maps, strict=True))
-
-
-def _remove_wrapper(module: nn.Module, state: dict, prefix: str, _: Any) -> None:
-    """Saves `backbone.patch_embed...`, not `backbone.backbone.patch_embed...`."""
-    inner = f"{prefix}backbone."
-    for key in [key for key in state if key.startswith(inner)]:
-        state[prefix + key.removeprefix(inner)] = state.pop(key)
-
-
-def _add_wrapper(module: nn.Module, state: dict, prefix: str, *_: Any) -> None:
-    for key in [key for key in state if key.startswith(prefix)]:
-        state[f"{prefix}backbone.{key.removeprefix(prefix)}"] = state.pop(key)

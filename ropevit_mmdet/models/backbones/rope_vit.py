@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from ropevit_mmdet.models.backbones._arguments import (
     block_indices,
     check_arguments,
+    check_images,
     global_indices,
 )
 from ropevit_mmdet.models.layers.block import Block
@@ -38,11 +39,13 @@ from ropevit_mmdet.models.layers.windows import (
 )
 from ropevit_mmdet.weights.architectures import Arch, resolve_arch
 from ropevit_mmdet.weights.checkpoint import (
+    Checkpoint,
     check_arch,
     check_fit,
     check_img_size,
     load_into,
     read_checkpoint,
+    read_pretrained,
 )
 from ropevit_mmdet.weights.hub import resolve_weights
 from ropevit_mmdet.weights.inspection import summary
@@ -55,7 +58,7 @@ class RoPEViT(BaseModule):
     """A RoPE Vision Transformer that returns its patch tokens as feature maps.
 
     Args:
-        arch: birder network name, or a dict with the keys of birder's network config.
+        arch: name in birder or timm, or a dict with the keys of birder's network config.
         pretrain_img_size: pixels, int or (height, width): the image size of the pretraining.
         patch_size: pixels; if it differs from the architecture's, the patch kernel is resampled
             when weights are loaded, and the pretraining grid stays.
@@ -72,8 +75,8 @@ class RoPEViT(BaseModule):
         frozen_stages: -1 nothing, 0 the embedding, k the embedding and the first k blocks; all
             blocks also freeze the final norm.
         with_cp: activation checkpointing, non-reentrant.
-        init_cfg: `dict(type='Pretrained', checkpoint=PATH)` loads a birder checkpoint or one of
-            this package, strictly.
+        init_cfg: `dict(type='Pretrained', checkpoint=PATH)` loads a checkpoint of birder, timm,
+            transformers, Meta or this package, strictly; with `prefix` the part that has it.
 
     Raises:
         UserError: invalid arguments, with their values.
@@ -107,10 +110,9 @@ class RoPEViT(BaseModule):
         self.rope_interpolation = rope_interpolation
         self.pos_embed_mode = pos_embed_mode
         self.frozen_stages = frozen_stages
-        self.with_cp = with_cp
         drop_path_rate = arch.drop_path_rate if drop_path_rate is None else drop_path_rate
         check_arguments(self, global_attn_indices, drop_path_rate)
-        self._build(final_norm, drop_path_rate)
+        self._build(final_norm, drop_path_rate, with_cp)
         self._init_parameters()
         self._freeze()
 
@@ -130,9 +132,9 @@ class RoPEViT(BaseModule):
             One feature map [B, C, ceil(H / patch), ceil(W / patch)] per out_index.
 
         Raises:
-            ValueError: images without pixels, or (on a CPU) with NaN or infinite values.
+            ValueError: images without pixels. NaN or infinite values, on a CPU, are a warning.
         """
-        outputs, groups = self._encode(images)
+        outputs, _, groups = self.encode(images)
         patches = [tokens[:, self.arch.num_special_tokens :] for tokens in outputs]
         patches[-1] = self.norm(patches[-1])
         return tuple(to_grid(tokens, groups).permute(0, 3, 1, 2) for tokens in patches)
@@ -150,40 +152,27 @@ class RoPEViT(BaseModule):
         Raises:
             ValueError: as for `forward`.
         """
-        outputs, _ = self._encode(images)
+        outputs, _, _ = self.encode(images)
         return self.norm(outputs[-1])
 
     def init_weights(self) -> None:
         """Loads the checkpoint of `init_cfg`, strictly; without one, random weights stay."""
-        if self.init_cfg and self.init_cfg.get("type") == "Pretrained":
-            self.load_pretrained(self.init_cfg["checkpoint"])
+        if checkpoint := read_pretrained(self.init_cfg):
+            self._load(checkpoint)
             self._is_init = True
         else:
             super().init_weights()
 
     def load_pretrained(self, path: str | Path) -> None:
-        """Loads a birder checkpoint, or one of this package, into the model.
+        """Loads a checkpoint of birder, timm, transformers, Meta or this package.
 
         Args:
-            path: a file, a URL or `birder://NAME`, as for `resolve_weights`.
+            path: a file, a URL, `birder://NAME` or `timm://NAME`, as for `resolve_weights`.
 
         Raises:
-            UserError: no such file; weights of another architecture or image size, with the line
-                to paste.
+            UserError: no such file, or weights that do not fit, with the line to paste.
         """
-        path = resolve_weights(path)
-        checkpoint = read_checkpoint(path)
-        state = dict(checkpoint.state)
-        if checkpoint.origin == "birder":
-            check_arch(checkpoint, self.arch)
-            check_img_size(checkpoint, self.arch, self.pretrain_img_size)
-            kernel = "patch_embed.proj.weight"
-            if kernel in state:
-                state[kernel] = resample_patch_kernel(state[kernel], self.patch_size)
-            check_fit(self._full_state(), state, source=str(path))
-            state = {key: state[key] for key in self.state_dict()}
-        load_into(self, state, source=str(path))
-        MMLogger.get_current_instance().info(summary(checkpoint, state))
+        self._load(read_checkpoint(resolve_weights(path)))
 
     def train(self, mode: bool = True) -> RoPEViT:
         """Sets the mode; frozen parts stay in eval mode."""
@@ -204,8 +193,9 @@ class RoPEViT(BaseModule):
         *,
         split: Callable[[Tensor], Tensor],
         merge: Callable[[Tensor], Tensor],
+        indices: Sequence[int] | None = None,
     ) -> list[Tensor]:
-        """Runs all blocks, changing between the merged and the split layout of `windows`.
+        """Runs blocks, changing between the merged and the split layout of `windows`.
 
         Args:
             x: merged tokens [B, S + N, C].
@@ -213,13 +203,14 @@ class RoPEViT(BaseModule):
             window_segments: segments of split tokens.
             split: from merged to split tokens.
             merge: from split to merged tokens.
+            indices: blocks, ascending; default: `out_indices`. None runs after the last.
 
         Returns:
-            Merged tokens [B, S + N, C] after every out_index.
+            Merged tokens [B, S + N, C] after every block of `indices`.
         """
-        checkpointed = self.with_cp and self.training and torch.is_grad_enabled()
+        indices = self.out_indices if indices is None else indices
         outputs, is_split = [], False
-        for i, block in enumerate(self.blocks):
+        for i, block in zip(range(indices[-1] + 1), self.blocks):
             windowed = self.is_windowed(i)
             if windowed and not is_split:
                 x = split(x)
@@ -227,8 +218,8 @@ class RoPEViT(BaseModule):
                 x = merge(x)
             is_split = windowed
             segments = window_segments if windowed else global_segments
-            x = block(x, segments, checkpointed=checkpointed)  # as a call: FSDP wraps the block
-            if i in self.out_indices:
+            x = block(x, segments)
+            if i in indices:
                 outputs.append(merge(x) if is_split else x)
         return outputs
 
@@ -278,9 +269,28 @@ class RoPEViT(BaseModule):
         special = arch.num_special_tokens if arch.pos_embed_special_tokens else 0
         return self.pos_embed[:, special:].reshape(1, *self.pretrain_grid, arch.hidden_dim)
 
-    def _encode(self, images: Tensor) -> tuple[list[Tensor], tuple[WindowGroup, ...]]:
-        """Merged tokens [B, S + N, C] after every out_index, and the windows of the grid."""
-        _check_images(images)
+    def _load(self, checkpoint: Checkpoint) -> None:
+        state, source = dict(checkpoint.state), str(checkpoint.path)
+        if checkpoint.origin != "mmengine":
+            check_arch(checkpoint, self.arch)
+            check_img_size(checkpoint, self.arch, self.pretrain_img_size)
+            if (kernel := "patch_embed.proj.weight") in state:
+                state[kernel] = resample_patch_kernel(state[kernel], self.patch_size)
+            check_fit(self._full_state(normed=not checkpoint.is_detector), state, source)
+            state = {key: state[key] for key in self.state_dict()}
+        load_into(self, state, source)
+        MMLogger.get_current_instance().info(summary(checkpoint, state))
+
+    def encode(
+        self, images: Tensor, indices: Sequence[int] | None = None
+    ) -> tuple[list[Tensor], list[Segment], tuple[WindowGroup, ...]]:
+        """Embeds images and runs the blocks up to the last of `indices` (default: `out_indices`).
+
+        Returns:
+            Merged tokens [B, S + N, C] after every block of `indices`, the segments of a global
+            block, and the windows of the grid.
+        """
+        check_images(images)
         grid_map = self.patch_embed(images)  # [B, rows, columns, C]
         # torch.jit.trace, with which mmengine counts FLOPs, gives tensors for sizes.
         rows, columns = (int(n) if isinstance(n, Tensor) else n for n in grid_map.shape[1:3])
@@ -298,10 +308,11 @@ class RoPEViT(BaseModule):
             *segments,
             split=partial(split_windows, **layout),
             merge=partial(merge_windows, **layout),
+            indices=indices,
         )
-        return outputs, groups
+        return outputs, segments[0], groups
 
-    def _build(self, final_norm: bool, drop_path_rate: float) -> None:
+    def _build(self, final_norm: bool, drop_path_rate: float, with_cp: bool) -> None:
         """Makes the parameters and layers; nothing that the last out_index does not need."""
         arch, dim = self.arch, self.arch.hidden_dim
         depth = self.out_indices[-1] + 1
@@ -316,10 +327,11 @@ class RoPEViT(BaseModule):
             self.pos_embed = nn.Parameter(torch.zeros(1, special + rows * columns, dim))
         self.pos_drop = nn.Dropout(arch.dropout)
         self.pre_norm = norm_layer(arch)(dim) if arch.pre_norm else nn.Identity()
-        rates = torch.linspace(0, drop_path_rate, arch.num_layers, device="cpu").tolist()
+        cpu: dict[str, Any] = dict(dtype=torch.float32, device="cpu")  # whatever the defaults
+        rates = torch.linspace(0, drop_path_rate, arch.num_layers, **cpu).tolist()
         if arch.drop_path_uniform:
             rates = [drop_path_rate] * arch.num_layers
-        self.blocks = nn.ModuleList(Block(arch, rates[i]) for i in range(depth))
+        self.blocks = nn.ModuleList(Block(arch, rates[i], with_cp=with_cp) for i in range(depth))
         normed = final_norm and arch.has_final_norm and depth == arch.num_layers
         self.norm = norm_layer(arch)(dim) if normed else nn.Identity()
         self.rope_tables = self._rope_tables()
@@ -347,13 +359,13 @@ class RoPEViT(BaseModule):
             period=None if isinstance(mode, str) else mode / self.patch_size,
         )
 
-    def _full_state(self) -> dict[str, Tensor]:
+    def _full_state(self, *, normed: bool) -> dict[str, Tensor]:
         """The state dict that all blocks and the final norm of the architecture would have."""
         arch, tensors = self.arch, dict(self.state_dict())
         block = self.blocks[0].state_dict()
         for i in range(len(self.blocks), arch.num_layers):
             tensors |= {f"blocks.{i}.{key}": value for key, value in block.items()}
-        if arch.has_final_norm:
+        if arch.has_final_norm and normed:
             norm = norm_layer(arch)(arch.hidden_dim).state_dict()
             tensors |= {f"norm.{key}": value for key, value in norm.items()}
         return tensors
@@ -384,15 +396,3 @@ class RoPEViT(BaseModule):
                     getattr(self, name).requires_grad_(False)
         for module in self._frozen_modules():
             module.requires_grad_(False).eval()
-
-
-def _check_images(images: Tensor) -> None:
-    finding = None
-    if images.dim() != 4 or images.shape[1] != 3 or 0 in images.shape:
-        finding = f"must be [B, 3, H, W] with pixels, got {[*images.shape]}"
-    elif torch.compiler.is_compiling() or images.device.type != "cpu":
-        return  # reading the values would stall a GPU
-    elif not images.isfinite().all():
-        finding = "contain NaN or infinite values"
-    if finding:
-        raise ValueError(f"images {finding}")

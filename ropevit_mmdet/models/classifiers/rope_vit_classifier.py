@@ -88,9 +88,8 @@ class RoPEViTClassifier(nn.Module):
             rope_interpolation="none",
             out_indices=arch.num_layers - 1,
         )
-        pool = (
-            AttentionPool if arch.attn_pool_type == "MultiHeadAttentionPool" else EfficientProbing
-        )
+        attention = arch.attn_pool_type == "MultiHeadAttentionPool"
+        pool = AttentionPool if attention else EfficientProbing
         self.attn_pool = pool(arch) if arch.attn_pool_head else None
         normed = arch.post_norm and arch.norm_after_pool
         self.embedding_norm = norm_layer(arch)(arch.hidden_dim) if normed else nn.Identity()
@@ -128,9 +127,9 @@ class RoPEViTClassifier(nn.Module):
         image = image if isinstance(image, Image.Image) else Image.fromarray(read_image(image))
         image = ImageOps.exif_transpose(image).convert("RGB")
         image = image.resize(self.img_size[::-1], Image.Resampling.BICUBIC)
-        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)  # [3, H, W]
-        mean, std = (torch.tensor(self.rgb_stats[key]).view(3, 1, 1) for key in ("mean", "std"))
-        return ((pixels.float() / 255 - mean) / std)[None]
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).float()  # [3, H, W]
+        mean, std = (pixels.new_tensor(self.rgb_stats[key]) for key in ("mean", "std"))
+        return ((pixels / 255 - mean[:, None, None]) / std[:, None, None])[None]
 
     def _pool(self, tokens: Tensor) -> Tensor:
         """Tokens [B, S + N, C] to one embedding [B, C]."""

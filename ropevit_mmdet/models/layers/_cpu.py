@@ -1,11 +1,11 @@
 """Fast paths and workarounds for CPUs, as plain calls; each equals the plain layer up to rounding.
 
-On other devices, in training and while a graph is traced, they do nothing but call the layer.
+On other devices, in training, while a graph is traced, and for modules that are hooked, replaced or
+quantized, they do nothing but call the layer.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 from torch.utils.checkpoint import checkpoint
-from torch.utils.flop_counter import register_flop_formula
 
+from ropevit_mmdet.models.layers._tracing import is_traced
 from ropevit_mmdet.models.layers.rope import Segment
 
 if TYPE_CHECKING:
@@ -25,30 +26,31 @@ if TYPE_CHECKING:
 # of their MLP stay in the cache of the CPU: faster, and with a lower peak of memory.
 PIECE_TOKENS = 1100
 _HAS_ONEDNN = torch.backends.mkldnn.is_available()
+_PLAIN = (Tensor, nn.Parameter, type(None))
 
 
-class Linear(nn.Linear):
-    """`nn.Linear`, by oneDNN where no gradient is needed.
+def linear(layer: nn.Module, x: Tensor, act: nn.Module | None = None) -> Tensor:
+    """`act(layer(x))`, by oneDNN where no gradient is needed.
 
     In float32 PyTorch calls the BLAS, which copies the bias first and leaves the activation to
     another pass; oneDNN fuses both. `torch.compile` picks the same operator (torch 2.7 to 2.15,
-    `torch/_inductor/mkldnn_ir.py`).
+    `torch/_inductor/mkldnn_ir.py`). A module that is not plain is called, as are its hooks.
+
+    Args:
+        layer: `nn.Linear`, or what replaces it.
+        x: [..., in_features].
+        act: an activation; default: none.
+
+    Returns:
+        [..., out_features].
     """
-
-    def forward(self, x: Tensor, *, gelu: bool = False) -> Tensor:
-        """[..., in_features] to [..., out_features], with GELU applied on request."""
-        if _uses_onednn(x, self.weight):
-            activation: tuple[str, list, str] = ("gelu", [], "none") if gelu else ("none", [], "")
-            return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, *activation)
-        x = super().forward(x)
-        return F.gelu(x) if gelu else x
-
-
-def linear_activation(linear: Linear, act: nn.Module, x: Tensor) -> Tensor:
-    """`act(linear(x))`, in one call for GELU."""
-    if isinstance(act, nn.GELU) and act.approximate == "none":
-        return linear(x, gelu=True)
-    return act(linear(x))
+    if not _uses_onednn(layer, x):
+        x = layer(x)
+        return x if act is None else act(x)
+    fused = type(act) is nn.GELU and act.approximate == "none" and _is_plain(act)
+    activation: tuple[str, list, str] = ("gelu", [], "none") if fused else ("none", [], "")
+    x = torch.ops.mkldnn._linear_pointwise(x, layer.weight, layer.bias, *activation)
+    return x if fused or act is None else act(x)
 
 
 def conv_with_spare_columns(
@@ -68,13 +70,16 @@ def conv_with_spare_columns(
 
 
 def can_run_in_pieces(block: Block, x: Tensor, *, checkpointed: bool) -> bool:
-    """Whether a block may process `x` in pieces: nothing but the drop path, which pieces share, is
-    random, and nothing is kept for a backward pass.
+    """Whether a block may process `x` in pieces: all its modules are plain, nothing but the drop
+    path, which pieces share, is random, and nothing is kept for a backward pass.
     """
-    tracing = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    if is_traced() or type(x) is not Tensor or x.device.type != "cpu":
+        return False
     random = block.training and block.has_dropout
     kept = torch.is_grad_enabled() and not checkpointed
-    return x.device.type == "cpu" and not (tracing or random or kept)
+    parts = (part for part in block.modules() if part is not block)
+    plain = hasattr(block.drop_path, "sample") and all(map(_is_plain, parts))
+    return plain and not (random or kept)
 
 
 def run_in_pieces(
@@ -85,7 +90,7 @@ def run_in_pieces(
     Complete windows pass attention and MLP together. A window larger than a piece attends in one
     call, and only its MLP is divided.
     """
-    run = _call
+    run: Callable = lambda function, *args: function(*args)  # noqa: E731
     if checkpointed:
         run = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
     limit = max(1, PIECE_TOKENS // len(x))
@@ -108,28 +113,28 @@ def _divide(segment: Segment, limit: int) -> list[Segment]:
     return [segment._replace(windows=min(step, segment.windows - start)) for start in starts]
 
 
-def _call(function: Callable, *args: object) -> Tensor:
-    return function(*args)
-
-
-def _uses_onednn(x: Tensor, weight: Tensor) -> bool:
+def _uses_onednn(layer: nn.Module, x: Tensor) -> bool:
     return (
         _HAS_ONEDNN
+        and not is_traced()
         and not torch.is_grad_enabled()
-        and x.device.type == weight.device.type == "cpu"
-        and x.dtype == weight.dtype == torch.float32
+        and type(layer) is nn.Linear
+        and type(x) is Tensor
+        and x.device.type == layer.weight.device.type == "cpu"
+        and x.dtype == layer.weight.dtype == torch.float32
         and x.numel() > 0
         and not torch.is_autocast_enabled("cpu")
-        and not torch.compiler.is_compiling()
-        and not torch.jit.is_tracing()
+        and _is_plain(layer)
     )
 
 
-if _HAS_ONEDNN:
-
-    @register_flop_formula(torch.ops.mkldnn._linear_pointwise)
-    def _flops(
-        x_shape: Sequence[int], weight_shape: Sequence[int], *args: object, **kwargs: object
-    ) -> int:
-        """For PyTorch's FLOP counter, which does not know the operator."""
-        return 2 * math.prod(x_shape) * weight_shape[0]
+def _is_plain(module: nn.Module) -> bool:
+    """Whether a module is PyTorch's or ours, has plain tensors, and nothing observes its calls."""
+    return (
+        type(module).__module__.startswith(("torch.nn.modules.", "ropevit_mmdet."))
+        and "forward" not in vars(module)
+        and all(type(parameter) in _PLAIN for parameter in module._parameters.values())
+        and not (module._forward_hooks or module._forward_pre_hooks)
+        and not (module._backward_hooks or module._backward_pre_hooks)
+        and not _has_any_global_hook()
+    )

@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ropevit_mmdet.models.layers._cpu import Linear, can_run_in_pieces, run_in_pieces
+from ropevit_mmdet.models.layers._cpu import can_run_in_pieces, linear, run_in_pieces
 from ropevit_mmdet.models.layers.mlp import Mlp, SwiGLU
 from ropevit_mmdet.models.layers.norm import LayerScale, norm_layer
-from ropevit_mmdet.models.layers.rope import Segment, apply_rope
+from ropevit_mmdet.models.layers.rope import MixedRope, Segment, apply_rope
 from ropevit_mmdet.weights.architectures import Arch
 
 
@@ -27,9 +27,10 @@ class Block(nn.Module):
     Args:
         arch: settings of the network.
         drop_path: rate at which an image skips attention or MLP in training, 0 to 1.
+        with_cp: in training, recompute activations in the backward pass instead of keeping them.
     """
 
-    def __init__(self, arch: Arch, drop_path: float) -> None:
+    def __init__(self, arch: Arch, drop_path: float, *, with_cp: bool = False) -> None:
         super().__init__()
         norm = norm_layer(arch)
         self.norm1 = norm(arch.hidden_dim)
@@ -40,21 +41,20 @@ class Block(nn.Module):
         self.ls1 = nn.Identity() if init is None else LayerScale(arch.hidden_dim, init)
         self.ls2 = nn.Identity() if init is None else LayerScale(arch.hidden_dim, init)
         self.drop_path = DropPath(drop_path)
+        self.with_cp = with_cp
         self.has_dropout = max(arch.dropout, arch.attention_dropout, arch.projection_dropout) > 0
 
-    def forward(
-        self, x: Tensor, segments: Sequence[Segment], *, checkpointed: bool = False
-    ) -> Tensor:
+    def forward(self, x: Tensor, segments: Sequence[Segment]) -> Tensor:
         """Runs the block.
 
         Args:
             x: [B, tokens, C].
             segments: windows that attend within themselves; their tokens add up to `tokens`.
-            checkpointed: recompute activations in the backward pass instead of keeping them.
 
         Returns:
             [B, tokens, C].
         """
+        checkpointed = self.with_cp and self.training and torch.is_grad_enabled()
         if can_run_in_pieces(self, x, checkpointed=checkpointed):
             return run_in_pieces(self, x, segments, checkpointed=checkpointed)
         if checkpointed:
@@ -96,11 +96,15 @@ class Attention(nn.Module):
         self.num_heads, self.head_dim = arch.num_heads, arch.head_dim
         self.rotation = arch.rope_rot_type
         self.dropout = arch.attention_dropout
-        self.qkv = Linear(dim, 3 * dim, bias=arch.qkv_bias)
+        keyless = arch.qkv_bias and not arch.k_bias
+        self.qkv = (KeylessLinear if keyless else nn.Linear)(dim, 3 * dim, bias=arch.qkv_bias)
+        self.rope = None
+        if arch.rope_style == "mixed":
+            self.rope = MixedRope(arch.num_heads, arch.head_dim, arch.rope_temperature)
         self.q_norm = norm(arch.head_dim) if arch.qk_norm else nn.Identity()
         self.k_norm = norm(arch.head_dim) if arch.qk_norm else nn.Identity()
         self.norm = norm(dim) if arch.attn_norm else nn.Identity()
-        self.proj = Linear(dim, dim)
+        self.proj = nn.Linear(dim, dim)
         self.proj_drop = nn.Dropout(arch.projection_dropout)
 
     def forward(self, x: Tensor, segments: Sequence[Segment]) -> Tensor:
@@ -113,14 +117,14 @@ class Attention(nn.Module):
         Returns:
             [B, tokens, C].
         """
-        qkv = self.qkv(x)
+        qkv = linear(self.qkv, x)
         if len(segments) == 1:
             x = self._attend(qkv, segments[0])
         else:
             parts = qkv.split([s.windows * s.tokens for s in segments], dim=1)
             attended = [self._attend(part, s) for part, s in zip(parts, segments, strict=True)]
             x = torch.cat(attended, dim=1)
-        return self.proj_drop(self.proj(self.norm(x)))
+        return self.proj_drop(linear(self.proj, self.norm(x)))
 
     def heads(self, qkv: Tensor, segment: Segment) -> tuple[Tensor, Tensor, Tensor]:
         """Splits a segment into windows and heads, and applies RoPE.
@@ -135,8 +139,11 @@ class Attention(nn.Module):
         count = qkv.shape[0] * segment.windows
         qkv = qkv.reshape(count, segment.tokens, 3, self.num_heads, self.head_dim)
         q, k, v = qkv.unbind(2)  # [B * windows, tokens, h, D]
-        q = apply_rope(self.q_norm(q), segment.cos, segment.sin, self.rotation).to(v.dtype)
-        k = apply_rope(self.k_norm(k), segment.cos, segment.sin, self.rotation).to(v.dtype)
+        cos, sin = segment.cos, segment.sin
+        if self.rope is not None:
+            cos, sin = self.rope(cos, sin)
+        q = apply_rope(self.q_norm(q), cos, sin, self.rotation).to(v.dtype)
+        k = apply_rope(self.k_norm(k), cos, sin, self.rotation).to(v.dtype)
         return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
 
     def _attend(self, qkv: Tensor, segment: Segment) -> Tensor:
@@ -145,6 +152,18 @@ class Attention(nn.Module):
         x = F.scaled_dot_product_attention(q, k, v, attn_mask=segment.mask, dropout_p=dropout)
         x = x.transpose(1, 2)  # [B * windows, tokens, h, D]
         return x.reshape(qkv.shape[0], qkv.shape[1], self.num_heads * self.head_dim)
+
+
+class KeylessLinear(nn.Linear):
+    """Queries, keys and values of which keys have no bias, as in BEiT (arXiv 2106.08254).
+
+    That third of `bias` has no effect and no gradient.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., C] to [..., 3 C]."""
+        q, k, v = self.bias.chunk(3)
+        return F.linear(x, self.weight, torch.cat((q, torch.zeros_like(k), v)))
 
 
 class DropPath(nn.Module):

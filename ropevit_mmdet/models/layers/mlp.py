@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from ropevit_mmdet.models.layers._cpu import Linear, linear_activation
+from ropevit_mmdet.models.layers._cpu import linear
 from ropevit_mmdet.models.layers.norm import norm_layer
 from ropevit_mmdet.weights.architectures import Arch
 
@@ -22,15 +22,15 @@ class Mlp(nn.Module):
 
     def __init__(self, arch: Arch) -> None:
         super().__init__()
-        self.fc1 = Linear(arch.hidden_dim, arch.mlp_dim)
+        self.fc1 = nn.Linear(arch.hidden_dim, arch.mlp_dim)
         self.act = ACTIVATIONS[arch.act_layer_type or "gelu"]()
         self.drop = nn.Dropout(arch.dropout)
-        self.fc2 = Linear(arch.mlp_dim, arch.hidden_dim)
+        self.fc2 = nn.Linear(arch.mlp_dim, arch.hidden_dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., C] to [..., C]."""
-        x = linear_activation(self.fc1, self.act, x)  # act(fc1(x))
-        return self.drop(self.fc2(self.drop(x)))
+        x = self.drop(linear(self.fc1, x, self.act))
+        return self.drop(linear(self.fc2, x))
 
 
 class SwiGLU(nn.Module):
@@ -44,18 +44,18 @@ class SwiGLU(nn.Module):
 
     def __init__(self, arch: Arch) -> None:
         super().__init__()
-        self.fc1_g = Linear(arch.hidden_dim, arch.mlp_dim)
-        self.fc1_x = Linear(arch.hidden_dim, arch.mlp_dim)
+        self.fc1_g = nn.Linear(arch.hidden_dim, arch.mlp_dim)
+        self.fc1_x = nn.Linear(arch.hidden_dim, arch.mlp_dim)
         self.act = ACTIVATIONS[arch.act_layer_type or "silu"]()
         self.drop = nn.Dropout(arch.dropout)
         normed = arch.mlp_layer_type == "Norm_SwiGLU_FFN"
         self.norm = norm_layer(arch)(arch.mlp_dim) if normed else nn.Identity()
-        self.fc2 = Linear(arch.mlp_dim, arch.hidden_dim)
+        self.fc2 = nn.Linear(arch.mlp_dim, arch.hidden_dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., C] to [..., C]."""
-        x = self.drop(self.act(self.fc1_g(x)) * self.fc1_x(x))
-        return self.drop(self.fc2(self.norm(x)))
+        x = self.drop(self.act(linear(self.fc1_g, x)) * linear(self.fc1_x, x))
+        return self.drop(linear(self.fc2, self.norm(x)))
 
 
 class QuickGELU(nn.Module):

@@ -88,7 +88,7 @@ def resample_patch_kernel(weight: Tensor, patch_size: int) -> Tensor:
     old = weight.shape[-1]
     if old == patch_size:
         return weight
-    pixels = torch.eye(old, dtype=torch.float64)[None, None]
+    pixels = torch.eye(old, dtype=torch.float64, device=weight.device)[None, None]
     resize = F.interpolate(pixels, size=(patch_size, old), mode="bilinear", antialias=True)[0, 0]
     inverse = torch.linalg.pinv(resize).T  # [new, old], the same for rows and columns
     return (inverse @ weight.double() @ inverse.T).to(weight.dtype)

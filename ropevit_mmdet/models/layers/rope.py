@@ -16,8 +16,9 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from ropevit_mmdet.models.layers._tracing import is_traced
 from ropevit_mmdet.models.layers.rope_triton import ApplyRope, is_supported
 from ropevit_mmdet.models.layers.windows import WindowGroup, to_window_order
 
@@ -39,13 +40,13 @@ class Rope:
     Args:
         head_dim: channels of a head, D; a multiple of 4.
         temperature: base of the frequency bands.
-        style: 'default', 'axial' or 'centered_separate'.
+        style: 'default', 'axial', 'centered_separate', 'centered_periods' or 'mixed'.
         rotation: 'standard' pairs channels (i, i + D/2), 'interleaved' pairs (2i, 2i + 1).
         indexing: 'ij': rows give the angles of the first half of the channels; 'xy': columns.
         offset: patches, added to every index (default style).
         pt_grid: (rows, columns) in patches that coordinates are scaled to (default style); None:
             the grid itself.
-        shift, jitter, rescale: bounds of the coordinate noise in training (`centered_separate`).
+        shift, jitter, rescale: bounds of the coordinate noise in training (centered styles).
     """
 
     head_dim: int
@@ -72,45 +73,56 @@ class Rope:
         Args:
             grid: (rows, columns) in patches.
             period: patches that span `pt_grid`, per axis; default: the grid itself.
-            noise: a sample of `sample_noise`, used by `centered_separate`.
+            noise: a sample of `sample_noise`, used by the centered styles.
             device: device of the result.
 
         Returns:
             cos [N, D] and sin [N, D], float32; sin has the minus sign of the first channel of each
-            pair, as `apply_rope` expects.
+            pair, as `apply_rope` expects. For `mixed`, whose angles `MixedRope` learns: column and
+            row of every patch, [N, 1].
         """
+        if self.style == "mixed":
+            return _columns_and_rows(grid, device)
         num_bands = self.head_dim // 4
-        exponents = torch.arange(0, num_bands, 1, device=device) / num_bands
-        bands = 1.0 / (self.temperature**exponents)  # radians per patch
+        exponents = torch.arange(num_bands, device=device, dtype=torch.float32) / num_bands
+        periods = self.temperature**exponents
+        bands = 1.0 / periods  # radians per patch
         if self.style == "default":
             angles = self._default_angles(grid, period or grid, bands)
         elif self.style == "axial":
             angles = _axial_angles(grid, bands)
         else:
             angles = _centered_angles(grid, bands, noise or CoordNoise())
+            if self.style == "centered_periods":
+                angles = angles / periods
+            else:
+                angles = angles * bands
+            angles = angles.flatten(1).tile(2)
         return angles.cos(), angles.sin() * self._signs(device)
 
     def sample_noise(self, device: torch.device | str | None = None) -> CoordNoise | None:
         """Samples shift, jitter and rescale for a training step; None if the settings have none."""
         if self.shift is None and self.jitter is None and self.rescale is None:
             return None
+
+        def sample(size: int, bound: float) -> Tensor:
+            return torch.empty(size, device=device, dtype=torch.float32).uniform_(-bound, bound)
+
         shift = jitter = rescale = None
         if self.shift is not None:
-            shift = torch.empty(2, device=device).uniform_(-self.shift, self.shift)
+            shift = sample(2, self.shift)
         if self.jitter is not None:
-            bound = math.log(self.jitter)
-            jitter = torch.empty(2, device=device).uniform_(-bound, bound).exp()
+            jitter = sample(2, math.log(self.jitter)).exp()
         if self.rescale is not None:
-            bound = math.log(self.rescale)
-            rescale = torch.empty(1, device=device).uniform_(-bound, bound).exp()
+            rescale = sample(1, math.log(self.rescale)).exp()
         return CoordNoise(shift, jitter, rescale)
 
     def _default_angles(
         self, grid: tuple[int, int], period: tuple[float, float], bands: Tensor
     ) -> Tensor:
         span = self.pt_grid or grid
-        rows, columns = (
-            (torch.arange(n, device=bands.device) + self.offset) / p * s  # x / s * s is not x
+        rows, columns = (  # x / s * s is not x
+            (torch.arange(n, device=bands.device, dtype=bands.dtype) + self.offset) / p * s
             for n, p, s in zip(grid, period, span, strict=True)
         )
         coords = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), dim=-1)
@@ -120,7 +132,7 @@ class Rope:
         return angles.flatten(1).repeat_interleave(2, dim=-1)
 
     def _signs(self, device: torch.device | str | None) -> Tensor:
-        signs = torch.ones(self.head_dim, device=device)
+        signs = torch.ones(self.head_dim, device=device, dtype=torch.float32)
         if self.rotation == "standard":
             signs[: self.head_dim // 2] = -1
         else:
@@ -135,13 +147,13 @@ def apply_rope(x: Tensor, cos: Tensor, sin: Tensor, rotation: str) -> Tensor:
 
     Args:
         x: [..., N, h, D] of any floating dtype.
-        cos, sin: [N, 1, D] from `Rope.table`, float32.
+        cos, sin: [N, 1, D] from `Rope.table`, or [N, h, D] from `MixedRope`, float32.
         rotation: 'standard' or 'interleaved', as in `Rope`.
 
     Returns:
         A new tensor like `x`; computed in float32 at least, in the dtype of `x`.
     """
-    if is_supported(x):
+    if cos.shape[-2] == 1 and not cos.requires_grad and is_supported(x):
         return ApplyRope.apply(x, cos, sin, rotation)
     if rotation == "standard":
         partner = torch.cat(x.chunk(2, dim=-1)[::-1], dim=-1)
@@ -150,14 +162,50 @@ def apply_rope(x: Tensor, cos: Tensor, sin: Tensor, rotation: str) -> Tensor:
     return (x * cos + partner * sin).to(x.dtype)
 
 
+class MixedRope(nn.Module):
+    """The learned frequencies of a block, per head and axis (RoPE-Mixed, arXiv 2403.13298).
+
+    Reference implementation: timm 1.0.31, `timm/layers/pos_embed_sincos.py`.
+
+    Args:
+        num_heads: h.
+        head_dim: channels of a head, D; a multiple of 4.
+        temperature: base of the initial frequencies, whose direction is random for every head.
+    """
+
+    def __init__(self, num_heads: int, head_dim: int, temperature: float) -> None:
+        super().__init__()
+        bands = 1.0 / temperature ** (torch.arange(0, head_dim, 4) / head_dim)
+        angles = 2.0 * math.pi * torch.rand(num_heads, 1)
+        angles = torch.stack((angles, angles + math.pi / 2), dim=1)  # [h, 2, 1]
+        freqs = torch.stack((bands * angles.cos(), bands * angles.sin())).flatten(2)
+        self.freqs = nn.Parameter(freqs)  # [2, h, D/2], radians per column and per row
+
+    def forward(self, columns: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Positions [tokens, 1, 1] to cos and signed sin [tokens, h, D], for `apply_rope`."""
+        freqs = self.freqs.float()
+        angles = columns * freqs[0] + rows * freqs[1]  # [tokens, h, D/2]
+        sin = angles.sin()
+        return angles.cos().repeat_interleave(2, dim=-1), torch.stack((-sin, sin), -1).flatten(-2)
+
+
 class Segment(NamedTuple):
     """A run of tokens that is cut into equal windows, each attending within itself."""
 
     windows: int
     tokens: int  # of one window, special tokens included
-    cos: Tensor  # [tokens, 1, D], float32
+    cos: Tensor  # [tokens, 1, D], float32; for `MixedRope`, columns and rows [tokens, 1, 1]
     sin: Tensor
-    mask: Tensor | None = None  # of keys, [B * windows, 1, 1, tokens]: True takes part
+    # Of keys, [B * windows, 1, 1, tokens], or a row per query, [B * windows, 1, tokens, tokens]:
+    # True takes part.
+    mask: Tensor | None = None
+
+    def with_leading(self, count: int) -> Segment:
+        """The segment with `count` more tokens at the start of every window, not rotated."""
+        shape = (count, *self.cos.shape[1:])
+        cos = torch.cat((self.cos.new_ones(shape), self.cos))
+        sin = torch.cat((self.sin.new_zeros(shape), self.sin))
+        return Segment(self.windows, self.tokens + count, cos, sin)
 
 
 class RopeTables:
@@ -221,8 +269,9 @@ class RopeTables:
         return global_segments, windows
 
     def with_special(self, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-        """Adds the identity (1, 0) for special tokens: [N, D] to [S + N, 1, D]."""
-        cos = torch.cat((cos.new_ones(self.num_special, cos.shape[-1]), cos))
+        """Adds the identity (1, 0), or position (0, 0), of special tokens: [S + N, 1, D]."""
+        first = 0.0 if self.global_rope.style == "mixed" else 1.0
+        cos = torch.cat((cos.new_full((self.num_special, cos.shape[-1]), first), cos))
         sin = torch.cat((sin.new_zeros(self.num_special, sin.shape[-1]), sin))
         return cos[:, None], sin[:, None]
 
@@ -234,19 +283,19 @@ class RopeTables:
         device: torch.device,
         noise: CoordNoise | None,
     ) -> tuple[Tensor, Tensor]:
-        if noise is not None or torch.compiler.is_compiling():
+        if noise is not None or is_traced():
             return build(grid, groups, device, noise)
         key = (build.__name__, grid, device)
-        if key not in self._cache:
+        table = self._cache.get(key)
+        if table is None:
             # Training could not use a table that was built in inference mode.
             with torch.inference_mode(False), torch.no_grad():
                 # The cosines of a GPU and a CPU differ in the last digit: one table for all.
                 cos, sin = build(grid, groups, torch.device("cpu"), noise)
                 table = cos.to(device), sin.to(device)
-            while len(self._cache) >= _MAX_TABLES:
-                self._cache.pop(next(iter(self._cache)))
-            self._cache[key] = table
-        return self._cache[key]
+            # A new dict, never a changed one: other threads may read it at this moment.
+            self._cache = dict([*self._cache.items(), (key, table)][-_MAX_TABLES:])
+        return table
 
     def _global_table(
         self,
@@ -274,15 +323,22 @@ class RopeTables:
         return self.with_special(cos, sin)
 
 
+def _columns_and_rows(
+    grid: tuple[int, int], device: torch.device | str | None
+) -> tuple[Tensor, Tensor]:
+    """Column and row of every patch, each [N, 1]."""
+    axes = [torch.arange(n, device=device, dtype=torch.float32) for n in grid]
+    rows, columns = torch.meshgrid(*axes, indexing="ij")
+    return columns.reshape(-1, 1), rows.reshape(-1, 1)
+
+
 def _axial_angles(grid: tuple[int, int], bands: Tensor) -> Tensor:
-    rows = torch.arange(grid[0], device=bands.device, dtype=bands.dtype)
-    columns = torch.arange(grid[1], device=bands.device, dtype=bands.dtype)
-    rows, columns = torch.meshgrid(rows, columns, indexing="ij")
-    angles = torch.stack((columns, rows), dim=-1).view(-1, 2, 1) * bands  # columns come first
+    angles = torch.stack(_columns_and_rows(grid, bands.device), dim=1) * bands  # columns come first
     return angles.flatten(1).repeat_interleave(2, dim=-1)
 
 
 def _centered_angles(grid: tuple[int, int], bands: Tensor, noise: CoordNoise) -> Tensor:
+    """Two pi times the coordinates of patches, [N, 2, 1]."""
     rows, columns = (
         (torch.arange(n, device=bands.device, dtype=bands.dtype) + 0.5) / n for n in grid
     )
@@ -294,5 +350,4 @@ def _centered_angles(grid: tuple[int, int], bands: Tensor, noise: CoordNoise) ->
         coords = coords * noise.jitter
     if noise.rescale is not None:
         coords = coords * noise.rescale
-    angles = (2.0 * math.pi * coords.unsqueeze(-1)) * bands  # [N, 2, D/4]
-    return angles.flatten(1).tile(2)
+    return 2.0 * math.pi * coords.unsqueeze(-1)

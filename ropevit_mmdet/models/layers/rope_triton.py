@@ -12,6 +12,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from ropevit_mmdet.models.layers._tracing import is_traced
+
 try:
     import triton
     import triton.language as tl
@@ -67,8 +69,7 @@ def is_supported(x: Tensor) -> bool:
         and x.device.type == "cuda"
         and x.dim() == 4
         and x.dtype in (torch.float32, torch.bfloat16, torch.float16)
-        and not torch.compiler.is_compiling()  # inductor writes its own
-        and not torch.jit.is_tracing()
+        and not is_traced()  # inductor writes its own
         and _compiles(x.device.index, x.dtype)
     )
 

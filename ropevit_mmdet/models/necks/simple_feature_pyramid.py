@@ -120,10 +120,9 @@ class SimpleFeaturePyramid(BaseModule):
             levels.append(layer(levels[-1]))
         if torch.is_autocast_enabled(inputs.device.type):  # RoIs take the dtype of the levels
             levels = [level.float() for level in levels]
-        return tuple(
-            _resample(level, stride / out)
-            for level, stride, out in zip(levels, self.own_strides, self.strides)
-        )
+        factors = [own / out for own, out in zip(self.own_strides, self.strides)]
+        levels = [_resample(*pair) for pair in zip(levels, factors, strict=True)]
+        return tuple(level.contiguous() for level in levels)  # heads of mmdet use `view`
 
 
 def _is_scale(scale: float) -> bool:

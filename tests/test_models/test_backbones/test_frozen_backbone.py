@@ -1,12 +1,17 @@
 """FrozenBackbone: the plain backbone's features, computed once and then read from disk."""
 
+import copy
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from mmdet.registry import MODELS
 from mmengine.logging import MMLogger
+from mmengine.model import BaseModule
 from mmengine.runner import Runner
+from torch import nn
+from torch.distributed.checkpoint.state_dict import get_model_state_dict
 
 from ropevit_mmdet import FrozenBackbone
 from ropevit_mmdet.engine.config import load_config
@@ -56,14 +61,69 @@ def test_features_are_those_of_the_plain_backbone_without_gradients(images):
     assert not any(parameter.requires_grad for parameter in model.parameters())
 
 
+class Detector(BaseModule):
+    """Builds its parts as mmdet's detectors do."""
+
+    def __init__(self, backbone):
+        super().__init__()
+        self.backbone, self.neck = MODELS.build(backbone), nn.Linear(2, 2)
+
+
 def test_weights_are_named_as_in_the_plain_backbone(images):
-    model, plain = frozen(), MODELS.build(PLAIN).eval()
-    assert list(model.state_dict()) == list(plain.state_dict())
-    detector = torch.nn.ModuleDict({"backbone": model})
-    assert set(detector.state_dict()) == {f"backbone.{key}" for key in plain.state_dict()}
-    detector.load_state_dict({f"backbone.{k}": v for k, v in plain.state_dict().items()})
+    detector, plain = Detector(dict(type="FrozenBackbone", backbone=PLAIN)), Detector(PLAIN)
+    names = list(plain.state_dict())
+    assert list(detector.state_dict()) == [name for name, _ in detector.named_parameters()] == names
+    assert list(get_model_state_dict(detector)) == names
+    detector.load_state_dict(plain.state_dict())
+    changed = copy.deepcopy(detector)
+    changed.half().float()
+    changed.load_state_dict({name: 2 * value for name, value in plain.state_dict().items()})
     with torch.no_grad():
-        torch.testing.assert_close(model(images), plain(images), rtol=0, atol=0)
+        expected = plain.eval().backbone(images)
+    torch.testing.assert_close(detector.backbone(images), expected, rtol=0, atol=0)
+    assert not torch.allclose(changed.backbone(images)[0], expected[0])
+    for name, parameter in detector.named_parameters():
+        assert detector.get_parameter(name) is parameter
+
+
+def test_buffers_and_weights_of_another_backbone_are_its_own(tmp_path):
+    """ResNet initializes itself, and has running statistics."""
+    resnet = dict(type="ResNet", depth=18, norm_eval=False, init_cfg=None)
+    detector, plain = Detector(dict(type="FrozenBackbone", backbone=resnet)), Detector(resnet)
+    detector.init_weights()
+    assert list(detector.state_dict()) == list(plain.state_dict())
+    assert not hasattr(detector.backbone.backbone, "_params_init_info")
+    plain.load_state_dict(detector.state_dict())
+    images = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        expected = plain.eval().backbone(images)
+    torch.testing.assert_close(detector.train().backbone(images), expected, rtol=0, atol=0)
+
+
+def test_a_checkpoint_of_init_cfg_is_loaded(tmp_path):
+    torch.save({"state_dict": MODELS.build(PLAIN).state_dict()}, tmp_path / "weights.pth")
+    init_cfg = dict(type="Pretrained", checkpoint=str(tmp_path / "weights.pth"))
+    detector = Detector(dict(type="FrozenBackbone", backbone={**PLAIN, "init_cfg": init_cfg}))
+    detector.init_weights()
+    expected = torch.load(tmp_path / "weights.pth")["state_dict"]
+    assert all(map(torch.equal, detector.backbone.state_dict().values(), expected.values()))
+
+
+def test_threads_write_the_same_image_once(images, tmp_path, warnings):
+    model, expected = frozen(tmp_path), frozen()(images[:1])
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(lambda _: model(images[:1]), range(8)))
+    for result in results:
+        torch.testing.assert_close(result, expected, rtol=0, atol=0)
+    assert len(list(tmp_path.rglob("*.*"))) == 1 and not warnings
+
+
+@pytest.mark.filterwarnings("ignore:.*(is deprecated|might cause the trace)")
+def test_a_trace_passes_the_cache_by(images, tmp_path):
+    model = frozen(tmp_path)
+    traced = torch.jit.trace(model, images, check_trace=False)
+    assert not list(tmp_path.iterdir())  # a check of the trace would call the model itself
+    torch.testing.assert_close(traced(images + 1), model(images + 1), rtol=1e-4, atol=1e-5)
 
 
 def test_an_image_is_computed_once(images, tmp_path):

@@ -1,11 +1,18 @@
 """RoPEViT's arguments, sizes, freezing and gradients. Parity with birder: test_parity.py."""
 
+import copy
+
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
+from torch.func import functional_call, grad, vmap
+from torch.utils.flop_counter import FlopCounterMode
 
 from ropevit_mmdet import RoPEViT
 from ropevit_mmdet.models.layers.block import DropPath
 from tests.oracle import SMALL, fill, seeded_images
+
+WINDOWS = [{}, dict(window_size=4, global_attn_indices=(2,))]
 
 
 def small(**arguments) -> RoPEViT:
@@ -90,30 +97,35 @@ def test_invalid_arguments_are_named_with_their_value(arguments, message):
     [
         (torch.zeros(1, 3, 0, 20), r"pixels.*\[1, 3, 0, 20\]"),
         (torch.zeros(1, 4, 20, 20), r"\[1, 4, 20, 20\]"),
-        (torch.full((1, 3, 20, 20), float("nan")), "NaN"),
     ],
 )
-def test_images_without_pixels_or_with_nan_are_refused(images, message):
+def test_images_without_pixels_are_refused(images, message):
     with pytest.raises(ValueError, match=message):
         small()(images)
 
 
-@pytest.mark.parametrize("window_size", [None, 4])
-def test_every_parameter_gets_a_gradient(window_size):
-    model = fill(RoPEViT(SMALL, window_size=window_size)).train()
+def test_images_with_nan_are_a_warning_as_memory_of_a_warm_up_may_be():
+    images = torch.full((1, 3, 28, 28), float("nan"))
+    with pytest.warns(UserWarning, match="images contain NaN"):
+        assert small()(images)[0].shape == (1, 32, 2, 2)
+
+
+@pytest.mark.parametrize("windows", WINDOWS, ids=str)
+def test_every_parameter_gets_a_gradient(windows):
+    model = fill(RoPEViT(SMALL, **windows)).train()
     model(seeded_images((2, 3, 98, 84)).float())[0].square().mean().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
 
 
 @pytest.mark.parametrize("piece_tokens", [10, 40, 1100])
-@pytest.mark.parametrize("window_size", [None, 4])
-def test_activation_checkpointing_changes_nothing(window_size, piece_tokens, monkeypatch):
+@pytest.mark.parametrize("windows", WINDOWS, ids=str)
+def test_activation_checkpointing_changes_nothing(windows, piece_tokens, monkeypatch):
     """Nor do the pieces of a CPU; all pieces of an image share its drop path and dropout."""
     monkeypatch.setattr("ropevit_mmdet.models.layers._cpu.PIECE_TOKENS", piece_tokens)
     images, outputs, gradients = seeded_images((2, 3, 98, 84)), [], []
     for with_cp in (False, True):
         arch = dict(SMALL, drop_path_rate=0.5, projection_dropout=0.2)
-        model = RoPEViT(arch, with_cp=with_cp, window_size=window_size)
+        model = RoPEViT(arch, with_cp=with_cp, **windows)
         model = fill(model.double()).train()
         torch.manual_seed(0)
         outputs.append(model(images)[0])
@@ -140,12 +152,12 @@ def test_frozen_stages_take_no_gradient_and_stay_in_eval_mode(stages):
         assert torch.equal(model(images)[0], model(images)[0])  # no drop path
 
 
-@pytest.mark.parametrize("window_size", [None, 4])
-def test_drop_path_is_sampled_per_image(window_size):
+@pytest.mark.parametrize("windows", WINDOWS, ids=str)
+def test_drop_path_is_sampled_per_image(windows):
     """With rate 1 only the embedding remains."""
     torch.manual_seed(0)
     arch = dict(SMALL, drop_path_uniform=True)
-    model = fill(RoPEViT(arch, drop_path_rate=1.0, final_norm=False, window_size=window_size))
+    model = fill(RoPEViT(arch, drop_path_rate=1.0, final_norm=False, **windows))
     images = seeded_images((2, 3, 98, 84)).float()
     grid_map = model.patch_embed(images)
     expected = (grid_map + model.grid_pos_embed((7, 6))).permute(0, 3, 1, 2)
@@ -173,3 +185,60 @@ def test_tables_stay_float32_and_few():
     cache = model.rope_tables._cache
     assert len(cache) <= 16
     assert all(t.dtype == torch.float32 for table in cache.values() for t in table)
+
+
+TRACERS = "ignore:.*(is deprecated|might cause the trace|may be an old|batching rule)"
+
+
+@pytest.mark.filterwarnings(TRACERS)
+@pytest.mark.parametrize("windows", WINDOWS, ids=str)
+def test_graphs_of_a_trace_are_the_same_at_every_call(windows):
+    """`torch.jit.trace` compares two traces: no table of the first may be in the second."""
+    model, images = small(**windows), seeded_images((2, 3, 98, 84)).float()
+    for gradients in (True, False):
+        with torch.set_grad_enabled(gradients):
+            traced = torch.jit.trace(model, images)
+            torch.testing.assert_close(traced(images), model(images), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.filterwarnings(TRACERS)
+def test_tensorboard_draws_the_graph():
+    drawing = pytest.importorskip("torch.utils.tensorboard._pytorch_graph")
+    graph, _ = drawing.graph(small(), seeded_images((1, 3, 42, 28)).float())
+    assert len(graph.node) > 100
+
+
+@pytest.mark.filterwarnings(TRACERS)
+@pytest.mark.parametrize("windows", WINDOWS, ids=str)
+def test_gradients_per_image_equal_those_of_single_images(windows):
+    model, images = small(**windows).double(), seeded_images((2, 3, 98, 84))
+    weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
+
+    def loss(weights, image):
+        return functional_call(model, weights, (image[None],))[0].square().mean()
+
+    actual = vmap(grad(loss), (None, 0))(weights, images)
+    for i in range(2):
+        expected = torch.autograd.grad(
+            model(images[i : i + 1])[0].square().mean(), [*model.parameters()]
+        )
+        torch.testing.assert_close([each[i] for each in actual.values()], [*expected])
+    with torch.no_grad():
+        mapped = vmap(lambda image: model(image[None])[0][0])(images)
+        torch.testing.assert_close(mapped, model(images)[0])
+
+
+@pytest.mark.parametrize("windows", WINDOWS, ids=str)
+def test_tensors_without_values_leave_no_table(windows):
+    model, images = small(**windows), seeded_images((2, 3, 98, 84)).float()
+    expected, mode = model(images)[0], FakeTensorMode(allow_non_fake_inputs=True)
+    for used in (model, small(**windows)):  # with tables, and without
+        before = dict(used.rope_tables._cache)
+        with mode, torch.no_grad():
+            assert used(torch.empty(2, 3, 98, 84))[0].shape == expected.shape
+        with FlopCounterMode(display=False), torch.no_grad():
+            used(images)
+        assert used.rope_tables._cache == before
+        assert torch.equal(used(images)[0], expected)
+    meta = copy.deepcopy(model).to("meta")
+    assert meta(images.to("meta"))[0].shape == expected.shape

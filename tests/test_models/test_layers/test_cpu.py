@@ -1,66 +1,121 @@
-"""Linear: oneDNN's result equals the BLAS's up to rounding, and is used without gradients only."""
+"""oneDNN and pieces of a block: equal to the plain modules, and aside where something listens."""
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch import nn
+from torch.nn.utils import parametrizations, prune
 from torch.utils.flop_counter import FlopCounterMode
 
-from ropevit_mmdet.models.layers._cpu import Linear
+from ropevit_mmdet.models.layers._cpu import linear
 
-ONEDNN = torch.backends.mkldnn.is_available()
+ACTIVATIONS = {"none": None, "gelu": nn.GELU(), "tanh": nn.GELU("tanh"), "silu": nn.SiLU()}
 
 
-class Spy(TorchDispatchMode):
-    """The names of the operators that run."""
+class Lora(nn.Module):
+    """What peft puts in the place of a linear layer."""
 
-    def __init__(self):
+    def __init__(self, base: nn.Linear) -> None:
         super().__init__()
-        self.names = set()
+        self.base_layer, rank = base, 2
+        self.lora_A = nn.Linear(base.in_features, rank, bias=False)
+        self.lora_B = nn.Linear(rank, base.out_features, bias=False)
 
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.names.add(function.overloadpacket.__name__)
-        return function(*args, **(kwargs or {}))
+    def __getattr__(self, name):
+        return super().__getattr__(name) if name != "weight" else self.base_layer.weight
+
+    def forward(self, x):
+        return self.base_layer(x) + self.lora_B(self.lora_A(x))
+
+    def merged(self) -> nn.Linear:
+        layer = nn.Linear(self.lora_A.in_features, self.lora_B.out_features)
+        layer.weight.data = self.base_layer.weight + self.lora_B.weight @ self.lora_A.weight
+        layer.bias.data = self.base_layer.bias.data
+        return layer
 
 
-def plain(net, x, gelu):
-    x = F.linear(x, net.weight, net.bias)
-    return F.gelu(x) if gelu else x
+class Doubled(torch.Tensor):
+    """A subclass with a meaning of its own, as a quantized weight."""
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        result = super().__torch_function__(function, types, args, kwargs)
+        return 2 * result.as_subclass(torch.Tensor) if function is F.linear else result
 
 
-@pytest.mark.parametrize("gelu", [False, True])
+@pytest.fixture
+def fused(monkeypatch):
+    """Counts the calls of oneDNN's operator."""
+    calls, operator = [], torch.ops.mkldnn._linear_pointwise
+
+    def spy(*args):
+        calls.append(args)
+        return operator(*args)
+
+    monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", spy)
+    return calls
+
+
+@pytest.mark.parametrize("act", ACTIVATIONS)
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("shape", [(48,), (1, 48), (2, 7, 48), (3, 0, 48), (2, 5, 3, 48)])
-def test_onednn_equals_the_plain_layer(shape, bias, gelu):
-    net = Linear(48, 80, bias=bias)
-    strided = torch.randn(*shape[:-1], 96)[..., ::2]
-    with torch.no_grad():
-        for x in (torch.randn(shape), strided):
-            actual, expected = net(x, gelu=gelu), plain(net, x, gelu)
-            torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6)
+def test_onednn_equals_the_plain_layer(shape, bias, act):
+    net, act = nn.Linear(48, 80, bias=bias), ACTIVATIONS[act]
+    for x in (torch.randn(shape), torch.randn(*shape[:-1], 96)[..., ::2]):
+        with torch.no_grad():
+            expected = net(x) if act is None else act(net(x))
+            torch.testing.assert_close(linear(net, x, act), expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.skipif(not ONEDNN, reason="PyTorch was built without oneDNN")
-def test_onednn_is_used_without_gradients_only():
-    net, x = Linear(48, 80), torch.randn(2, 5, 48)
-    with torch.no_grad(), Spy() as spy:
-        net(x)
-    assert "_linear_pointwise" in spy.names
-    with Spy() as spy:
-        out = net(x, gelu=True)
-    assert "_linear_pointwise" not in spy.names
-    assert torch.equal(out, plain(net, x, True))
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="built without oneDNN")
+def test_onednn_is_used_without_gradients_in_float32_only(fused):
+    net, x = nn.Linear(48, 80), torch.randn(2, 5, 48)
+    out = linear(net, x, nn.GELU())
+    assert torch.equal(out, F.gelu(net(x)))
     out.sum().backward()
     assert net.weight.grad.abs().sum() > 0
-
-
-def test_autocast_hooks_and_the_flop_counter_still_work():
-    net, x, shapes = Linear(48, 80), torch.randn(2, 5, 48), []
-    net.register_forward_hook(lambda module, args, out: shapes.append(tuple(out.shape)))
     with torch.no_grad():
+        linear(net.double(), x.double())
         with torch.autocast("cpu", torch.bfloat16):
-            assert net(x).dtype == torch.bfloat16
-        with FlopCounterMode(display=False) as counter:
-            net(x, gelu=True)
-    assert counter.get_total_flops() == 2 * 10 * 48 * 80
-    assert shapes == [(2, 5, 80)] * 2
+            assert linear(net.float(), x).dtype == torch.bfloat16
+        with FlopCounterMode(display=False) as counter:  # knows the plain operator
+            linear(net, x, nn.GELU())
+        assert counter.get_total_flops() == 2 * 10 * 48 * 80
+        assert not fused
+        linear(net, x, nn.GELU())
+    assert len(fused) == 1
+
+
+def hooked(kind):
+    def change(net):
+        getattr(net, f"register_{kind}")(lambda *args: None)
+
+    return change
+
+
+CHANGES = {
+    "forward hook": hooked("forward_hook"),
+    "forward pre-hook": hooked("forward_pre_hook"),
+    "backward hook": hooked("full_backward_hook"),
+    "another forward": lambda net: setattr(net, "forward", lambda x: F.linear(x, net.weight) + 5),
+    "parametrization": lambda net: parametrizations.weight_norm(net),
+    "pruning": lambda net: prune.l1_unstructured(net, "weight", amount=0.5),
+    "tensor subclass": lambda net: setattr(net, "weight", nn.Parameter(Doubled(net.weight.data))),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_changed_layer_is_called(change, fused):
+    net, x = nn.Linear(6, 4), torch.randn(2, 6)
+    CHANGES[change](net)
+    with torch.no_grad():
+        assert torch.equal(linear(net, x, nn.GELU()), F.gelu(net(x)))
+    assert not fused
+
+
+def test_another_type_of_layer_is_called(fused):
+    lora, x = Lora(nn.Linear(6, 4)), torch.randn(2, 6)
+    with torch.no_grad():
+        torch.testing.assert_close(linear(lora, x, nn.GELU()), F.gelu(lora.merged()(x)))
+        assert linear(nn.Identity(), x) is x
+    assert not fused

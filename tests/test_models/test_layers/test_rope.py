@@ -1,17 +1,21 @@
 """The rope tables and their oddities."""
 
 import math
+import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
-from ropevit_mmdet.models.layers.rope import Rope, apply_rope
+from ropevit_mmdet.models.layers.rope import Rope, RopeTables, apply_rope
+from ropevit_mmdet.models.layers.windows import window_groups
 
 STYLES = {
     "default": dict(),
     "interleaved": dict(rotation="interleaved"),
     "axial": dict(style="axial", rotation="interleaved"),
     "centered_separate": dict(style="centered_separate"),
+    "centered_periods": dict(style="centered_periods"),
 }
 
 
@@ -100,3 +104,61 @@ def test_noise_is_for_the_centered_style_and_within_its_bounds():
     assert 1 / 1.5 <= noise.rescale <= 1.5
     assert not torch.equal(rope.table((4, 4), noise=noise)[0], rope.table((4, 4))[0])
     assert Rope(16).sample_noise() is None
+
+
+def tables_of(tables: RopeTables, side: int) -> list[torch.Tensor]:
+    grid, groups = (side, 3), window_groups((side, 3), 2)
+    segments = tables.segments(grid, groups, device=torch.device("cpu"), training=False)
+    return [table for part in segments for segment in part for table in (segment.cos, segment.sin)]
+
+
+def rope_tables(**style) -> RopeTables:
+    rope = Rope(8, pt_grid=None if style else (16, 16), **style)
+    return RopeTables(rope, rope, num_special=1, window_size=2, period=None if style else 7.5)
+
+
+def test_threads_share_a_full_cache():
+    """More grids than the cache keeps, from threads that change places all the time."""
+    tables, sides = rope_tables(), range(1, 40)
+    expected = {side: tables_of(rope_tables(), side) for side in sides}
+
+    def look_up(start: int) -> bool:
+        order = [(start * 5 + i) % 39 + 1 for i in range(200)]
+        return all(all(map(torch.equal, tables_of(tables, n), expected[n])) for n in order)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            assert all(pool.map(look_up, range(8)))
+    finally:
+        sys.setswitchinterval(interval)
+    assert 0 < len(tables._cache) <= 16
+
+
+@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("default", [torch.bfloat16, torch.float64, "meta"], ids=str)
+def test_tables_are_float32_whatever_the_defaults(default, style):
+    expected = tables_of(rope_tables(**STYLES[style]), 5)
+    dtype = torch.get_default_dtype()
+    try:
+        if default == "meta":
+            torch.set_default_device(default)
+        else:
+            torch.set_default_dtype(default)
+        actual = tables_of(rope_tables(**STYLES[style]), 5)
+    finally:
+        torch.set_default_device(None)
+        torch.set_default_dtype(dtype)
+    for table, other in zip(actual, expected, strict=True):
+        assert table.dtype == torch.float32 and torch.equal(table, other)
+
+
+def test_noise_is_that_of_float32_whatever_the_default():
+    rope, samples = Rope(8, style="centered_separate", shift=0.1, jitter=1.2, rescale=1.5), []
+    for default in (torch.float32, torch.float64):
+        torch.set_default_dtype(default)
+        torch.manual_seed(0)
+        samples.append(rope.sample_noise())
+    torch.set_default_dtype(torch.float32)
+    assert all(map(torch.equal, *samples))

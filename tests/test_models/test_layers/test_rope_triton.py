@@ -44,7 +44,7 @@ def test_kernel_equals_plain_operators_in_the_interpreter(monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     done = run_python(__file__)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == [f"{case} equal" for case in CASES]
+    assert done.stdout.splitlines()[-len(CASES) :] == [f"{case} equal" for case in CASES]
 
 
 @pytest.mark.gpu

@@ -27,6 +27,7 @@ def test_sizes_follow_the_strides(grid, extra):
     levels = neck((torch.randn(2, 16, *grid),))
     for level, stride in zip(levels, neck.strides):
         assert level.shape == (2, 8, *(-int(-(n * 14 / stride) // 1) for n in grid))
+        assert level.is_contiguous()  # heads of mmdet call `view`
 
 
 def test_the_max_pooled_level_takes_every_second_cell():
@@ -134,3 +135,25 @@ def test_extra_levels_of_narrow_maps_in_bfloat16(grid):
                 actual = neck(images)
             for level, other in zip(actual, expected, strict=True):
                 torch.testing.assert_close(level, other, rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("kind", ["float32", "bfloat16", "autocast"])
+@pytest.mark.parametrize("grid", [(9, 7), (5, 2), (1, 1)])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {},
+        dict(norm_cfg=None),
+        dict(out_strides=(4, 8, 16, 32, 64)),
+        dict(out_strides=(4, 8, 16, 32, 64), norm_cfg=None, add_extra_convs="on_output"),
+        dict(scale_factors=(1,), num_outs=3, add_extra_convs="on_output"),
+    ],
+    ids=str,
+)
+def test_levels_can_be_viewed(arguments, grid, kind):
+    """As `view`, which copies nothing, DINO takes the cells of a level in a row."""
+    neck = pyramid(**arguments).to(torch.bfloat16 if kind == "bfloat16" else torch.float32)
+    dtype = next(neck.parameters()).dtype
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, kind == "autocast"):
+        for level in neck(torch.randn(2, 16, *grid, dtype=dtype)):
+            assert torch.equal(level.view(2, 8, -1), level.flatten(2))
