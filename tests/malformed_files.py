@@ -1,5 +1,6 @@
 """Files that are not checkpoints, and checkpoints that contain code."""
 
+import gzip
 import io
 import pickle
 import zipfile
@@ -31,12 +32,28 @@ def saved(content) -> bytes:
     return buffer.getvalue()
 
 
-WRONG = {
-    "empty": b"",
-    "a web page": b"<!DOCTYPE html><html><body>404 Not Found</body></html>",
-    "JSON": b'{"state_dict": {"a": [1, 2, 3]}}',
-    "a pointer of git lfs": b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n",
-    "zip": archive({"a.txt": "hello"}),
+KNOWN = {  # content -> what the message says that it is
+    "empty": (b"", "is empty, .* truncated"),
+    "web page": (b"\n<!DOCTYPE html><html><body>404 Not Found</body></html>", "is a web page"),
+    "index": (b'{"weight_map": {"a": "model-00001.safetensors"}}', "is JSON text"),
+    "git-lfs": (
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n",
+        "is a pointer of git-lfs .*: run `git lfs pull`",
+    ),
+    "onnx": (b"\x08\x0e\x12\x03abc:3\n\x0c\n\x01x\x12\x01y", "is an ONNX model"),
+    "gzip": (gzip.compress(bytes(50)), "is compressed"),
+    "zip": (archive({"a.txt": "hello"}), "is a zip file, but not a checkpoint"),
+    "pt2": (
+        archive({"w/archive_format": "pt2", "w/models/model.json": "{}"}),
+        "is an exported program",
+    ),
+    "TorchScript": (
+        archive({"w/data.pkl": pickle.dumps(3), "w/code/a.py": "", "w/constants.pkl": ""}),
+        "is a TorchScript archive",
+    ),
+    "npz": (archive({"a.npy": "x"}), "is an archive of numpy"),
+}
+WRONG = {name: content for name, (content, _) in KNOWN.items()} | {
     "zip with torch's names": archive({"a/data.pkl": pickle.dumps(3), "a/version": "3\n"}),
     "zeros": bytes(5000),
     "a pickled list": pickle.dumps([1, 2], protocol=2),

@@ -21,11 +21,15 @@ from mmengine.infer import BaseInferencer
 from mmengine.logging import HistoryBuffer
 from mmengine.optim import OneCycleParamScheduler
 from mmengine.runner import CheckpointLoader
+from mmengine.utils import get_object_from_string
 from safetensors import safe_open
 from torch import nn
 
+from ropevit_mmdet.compat.config import type_name
+from ropevit_mmdet.compat.contents import describe_content
 from ropevit_mmdet.errors import UserError
 
+_STACK = ("torch.nn.", "mmcv.", "mmdet.", "mmengine.", "ropevit_mmdet.")
 # Methods in the state of mmengine's own objects, pickled as getattr(class, name).
 _PICKLED_METHODS = {
     HistoryBuffer: ("min", "max", "current", "mean"),
@@ -37,7 +41,9 @@ _NUMBERS = np.typecodes["AllInteger"] + np.typecodes["Float"] + "?"
 _BLOCK = 2**20  # bytes
 _ARCHIVE = b"PK\3\4"  # start of a zip file, torch's format since 1.6
 
-_REFUSED = re.compile(r"GLOBAL \S+|unrecognized function .+|but got .+|TorchScript")
+_MAX_HEADER = 100_000_000  # bytes, of a safetensors file
+
+_REFUSED = re.compile(r"GLOBAL \S+|unrecognized function .+|but got .+")
 
 _init_model = BaseInferencer._init_model
 
@@ -65,28 +71,35 @@ def existing_file(path: str | os.PathLike[str]) -> Path:
     """The path of a checkpoint with `~` expanded; a `UserError` if there is no such file."""
     file = os.path.expanduser(path)
     if not os.path.isfile(file):
-        raise UserError(f"checkpoint not found: {path}")
+        is_directory = os.path.isdir(file)
+        what = "is a directory, name a file in it" if is_directory else "not found"
+        raise UserError(f"checkpoint {what}: {path}")
     return Path(file)
 
 
 def read_checkpoint_file(path: str | os.PathLike[str], map_location: Any = "cpu") -> Any:
     """Reads a file of `torch.save` or a safetensors file; tensors stay mapped to it.
 
-    Without `meta['config']`, which mmengine's resume would run as Python.
+    Its content, not its suffix, shows which one it is. Without `meta['config']`, which mmengine's
+    resume would run as Python.
     """
     path = existing_file(path)
     try:
-        if path.suffix == ".safetensors":
+        with path.open("rb") as file:
+            start = file.read(9)
+        if _is_safetensors(start):
             with safe_open(path, framework="pt", device="cpu") as file:
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
                 return {**(file.metadata() or {}), "state_dict": tensors}
-        with path.open("rb") as file:
-            archive = file.read(len(_ARCHIVE)) == _ARCHIVE
+        archive = start.startswith(_ARCHIVE)
         if archive:
             verify_archive(path)
-        content = torch.load(path, map_location=map_location, weights_only=True, mmap=archive)
+        mapped = archive and path.suffix != ".safetensors"  # which torch takes for one
+        with path.open("rb") as file:
+            source = path if mapped else file
+            content = torch.load(source, map_location, weights_only=True, mmap=mapped)
     except Exception as error:  # corrupted files fail in many ways
-        raise UserError(f"checkpoint {path} {_problem(error)}") from error
+        raise UserError(f"checkpoint {path} {_problem(error, path)}") from error
     if isinstance(content, dict) and isinstance(content.get("meta"), dict):
         content["meta"].pop("config", None)
     return content
@@ -105,7 +118,25 @@ def literal_config(text: str, source: str) -> Config:
             f"checkpoint {source}: its config is more than assignments of literals and could run "
             "code: pass the config as a file"
         ) from error
-    return Config(settings)
+    return Config(_with_safe_types(settings))
+
+
+def _with_safe_types(settings: Any) -> Any:
+    """Settings whose types are registered names: mmengine calls whatever a dotted one names.
+
+    A dotted name stays where it is a network layer of the stack, as in Python-style configs.
+    """
+    if isinstance(settings, (list, tuple)):
+        return type(settings)(map(_with_safe_types, settings))
+    if not isinstance(settings, dict):
+        return settings
+    settings = {key: _with_safe_types(value) for key, value in settings.items()}
+    for key, name in settings.items():
+        if str(key).endswith(("type", "constructor")) and isinstance(name, str) and "." in name:
+            layer = name.startswith(_STACK) and get_object_from_string(name)
+            if not (isinstance(layer, type) and issubclass(layer, nn.Module)):
+                settings[key] = type_name({"type": name})
+    return settings
 
 
 class _DictCalls(ast.NodeTransformer):
@@ -150,14 +181,21 @@ def verify_archive(path: str | os.PathLike[str]) -> None:
                     pass
 
 
-def _problem(error: Exception) -> str:
+def _is_safetensors(start: bytes) -> bool:
+    """The length of the header, 8 bytes, then the header in JSON."""
+    return start[8:] == b"{" and int.from_bytes(start[:8], "little") < _MAX_HEADER
+
+
+def _problem(error: Exception, path: Path) -> str:
     """One line for what torch explains in many."""
     text = str(error)
-    refused = _REFUSED.search(text)
-    if refused:
-        return f"is refused: {refused[0]} could run code; save only its state_dict and load that"
     system = isinstance(error, OSError) and error.errno not in (None, errno.EINVAL)
     if system or isinstance(error, MemoryError) or "CUDA" in text or "enough memory" in text:
         first_line = text.partition("\n")[0]
         return f"cannot be loaded: {first_line or type(error).__name__}"
+    if "safetensors" not in type(error).__module__ and (content := describe_content(path)):
+        return f"is {content}"
+    refused = _REFUSED.search(text)
+    if refused:
+        return f"is refused: {refused[0]} could run code; save only its state_dict and load that"
     return "is truncated or not a checkpoint: delete it, then save or download it again"

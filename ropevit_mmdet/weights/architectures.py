@@ -8,15 +8,18 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from collections.abc import Iterator, Mapping
+from functools import cache
 from typing import Any
 
 from ropevit_mmdet.errors import UserError
+from ropevit_mmdet.weights.other_architectures import PUBLISHED, TIMM, TRANSFORMERS
 
 
 @dataclasses.dataclass(frozen=True)
 class Arch:
     """The settings of one RoPE ViT, under the keys of birder's network config.
 
+    What birder does not have: `k_bias`, the styles 'centered_periods' and 'mixed'.
     Widths are in channels, `patch_size` in pixels, `pt_grid_size` in patches (rows, columns).
     """
 
@@ -47,12 +50,13 @@ class Arch:
     norm_layer_eps: float = 1e-6
     layer_scale_init_value: float | None = None
     qkv_bias: bool = True
+    k_bias: bool = True  # False: queries and values only
     qk_norm: bool = False
     attn_norm: bool = False
     mlp_layer_type: str = "FFN"  # | 'SwiGLU_FFN' | 'Norm_SwiGLU_FFN'
     act_layer_type: str | None = None  # default: gelu for FFN, silu for SwiGLU
 
-    rope_style: str = "default"  # | 'axial' | 'centered_separate'
+    rope_style: str = "default"  # | 'axial' | 'centered_separate' | 'centered_periods' | 'mixed'
     rope_rot_type: str = "standard"  # | 'interleaved'
     rope_grid_indexing: str = "ij"  # | 'xy'
     rope_grid_offset: int = 0
@@ -119,15 +123,16 @@ def check_values(*rows: tuple[bool, str, str, Any]) -> None:
         raise UserError("; ".join(invalid))
 
 
-def arch_names() -> tuple[str, ...]:
-    """Every architecture that has a name, without aliases."""
-    return tuple(_TABLE)
+def arch_names(home: str = "birder") -> tuple[str, ...]:
+    """Every architecture that has a name in 'birder', 'timm' or 'transformers', without aliases."""
+    return tuple(_HOMES[home])
 
 
 def names_of(arch: Arch, *, ignore: tuple[str, ...] = ()) -> list[str]:
-    """Names, without aliases, of these settings in birder; fields in `ignore` may differ."""
+    """Names, without aliases, of these settings, birder's first; fields in `ignore` may differ."""
     wanted = with_defaults(arch, ignore)
-    return [name for name, known in _TABLE.items() if with_defaults(known, ignore) == wanted]
+    known = {name: _by_name(name) for home in _HOMES.values() for name in home}
+    return [name for name, own in known.items() if with_defaults(own, ignore) == wanted]
 
 
 def with_defaults(arch: Arch, keys: tuple[str, ...]) -> Arch:
@@ -136,11 +141,14 @@ def with_defaults(arch: Arch, keys: tuple[str, ...]) -> Arch:
     return dataclasses.replace(arch, **{key: defaults[key] for key in keys})
 
 
+@cache
 def _by_name(name: str) -> Arch:
     key = ALIASES.get(name.lower(), name.lower())
-    if key not in _TABLE:
-        raise UserError(f"unknown arch {name!r}{_closest(key, [*_TABLE, *ALIASES])}")
-    return _TABLE[key]
+    if key in _TABLE:
+        return _TABLE[key]
+    if key not in PUBLISHED:
+        raise UserError(f"unknown arch {name!r}{_closest(key, [*_TABLE, *ALIASES, *PUBLISHED])}")
+    return Arch(**PUBLISHED[key].settings)
 
 
 def _closest(word: str, known: list[str]) -> str:
@@ -161,7 +169,7 @@ _CHOICES = dict(
     mlp_layer_type=("FFN", "SwiGLU_FFN", "Norm_SwiGLU_FFN"),
     act_layer_type=(None, *ACTIVATION_NAMES),
     attn_pool_act_layer_type=ACTIVATION_NAMES,
-    rope_style=("default", "axial", "centered_separate"),
+    rope_style=("default", "axial", "centered_separate", "centered_periods", "mixed"),
     rope_rot_type=("standard", "interleaved"),
     rope_grid_indexing=("ij", "xy"),
     attn_pool_type=("MultiHeadAttentionPool", "EfficientProbing"),
@@ -200,7 +208,7 @@ def _relation_rows(arch: Arch) -> Iterator[tuple[bool, str, str, Any]]:
         norm = arch.stem_norm_layer_type
         yield norm is None, "arch: stem_norm_layer_type of a patchify stem", "None", norm
     style, rotation = arch.rope_style, arch.rope_rot_type
-    if style != "centered_separate":
+    if not style.startswith("centered"):
         for key in ("rope_shift_coords", "rope_jitter_coords", "rope_rescale_coords"):
             value = getattr(arch, key)
             yield value is None, f"arch: {key} of rope_style {style!r}", "None", value
@@ -209,158 +217,100 @@ def _relation_rows(arch: Arch) -> Iterator[tuple[bool, str, str, Any]]:
         name = "(rope_grid_indexing, rope_grid_offset, pt_grid_size)"
         plain = ("ij", 0, None)
         yield grid == plain, f"arch: {name} of rope_style {style!r}", str(plain), grid
-        rule = "interleaved" if style == "axial" else "standard"
+        rule = "interleaved" if style in ("axial", "mixed") else "standard"
         yield rotation == rule, f"arch: rope_rot_type of {style!r}", repr(rule), rotation
 
 
-def _size(num_layers: int, num_heads: int, hidden_dim: int, mlp_dim: int, drop_path: float) -> dict:
-    names = ("num_layers", "num_heads", "hidden_dim", "mlp_dim", "drop_path_rate")
-    return dict(zip(names, (num_layers, num_heads, hidden_dim, mlp_dim, drop_path)))
-
-
-def _vit(size: dict, patch_size: int, *families: dict, reg: int = 0, **switches: Any) -> Arch:
-    settings = dict(size, patch_size=patch_size, num_reg_tokens=reg)
-    for family in families:
-        settings |= family
-    return Arch(**(settings | switches))
-
-
-_T = _size(12, 3, 192, 768, 0.0)
-_S = _size(12, 6, 384, 1536, 0.0)
-_M = _size(12, 8, 512, 2048, 0.0)
-_B = _size(12, 12, 768, 3072, 0.1)
-_L = _size(24, 16, 1024, 4096, 0.1)
-_H = _size(32, 16, 1280, 5120, 0.1)
-_SO150 = _size(18, 16, 896, 2320, 0.1)
-_SO400 = _size(27, 16, 1152, 4304, 0.1)
-_G = _size(40, 16, 1408, 6144, 0.1)
-_GIGANTIC = _size(48, 16, 1664, 8192, 0.1)
+_SIZES = {  # blocks, heads, width, width of the MLP, drop path rate
+    "t": (12, 3, 192, 768, 0.0),
+    "s": (12, 6, 384, 1536, 0.0),
+    "m": (12, 8, 512, 2048, 0.0),
+    "b": (12, 12, 768, 3072, 0.1),
+    "l": (24, 16, 1024, 4096, 0.1),
+    "h": (32, 16, 1280, 5120, 0.1),
+    "so150m_p": (18, 16, 896, 2320, 0.1),
+    "so400m_p": (27, 16, 1152, 4304, 0.1),
+    "g": (40, 16, 1408, 6144, 0.1),
+    "gigantic": (48, 16, 1664, 8192, 0.1),
+}
+_DEIT3_DROP_PATH = {"t": 0.0, "s": 0.05, "m": 0.1, "b": 0.2, "l": 0.45}
 
 _AVG = dict(class_token=False)
 _POOL = dict(class_token=False, attn_pool_head=True)
-_PROBE = _POOL | dict(attn_pool_type="EfficientProbing", attn_pool_special_tokens=True)
-_RMS_SWIGLU = dict(norm_layer_type="RMSNorm", mlp_layer_type="SwiGLU_FFN")
-_EVA02 = dict(  # arXiv 2303.11331
-    mlp_dim=2730,
-    attn_norm=True,
-    mlp_layer_type="Norm_SwiGLU_FFN",
-    rope_rot_type="interleaved",
-    rope_temperature=10000.0,
-    pt_grid_size=(16, 16),
+_POOL_SPECIAL = _POOL | dict(attn_pool_special_tokens=True)
+_PROBE = _POOL_SPECIAL | dict(attn_pool_type="EfficientProbing")
+_LS = dict(layer_scale_init_value=1e-5)
+_NPS = dict(pos_embed_special_tokens=False)
+_RMS = dict(norm_layer_type="RMSNorm")
+_SWIGLU = dict(mlp_layer_type="SwiGLU_FFN")
+_NF_SWIGLU = dict(attn_norm=True, mlp_layer_type="Norm_SwiGLU_FFN")
+_AXIAL = dict(rope_style="axial", rope_rot_type="interleaved")
+_C1 = dict(norm_layer_eps=1e-5)
+_CENTERED = _LS | dict(abs_pos_embed=False, rope_style="centered_separate")  # DINOv3, 2508.10104
+_EVA02 = _NF_SWIGLU | dict(  # arXiv 2303.11331
+    mlp_dim=2730, rope_rot_type="interleaved", rope_temperature=10000.0, pt_grid_size=(16, 16)
 )
-_DEIT3 = dict(pos_embed_special_tokens=False, layer_scale_init_value=1e-5)
-_CENTERED = dict(  # DINOv3, arXiv 2508.10104
-    abs_pos_embed=False,
-    layer_scale_init_value=1e-5,
-    num_reg_tokens=4,
-    rope_style="centered_separate",
-)
-_PE = dict(  # Perception Encoder, arXiv 2504.13181
+_PE = _C1 | dict(  # Perception Encoder, arXiv 2504.13181
     pre_norm=True,
-    norm_layer_eps=1e-5,
     rope_rot_type="interleaved",
     rope_grid_indexing="xy",
     rope_grid_offset=1,
     rope_temperature=10000.0,
 )
 _PE_CORE = _PE | dict(attn_pool_head=True, attn_pool_num_heads=8, attn_pool_special_tokens=True)
-_PE_SPATIAL = _PE | dict(num_reg_tokens=1, class_token=False, post_norm=False)
+_PE_SPATIAL = _PE | dict(class_token=False, post_norm=False)
 
-_TABLE: dict[str, Arch] = {
-    "rope_vit_t32": _vit(_T, 32),
-    "rope_vit_t16": _vit(_T, 16),
-    "rope_vit_t14": _vit(_T, 14),
-    "rope_vit_s32": _vit(_S, 32),
-    "rope_vit_s16": _vit(_S, 16),
-    "rope_vit_s16_avg": _vit(_S, 16, _AVG),
-    "rope_a_vit_s16": _vit(_S, 16, rope_style="axial", rope_rot_type="interleaved"),
-    "rope_cs_vit_reg4_s16_nape_ls": _vit(_S, 16, _CENTERED),
-    "rope_cs_vit_reg4_s16_nape_ls_c1": _vit(_S, 16, _CENTERED, norm_layer_eps=1e-5),
-    "rope_i_vit_s16_pn_aps_c1": _vit(_S, 16, _PE_CORE),
-    "rope_vit_s14": _vit(_S, 14),
-    "rope_vit_s14_swiglu_avg": _vit(_S, 14, _AVG, mlp_layer_type="SwiGLU_FFN"),
-    "rope_vit_m32": _vit(_M, 32),
-    "rope_vit_m16": _vit(_M, 16),
-    "rope_vit_m16_avg": _vit(_M, 16, _AVG),
-    "rope_vit_m14": _vit(_M, 14),
-    "rope_vit_m14_swiglu_avg": _vit(_M, 14, _AVG, mlp_layer_type="SwiGLU_FFN"),
-    "rope_vit_b32": _vit(_B, 32, drop_path_rate=0.0),
-    "rope_vit_b16": _vit(_B, 16),
-    "rope_vit_b16_qkn_ls": _vit(_B, 16, layer_scale_init_value=1e-5, qk_norm=True),
-    "rope_vit_b16_nf_swiglu": _vit(_B, 16, attn_norm=True, mlp_layer_type="Norm_SwiGLU_FFN"),
-    "rope_i_vit_b16_pn_aps_c1": _vit(_B, 16, _PE_CORE),
-    "rope_vit_b14": _vit(_B, 14),
-    "rope_vit_b14_swiglu_avg": _vit(_B, 14, _AVG, mlp_layer_type="SwiGLU_FFN"),
-    "rope_vit_so150m_p14_ap": _vit(_SO150, 14, _POOL),
-    "rope_vit_l32": _vit(_L, 32),
-    "rope_vit_l16": _vit(_L, 16),
-    "rope_vit_l14": _vit(_L, 14),
-    "rope_i_vit_l14_pn_aps_c1": _vit(_L, 14, _PE_CORE),
-    "rope_i_vit_l14_nf_swiglu_c1": _vit(_L, 14, _EVA02),
-    "rope_vit_so400m_p14_ap": _vit(_SO400, 14, _POOL),
-    "rope_vit_h16": _vit(_H, 16),
-    "rope_vit_h14": _vit(_H, 14),
-    "rope_vit_g16": _vit(_G, 16),
-    "rope_vit_g14": _vit(_G, 14),
-    "rope_vit_gigantic14": _vit(_GIGANTIC, 14),
-    "rope_vit_reg1_t32": _vit(_T, 32, reg=1),
-    "rope_vit_reg1_t16": _vit(_T, 16, reg=1),
-    "rope_i_vit_reg1_t16_pn_npn_avg_c1": _vit(_T, 16, _PE_SPATIAL),
-    "rope_vit_reg1_t14": _vit(_T, 14, reg=1),
-    "rope_vit_reg1_s32": _vit(_S, 32, reg=1),
-    "rope_vit_reg1_s16": _vit(_S, 16, reg=1),
-    "rope_i_vit_reg1_s16_pn_npn_avg_c1": _vit(_S, 16, _PE_SPATIAL),
-    "rope_vit_reg1_s14": _vit(_S, 14, reg=1),
-    "rope_vit_reg4_m32": _vit(_M, 32, reg=4),
-    "rope_vit_reg4_m16": _vit(_M, 16, reg=4),
-    "rope_vit_reg4_m16_rms_avg": _vit(_M, 16, _AVG, reg=4, norm_layer_type="RMSNorm"),
-    "rope_vit_reg4_m14": _vit(_M, 14, reg=4),
-    "rope_vit_reg4_m14_avg": _vit(_M, 14, _AVG, reg=4),
-    "rope_vit_reg4_b32": _vit(_B, 32, reg=4, drop_path_rate=0.0),
-    "rope_vit_reg4_b16": _vit(_B, 16, reg=4),
-    "rope_i_vit_reg1_b16_pn_npn_avg_c1": _vit(_B, 16, _PE_SPATIAL),
-    "rope_cs_vit_reg4_b16_nape_ls": _vit(_B, 16, _CENTERED),
-    "rope_cs_vit_reg4_b16_nape_ls_c1": _vit(_B, 16, _CENTERED, norm_layer_eps=1e-5),
-    "rope_vit_reg4_b14": _vit(_B, 14, reg=4),
-    "rope_vit_reg8_b14_nps_avg": _vit(_B, 14, _AVG, reg=8, pos_embed_special_tokens=False),
-    "rope_vit_reg8_b14_nps_ap": _vit(_B, 14, _POOL, reg=8, pos_embed_special_tokens=False),
-    "rope_cs_vit_reg4_so150m_p16_nape_ls": _vit(_SO150, 16, _CENTERED),
-    "rope_vit_reg4_so150m_p14_ap": _vit(_SO150, 14, _POOL, reg=4),
-    "rope_vit_reg8_so150m_p14_ap": _vit(_SO150, 14, _POOL, reg=8),
-    "rope_vit_reg8_so150m_p14_swiglu_rms_avg": _vit(_SO150, 14, _RMS_SWIGLU, _AVG, reg=8),
-    "rope_vit_reg8_so150m_p14_swiglu_rms_ap": _vit(_SO150, 14, _RMS_SWIGLU, _POOL, reg=8),
-    "rope_vit_reg8_so150m_p14_swiglu_rms_aps": _vit(
-        _SO150, 14, _RMS_SWIGLU, _POOL, reg=8, attn_pool_special_tokens=True
-    ),
-    "rope_vit_reg8_so150m_p14_swiglu_rms_eps": _vit(_SO150, 14, _RMS_SWIGLU, _PROBE, reg=8),
-    "rope_vit_reg4_l32": _vit(_L, 32, reg=4),
-    "rope_vit_reg4_l16": _vit(_L, 16, reg=4),
-    "rope_cs_vit_reg4_l16_nape_ls_c1": _vit(_L, 16, _CENTERED, norm_layer_eps=1e-5),
-    "rope_vit_reg4_l14": _vit(_L, 14, reg=4),
-    "rope_vit_reg8_l14_rms_ap": _vit(_L, 14, _POOL, reg=8, norm_layer_type="RMSNorm"),
-    "rope_vit_reg8_so400m_p14_ap": _vit(_SO400, 14, _POOL, reg=8),
-    "rope_vit_reg4_h16": _vit(_H, 16, reg=4),
-    "rope_vit_reg4_h14": _vit(_H, 14, reg=4),
-    "rope_vit_reg4_g14": _vit(_G, 14, reg=4),
-    "rope_deit3_t16": _vit(_T, 16, _DEIT3),
-    "rope_deit3_s16": _vit(_S, 16, _DEIT3, drop_path_rate=0.05),
-    "rope_deit3_s14": _vit(_S, 14, _DEIT3, drop_path_rate=0.05),
-    "rope_deit3_m16": _vit(_M, 16, _DEIT3, drop_path_rate=0.1),
-    "rope_deit3_m14": _vit(_M, 14, _DEIT3, drop_path_rate=0.1),
-    "rope_deit3_b16": _vit(_B, 16, _DEIT3, drop_path_rate=0.2),
-    "rope_deit3_b14": _vit(_B, 14, _DEIT3, drop_path_rate=0.2),
-    "rope_deit3_l16": _vit(_L, 16, _DEIT3, drop_path_rate=0.45),
-    "rope_deit3_l14": _vit(_L, 14, _DEIT3, drop_path_rate=0.45),
-    "rope_deit3_reg4_t16": _vit(_T, 16, _DEIT3, reg=4),
-    "rope_deit3_reg4_s16": _vit(_S, 16, _DEIT3, reg=4, drop_path_rate=0.05),
-    "rope_deit3_reg4_s14": _vit(_S, 14, _DEIT3, reg=4, drop_path_rate=0.05),
-    "rope_deit3_reg4_m16": _vit(_M, 16, _DEIT3, reg=4, drop_path_rate=0.1),
-    "rope_deit3_reg4_m14": _vit(_M, 14, _DEIT3, reg=4, drop_path_rate=0.1),
-    "rope_deit3_reg4_b16": _vit(_B, 16, _DEIT3, reg=4, drop_path_rate=0.2),
-    "rope_deit3_reg4_b14": _vit(_B, 14, _DEIT3, reg=4, drop_path_rate=0.2),
-    "rope_deit3_reg4_l16": _vit(_L, 16, _DEIT3, reg=4, drop_path_rate=0.45),
-    "rope_deit3_reg4_l14": _vit(_L, 14, _DEIT3, reg=4, drop_path_rate=0.45),
+_FAMILIES: tuple[tuple[str, str, str, dict[str, Any]], ...] = (
+    # start of the names, sizes and patches, end of the names, settings
+    ("rope_vit", "t32 t16 t14 s32 s16 s14 m32 m16 m14 b32 b16 b14", "", {}),
+    ("rope_vit", "l32 l16 l14 h16 h14 g16 g14 gigantic14", "", {}),
+    ("rope_vit", "s16 m16", "_avg", _AVG),
+    ("rope_vit", "s14 m14 b14", "_swiglu_avg", _SWIGLU | _AVG),
+    ("rope_vit", "b16", "_qkn_ls", _LS | dict(qk_norm=True)),
+    ("rope_vit", "b16", "_nf_swiglu", _NF_SWIGLU),
+    ("rope_vit", "so150m_p14 so400m_p14", "_ap", _POOL),
+    ("rope_a_vit", "s16", "", _AXIAL),
+    ("rope_i_vit", "s16 b16 l14", "_pn_aps_c1", _PE_CORE),
+    ("rope_i_vit", "l14", "_nf_swiglu_c1", _EVA02),
+    ("rope_vit_reg1", "t32 t16 t14 s32 s16 s14", "", {}),
+    ("rope_i_vit_reg1", "t16 s16 b16", "_pn_npn_avg_c1", _PE_SPATIAL),
+    ("rope_vit_reg4", "m32 m16 m14 b32 b16 b14 l32 l16 l14 h16 h14 g14", "", {}),
+    ("rope_vit_reg4", "m14", "_avg", _AVG),
+    ("rope_vit_reg4", "m16", "_rms_avg", _RMS | _AVG),
+    ("rope_vit_reg4", "so150m_p14", "_ap", _POOL),
+    ("rope_cs_vit_reg4", "s16 b16 so150m_p16", "_nape_ls", _CENTERED),
+    ("rope_cs_vit_reg4", "s16 b16 l16", "_nape_ls_c1", _CENTERED | _C1),
+    ("rope_vit_reg8", "b14", "_nps_avg", _NPS | _AVG),
+    ("rope_vit_reg8", "b14", "_nps_ap", _NPS | _POOL),
+    ("rope_vit_reg8", "so150m_p14 so400m_p14", "_ap", _POOL),
+    ("rope_vit_reg8", "so150m_p14", "_swiglu_rms_avg", _SWIGLU | _RMS | _AVG),
+    ("rope_vit_reg8", "so150m_p14", "_swiglu_rms_ap", _SWIGLU | _RMS | _POOL),
+    ("rope_vit_reg8", "so150m_p14", "_swiglu_rms_aps", _SWIGLU | _RMS | _POOL_SPECIAL),
+    ("rope_vit_reg8", "so150m_p14", "_swiglu_rms_eps", _SWIGLU | _RMS | _PROBE),
+    ("rope_vit_reg8", "l14", "_rms_ap", _RMS | _POOL),
+    ("rope_deit3", "t16 s16 s14 m16 m14 b16 b14 l16 l14", "", _NPS | _LS),
+    ("rope_deit3_reg4", "t16 s16 s14 m16 m14 b16 b14 l16 l14", "", _NPS | _LS),
+)
+
+
+def _arch(start: str, size: str, patch_size: int, settings: Mapping[str, Any]) -> Arch:
+    keys = ("num_layers", "num_heads", "hidden_dim", "mlp_dim", "drop_path_rate")
+    values = dict(zip(keys, _SIZES[size]), patch_size=patch_size)
+    values["num_reg_tokens"] = int(start.partition("_reg")[2] or 0)
+    if start.startswith("rope_deit3"):
+        values["drop_path_rate"] = _DEIT3_DROP_PATH[size]
+    elif patch_size == 32 and size == "b":
+        values["drop_path_rate"] = 0.0
+    return Arch(**{**values, **settings})
+
+
+_TABLE = {
+    f"{start}_{size}{end}": _arch(start, size[:-2], int(size[-2:]), settings)
+    for start, sizes, end, settings in _FAMILIES
+    for size in sizes.split()
 }
+
+_HOMES: dict[str, Mapping[str, Any]] = dict(birder=_TABLE, timm=TIMM, transformers=TRANSFORMERS)
 
 ALIASES = {
     "pe_spatial_t16": "rope_i_vit_reg1_t16_pn_npn_avg_c1",

@@ -3,9 +3,11 @@
 Weights that do not fit the model are an error, with the line to paste into the config.
 """
 
+import contextlib
 import dataclasses
+import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,18 @@ import torch
 from torch import Tensor
 
 from ropevit_mmdet.compat.checkpoint import existing_file, read_checkpoint_file
+from ropevit_mmdet.compat.config import type_name
 from ropevit_mmdet.errors import UserError
-from ropevit_mmdet.weights.architectures import Arch, arch_names, resolve_arch, with_defaults
-from ropevit_mmdet.weights.formats import FORMATS
+from ropevit_mmdet.weights.architectures import (
+    Arch,
+    arch_names,
+    names_of,
+    resolve_arch,
+    with_defaults,
+)
+from ropevit_mmdet.weights.formats import FORMATS, mmengine
+from ropevit_mmdet.weights.hub import NAMELESS, NEIGHBORS, resolve_weights
+from ropevit_mmdet.weights.other_architectures import PUBLISHED, TIMM
 from ropevit_mmdet.weights.settings import (
     HEAD,
     TRAINING_ONLY,
@@ -24,6 +35,7 @@ from ropevit_mmdet.weights.settings import (
     explicit_arguments,
     inferred_settings,
 )
+from ropevit_mmdet.weights.state_dict import find_weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,22 +44,50 @@ class Checkpoint:
 
     path: Path
     state: dict[str, Tensor]
-    origin: str  # the format that it has: 'birder' | 'mmengine'
+    origin: str  # the format that it has: 'birder' | 'timm' | 'transformers' | 'Meta' | 'mmengine'
     img_size: tuple[int, int] | None = None  # pixels, (height, width)
     rgb_stats: dict[str, tuple[float, ...]] | None = None  # mean and std in 0..1
     config: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # overrides of the arch
     class_to_idx: Mapping[str, int] = dataclasses.field(default_factory=dict)
     version: str | None = None
-    head: dict[str, Tensor] = dataclasses.field(default_factory=dict)  # under birder's names
+    head: dict[str, Tensor] = dataclasses.field(default_factory=dict)  # under their own names
+    is_detector: bool = False  # of birder, without the final norm
+    stated: str | Mapping[str, Any] | None = None  # the architecture, by a `config.json`
+    shown: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # more settings of weights
     meta: Mapping[str, Any] | None = None  # mmengine's, of a training run
 
     def settings(self) -> dict[str, Any]:
         """The settings that the weights show: see `inferred_settings`."""
-        head = None if self.origin == "mmengine" else self.head
+        head = None if self.origin == "mmengine" or self.is_detector else self.head
         try:
-            return inferred_settings(self.state, head, self.img_size)
+            return inferred_settings(self.state, head, self.img_size) | dict(self.shown)
         except KeyError as error:
             raise UserError(f"{self.path}: it does not contain {error}") from error
+
+    def named_archs(self) -> dict[str, Arch]:
+        """The architectures of the file's home that it states, else that have such weights."""
+        if isinstance(self.stated, str):
+            return {self.stated: resolve_arch(self.stated)}
+        if self.stated is not None:
+            arch = resolve_arch(self.stated)
+            unused = (*TRAINING_ONLY, *HEAD)
+            return {next(iter(names_of(arch, ignore=unused)), "stated in config.json"): arch}
+        home = {"mmengine": "birder", "Meta": "timm"}.get(self.origin, self.origin)
+        inferred, fitting = self.settings(), {}
+        for name in arch_names(home):
+            with contextlib.suppress(UserError):  # overrides that are not meant for this one
+                arch = self.with_config(resolve_arch(name))
+                if not contradictions(arch, inferred) and self._pool_fits(arch):
+                    fitting[name] = arch
+        return fitting
+
+    def _pool_fits(self, arch: Arch) -> bool:
+        if self.origin in ("mmengine", "Meta") or self.is_detector:
+            return True
+        pooled = "attn_pool.latent" in self.head
+        multi_head = "attn_pool.q.weight" in self.head
+        fits = multi_head == (arch.attn_pool_type == "MultiHeadAttentionPool")
+        return pooled == arch.attn_pool_head and (fits or not pooled)
 
     def with_config(self, arch: Arch) -> Arch:
         """An architecture with the overrides of the file's `config`."""
@@ -58,12 +98,16 @@ class Checkpoint:
             raise UserError(f"{self.path}: the file's config is not supported: {error}") from error
 
 
-def read_checkpoint(path: str | Path) -> Checkpoint:
+def read_checkpoint(
+    path: str | Path, *, prefix: str | None = None, revise_keys: Sequence[tuple[str, str]] = ()
+) -> Checkpoint:
     """Reads a checkpoint without running code in it; tensors stay mapped to the file.
 
     Args:
-        path: a birder `.pt` or `.safetensors`; or what mmengine saved of a detector, or of its
-            backbone only.
+        path: a file of birder, timm, transformers or Meta; or what mmengine saved of a detector, or
+            of its backbone only.
+        prefix: of the names of weights in the file, as for `find_weights`.
+        revise_keys: changes of these names, as for `find_weights`.
 
     Returns:
         The weights under our names, and the metadata.
@@ -73,16 +117,52 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     """
     path = existing_file(path)
     content = read_checkpoint_file(path)
-    try:
-        metadata = dict(content)
-        weights = metadata.pop("state", None) or metadata.pop("state_dict", None) or content
-        reader = next(reader for reader in FORMATS if reader.matches(weights))
-        return Checkpoint(path=path, **reader.read(weights, metadata))
-    except StopIteration:
-        problem = "it contains no weights of a RoPE ViT"
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
-        problem = f"its metadata are not those of a checkpoint: {error!r}"
+    weights, fields = find_weights(content, path, prefix=prefix, revise_keys=revise_keys)
+    fields |= _neighbors(path)
+    reader = next((reader for reader in FORMATS if reader.matches(weights)), None)
+    prefixes = mmengine.prefixes(weights)
+    stated = (fields.get("config.json") or {}).get("architecture")
+    if stated is not None and stated not in TIMM:
+        problem = f"it is of {stated!r}, no RoPE ViT that this package knows"
+    elif len(prefixes) > 1:
+        problem = f"it contains several RoPE ViTs: choose prefix={' or '.join(map(repr, prefixes))}"
+    elif reader is None:
+        problem = f"it contains no weights of a RoPE ViT, but {first_names(weights)}"
+    else:
+        try:
+            return _with_known_stats(Checkpoint(path=path, **reader.read(weights, fields)))
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            problem = f"its metadata are not those of a checkpoint: {error!r}"
     raise UserError(f"{path}: {problem}")
+
+
+def read_pretrained(init_cfg: Any) -> Checkpoint | None:
+    """Reads the checkpoint that an `init_cfg` of mmengine names, in any of its forms.
+
+    Args:
+        init_cfg: None, an entry or a list of entries. Those of another type than `Pretrained` have
+            no effect on weights that are loaded afterwards, as mmengine does. An entry may have
+            `prefix`, `revise_keys` and `map_location`, which changes nothing: weights are copied.
+
+    Returns:
+        The last checkpoint that is named; None if none is.
+
+    Raises:
+        UserError: keys that mmengine does not have, or see `read_checkpoint`.
+    """
+    entries = init_cfg if isinstance(init_cfg, list | tuple) else [init_cfg]
+    named = [dict(entry) for entry in entries if type_name(entry) == "Pretrained"]
+    if not named:
+        return None
+    options = {key: value for key, value in named[-1].items() if key != "type"}
+    source = options.pop("checkpoint", None)
+    options.pop("map_location", None)
+    if source is None or options.keys() - {"prefix", "revise_keys"}:
+        raise UserError(
+            f"init_cfg={named[-1]}: expected the keys type, checkpoint and, if needed, prefix, "
+            "map_location, revise_keys"
+        )
+    return read_checkpoint(resolve_weights(source), **options)
 
 
 def load_into(module: torch.nn.Module, state: Mapping[str, Tensor], source: str) -> None:
@@ -107,8 +187,11 @@ def check_fit(targets: Mapping[str, Tensor], state: Mapping[str, Tensor], source
         ],
     }
     problems = [
-        f"{len(keys)} {what}: {_first(keys)}" for what, keys in keys_by_problem.items() if keys
+        f"{len(keys)} {what}: {first_names(keys)}" for what, keys in keys_by_problem.items() if keys
     ]
+    missing = keys_by_problem["of the model's weights are not in it"]
+    if missing and all(key.startswith("norm.") for key in missing):
+        problems.append("set final_norm=False")  # as in a detector of birder
     if problems:
         raise UserError(f"checkpoint {source} does not fit the model: {'; '.join(problems)}")
 
@@ -118,14 +201,21 @@ def check_finite(state: Mapping[str, Tensor], source: str) -> None:
     broken = [k for k, v in state.items() if v.is_floating_point() and not v.isfinite().all()]
     if broken:
         raise UserError(
-            f"checkpoint {source} contains NaN or infinite values in {len(broken)} of "
-            f"{len(state)} tensors: {_first(broken)}; the run diverged: take an earlier checkpoint"
+            f"checkpoint {source} contains NaN or infinite values in {len(broken)} of {len(state)} "
+            f"tensors: {first_names(broken)}; the run diverged: take an earlier checkpoint"
         )
+
+
+def first_names(names: Iterable[str]) -> str:
+    """The first three names, as text."""
+    names = list(names)
+    return ", ".join(names[:3]) + ", ..." * (len(names) > 3) or "none"
 
 
 def check_arch(checkpoint: Checkpoint, arch: Arch) -> None:
     """Checks that the weights of a checkpoint and its `config` are of an architecture."""
     problem = _config_problem(checkpoint, arch) or _settings_problem(checkpoint, arch)
+    problem = problem or _home_problem(checkpoint, arch)
     if problem:
         raise UserError(f"{checkpoint.path}: {problem}")
 
@@ -150,13 +240,62 @@ def _config_problem(checkpoint: Checkpoint, arch: Arch) -> str:
     return f"the file's config has other settings than the model: set arch={arch_argument(named)}"
 
 
+def _home_problem(checkpoint: Checkpoint, arch: Arch) -> str:
+    """What weights of other homes than birder do not show: RoPE, eps, which their name decides."""
+    if checkpoint.origin in ("birder", "mmengine"):
+        return ""
+    unused = (*TRAINING_ONLY, *HEAD)
+    own, named = with_defaults(arch, unused), checkpoint.named_archs()
+    others = {name: with_defaults(known, unused) for name, known in named.items()}
+    if own in others.values():
+        return ""
+    if others:
+        differing = {
+            key: value
+            for key, value in dataclasses.asdict(next(iter(others.values()))).items()
+            if value != getattr(own, key)
+        }
+        fix = " or ".join(sorted({arch_argument(known) for known in named.values()}))
+        return f"it is of {checkpoint.origin}, with {differing}: set arch={fix}"
+    if names := names_of(arch):
+        return (
+            f"it is of {checkpoint.origin} and not {names[0]}: set arch to its name there, or to "
+            "dict(...) with its RoPE and eps"
+        )
+    return ""
+
+
+def _neighbors(path: Path) -> dict[str, Any]:
+    """The JSON files next to the file of a repository, whose name shows nothing."""
+    found = {}
+    for name in NEIGHBORS if path.stem in NAMELESS else ():
+        neighbor = path.parent / name
+        if neighbor.is_file():
+            try:
+                found[name] = json.loads(neighbor.read_text())
+            except ValueError as error:
+                raise UserError(f"{neighbor} is no JSON: {error}") from error
+    return found
+
+
+def _with_known_stats(checkpoint: Checkpoint) -> Checkpoint:
+    """With the normalization of all published weights that it could be, if it states none."""
+    if checkpoint.origin in ("birder", "mmengine") or checkpoint.rgb_stats:
+        return checkpoint
+    stats = {PUBLISHED[n].stats if n in PUBLISHED else None for n in checkpoint.named_archs()}
+    known = stats.pop() if len(stats) == 1 else None
+    return dataclasses.replace(
+        checkpoint, rgb_stats=known and dict(zip(("mean", "std"), known, strict=True))
+    )
+
+
 def _settings_problem(checkpoint: Checkpoint, arch: Arch) -> str:
     inferred = checkpoint.settings()
     changes = contradictions(arch, inferred)
     if not changes:
         return ""
     differences = ", ".join(f"{key} {new} (not {old})" for key, (old, new) in changes.items())
-    fitting = [name for name in arch_names() if not contradictions(resolve_arch(name), inferred)]
+    fitting = checkpoint.named_archs()
     fix = " or ".join(map(repr, fitting)) or f"dict({explicit_arguments(arch, changes)})"
     return f"it has another architecture: {differences}; set arch={fix}"
 
@@ -180,7 +319,3 @@ def _positions_problem(checkpoint: Checkpoint, arch: Arch, img_size: tuple[int, 
         if side**2 != positions - special:
             fix = "set pretrain_img_size to the size it was trained at"
     return f"it has {positions} positions, the model {special} + {rows} x {columns}; {fix}"
-
-
-def _first(names: list[str]) -> str:
-    return ", ".join(names[:3]) + ", ..." * (len(names) > 3)

@@ -3,73 +3,166 @@
 mmengine loads them non-strictly: weights that do not fit stay random. Here that is an error.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import mmengine.runner.checkpoint as mmengine_checkpoint
 import torch
-from mmengine.config import Config
 from mmengine.runner import CheckpointLoader
 from torch import nn
 
 from ropevit_mmdet.compat.checkpoint import read_checkpoint_file
 from ropevit_mmdet.errors import UserError
 from ropevit_mmdet.weights.checkpoint import check_finite, check_fit
-from ropevit_mmdet.weights.formats import birder
+from ropevit_mmdet.weights.formats import FORMATS, mmengine
 from ropevit_mmdet.weights.hub import SCHEMES, resolve_weights
+from ropevit_mmdet.weights.state_dict import find_weights, fitting, number_fitting
+
+_mmengine_load_state_dict = mmengine_checkpoint.load_state_dict
 
 
-def register_schemes() -> None:
-    """Makes mmengine read paths and URLs with `weights_only=True`, which it does not for URLs."""
+def install() -> None:
+    """Makes mmengine read files with `weights_only=True`, and refuse those that do not fit.
+
+    Idempotent. mmengine reads URLs without `weights_only`. A checkpoint of which nothing fits a
+    detector with our backbone is an error, where mmengine only logs the names.
+    """
     prefixes = ("", *(f"{scheme}://" for scheme in SCHEMES))
     CheckpointLoader.register_scheme(prefixes, _load_from_safe, force=True)
     # torchvision://, open-mmlab:// and mmcls:// look this function up in its module.
     mmengine_checkpoint.load_from_http = _load_from_safe
+    mmengine_checkpoint.load_state_dict = _load_fitting
+
+
+def check_start(model: nn.Module, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Checks `load_from`, or loads the backbone's checkpoint, before a training run starts.
+
+    Returns:
+        The checkpoint of `load_from`; empty without one.
+
+    Raises:
+        UserError: a checkpoint that cannot be used, or of which nothing fits the backbone.
+    """
+    start, resume = config.get("load_from"), bool(config.get("resume"))
+    if start is None:
+        backbone = _backbone(model)
+        if _is_own(backbone) and backbone.init_cfg:
+            backbone.init_weights()  # strict
+        return {}
+    checkpoint = read_detector_checkpoint(start, resume=resume)
+    if resume:
+        check_fit(model.state_dict(), checkpoint["state_dict"], str(start))
+    _check_backbone(model, checkpoint["state_dict"], str(start))
+    return checkpoint
+
+
+def has_backbone(model: nn.Module, checkpoint: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint has all weights of the model's backbone: see `skip_init`."""
+    targets = _backbone_targets(model)
+    return bool(targets) and number_fitting(targets, checkpoint.get("state_dict", {})) == len(
+        targets
+    )
+
+
+def skip_init(model: Any) -> None:
+    """Makes a detector, or a config of one, not read the file of its backbone's `init_cfg`."""
+    if isinstance(model, dict):
+        (model["backbone"].get("backbone") or model["backbone"])["init_cfg"] = None
+    else:
+        _backbone(getattr(model, "module", model)).is_init = True
+
+
+def read_detector_checkpoint(path: str | Path, *, resume: bool = False) -> dict[str, Any]:
+    """Reads a detector's checkpoint on the CPU; `state_dict` is without prefixes of wrappers.
+
+    With `resume`, one that a training run cannot continue from is an error too.
+    """
+    content = CheckpointLoader.load_checkpoint(str(path), map_location="cpu", logger="silent")
+    weights, fields = find_weights(content, path)
+    content = content if isinstance(content, Mapping) else {}
+    problem = _problem(weights, content, path, resume)
+    if problem:
+        raise UserError(f"checkpoint {path} {problem}")
+    check_finite(weights, str(path))
+    return {**(fields if "state_dict" in content else {}), "state_dict": weights}
+
+
+def check_classes(saved: Sequence[str], configured: Sequence[str], source: str) -> str | None:
+    """Compares the class names in a checkpoint with those of a config, label by label.
+
+    Args:
+        saved: the names in the checkpoint's `dataset_meta`; empty: nothing is compared.
+        configured: the names of the config's dataset. The checks of `num_classes` compare numbers.
+        source: names the checkpoint in messages.
+
+    Returns:
+        A warning if as many names are others; None if they are equal or not compared.
+
+    Raises:
+        UserError: the same names in another order: every label would mean another class.
+    """
+    saved, configured = tuple(saved), tuple(configured)
+    if saved == configured or len(saved) != len(configured):
+        return None
+    label = next(i for i, names in enumerate(zip(saved, configured)) if names[0] != names[1])
+    first = f"label {label} is {saved[label]!r} there and {configured[label]!r} here"
+    if sorted(saved) == sorted(configured):
+        raise UserError(
+            f"checkpoint {source} has the dataset's classes in another order ({first}): set "
+            f"metainfo = dict(classes={saved}) of the datasets"
+        )
+    return f"checkpoint {source} was trained on other classes than the dataset's: {first}"
 
 
 def _load_from_safe(filename: str, map_location: Any = None) -> Any:
     return read_checkpoint_file(resolve_weights(filename), map_location)
 
 
-def check_start(model: nn.Module, config: Config) -> None:
-    """Checks `load_from`, or loads the backbone's checkpoint, before a training run starts."""
-    backbone: Any = getattr(model, "backbone", None)
-    backbone = getattr(backbone, "backbone", backbone)  # of a FrozenBackbone
-    start, resume = config.get("load_from"), bool(config.get("resume"))
-    if start is not None:
-        checkpoint = read_detector_checkpoint(start, resume=resume)
-        if resume:
-            check_fit(model.state_dict(), checkpoint["state_dict"], str(start))
-    elif type(backbone).__module__.startswith("ropevit_mmdet.") and backbone.init_cfg:
-        backbone.init_weights()  # strict
+def _load_fitting(
+    module: nn.Module, state_dict: Mapping[str, Any], strict: bool = False, logger: Any = None
+) -> None:
+    """mmengine's `load_state_dict`; for our backbone without prefixes of wrappers."""
+    if any(map(_is_own, module.modules())):
+        if not all(isinstance(value, torch.Tensor) for value in state_dict.values()):
+            state_dict, _ = find_weights(state_dict, "that was loaded")
+        state_dict = fitting(module.state_dict(), state_dict)
+        _check_backbone(module, state_dict, "that was loaded")
+    _mmengine_load_state_dict(module, state_dict, strict, logger)
 
 
-def read_detector_checkpoint(path: str | Path, *, resume: bool = False) -> dict[str, Any]:
-    """Reads a detector's checkpoint on the CPU; `state_dict` is without a wrapper's prefix.
-
-    With `resume`, one that a training run cannot continue from is an error too.
-    """
-    checkpoint = CheckpointLoader.load_checkpoint(str(path), map_location="cpu", logger="silent")
-    problem = _problem(checkpoint, path, resume)
-    if problem:
-        raise UserError(f"checkpoint {path} {problem}")
-    weights = checkpoint.get("state_dict", checkpoint)
-    weights = {key.removeprefix("module."): value for key, value in weights.items()}
-    check_finite(weights, str(path))
-    return {**(checkpoint if "state_dict" in checkpoint else {}), "state_dict": weights}
+def _check_backbone(model: nn.Module, weights: Mapping[str, torch.Tensor], source: str) -> None:
+    """Checks that something fits our backbone, which else stays random."""
+    targets = _backbone_targets(model)
+    is_own = _is_own(model) or _is_own(getattr(model, "backbone", None))
+    if is_own and not number_fitting(targets, weights):
+        others = model.state_dict().keys() - targets.keys()
+        check_fit(targets, {k: v for k, v in weights.items() if k not in others}, source)
 
 
-def _problem(checkpoint: Any, path: str | Path, resume: bool) -> str:
-    content = checkpoint if isinstance(checkpoint, Mapping) else {}
-    weights = content.get("state_dict", content)
-    weights = weights if isinstance(weights, Mapping) else {}
-    if "state" in content or birder.matches(weights):
+def _backbone(model: nn.Module) -> Any:
+    backbone = getattr(model, "backbone", model)
+    return getattr(backbone, "backbone", backbone)  # of a FrozenBackbone
+
+
+def _backbone_targets(model: nn.Module) -> dict[str, torch.Tensor]:
+    prefix = "" if _is_own(model) else "backbone."
+    return {key: value for key, value in model.state_dict().items() if key.startswith(prefix)}
+
+
+def _is_own(module: Any) -> bool:
+    return type(module).__module__.startswith("ropevit_mmdet.models.backbones.")
+
+
+def _problem(weights: Mapping, content: Mapping, path: str | Path, resume: bool) -> str:
+    other = next((r for r in FORMATS if r is not mmengine and r.matches(weights)), None)
+    if "state" in content or other:
+        home = other.__name__.rpartition(".")[2] if other else "birder"
         return (
-            "is birder's, of a backbone only; to train a detector from it, "
+            f"is {home}'s, of a backbone only; to train a detector from it, "
             f"set model.backbone.init_cfg = dict(type='Pretrained', checkpoint='{path}')"
         )
-    if not weights or not all(isinstance(value, torch.Tensor) for value in weights.values()):
+    if not weights:
         return "contains no weights of a detector"
     meta = content.get("meta") or {}
     missing = [f"meta.{key}" for key in ("epoch", "iter") if key not in meta]

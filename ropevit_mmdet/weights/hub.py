@@ -1,11 +1,13 @@
-"""Checkpoints named by path, URL, `birder://NAME` or `hf://...`, as verified local files."""
+"""Checkpoints named by path, URL, `birder://`, `timm://` or `hf://`, as verified local files."""
 
+import contextlib
 import difflib
 import hashlib
 import http.client
 import re
+from collections.abc import Iterable, Mapping
 from functools import cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
@@ -15,9 +17,13 @@ from filelock import FileLock
 
 from ropevit_mmdet.compat.checkpoint import existing_file
 from ropevit_mmdet.errors import UserError
+from ropevit_mmdet.weights.other_architectures import TIMM
 from ropevit_mmdet.weights.published import WEIGHTS, PublishedWeights
 
-SCHEMES = ("file", "http", "https", "hf", "birder")
+SCHEMES = ("file", "http", "https", "hf", "birder", "timm")
+
+NAMELESS = ("model", "pytorch_model")  # stems of files that only their repository names
+NEIGHBORS = ("config.json", "preprocessor_config.json")  # which say what such a file is
 
 _HUB = re.compile(  # repository, revision, file
     r"(?:hf://([^/@]+/[^/@]+)(?:@([^/]+))?|https://huggingface\.co/([^/]+/[^/]+)/resolve/([^/]+))"
@@ -29,9 +35,9 @@ def resolve_weights(source: str | Path) -> Path:
     """Returns the local file of a checkpoint, downloaded if it is not there.
 
     Args:
-        source: a path; an http(s) or file URL; `birder://NAME`, of `ropevit weights`; or
-            `hf://OWNER/REPO[@REVISION]/FILE`, a file of the Hugging Face Hub. URLs of files on
-            that hub are the same as `hf://`.
+        source: a path; an http(s) or file URL; `birder://NAME` or `timm://NAME[.TAG]`, of
+            `ropevit weights`; or `hf://OWNER/REPO[@REVISION]/FILE`, a file of the Hugging Face Hub.
+            URLs of files on that hub are the same as `hf://`.
 
     Returns:
         The path of an existing file.
@@ -51,12 +57,42 @@ def resolve_weights(source: str | Path) -> Path:
         plain = str(source).partition("?")[0]
         published = next((entry for entry in WEIGHTS.values() if entry.url == plain), None)
     url = published.url if published else str(source)
+    if scheme == "timm" and name.partition(".")[0] in TIMM:
+        tagged = name if "." in name else f"{name}.{TIMM[name].tag}"
+        url = f"hf://timm/{tagged}/model.safetensors"
     if not (published or scheme in ("http", "https") or _HUB.fullmatch(url)):
         raise UserError(f"checkpoint {source}: {_expected(scheme, name)}")
     path = (published and cached_file(published)) or _download(url)
     if published:
         _verify(path, published)
     return path
+
+
+def hub_repository(source: str) -> str | None:
+    """`OWNER/REPO` on the Hugging Face Hub that a checkpoint comes from; None for other sources."""
+    scheme, _, name = source.partition("://")
+    published = WEIGHTS.get(name) if scheme == "birder" else None
+    address = _hub_address(published.url if published else source)
+    return address["repo_id"] if address else None
+
+
+def hub_reason(error: Exception) -> str:
+    """One line with the fix, for what huggingface_hub explains in several."""
+    from huggingface_hub import errors
+
+    login = "log in with `hf auth login` or set HF_TOKEN"
+    reasons = {
+        errors.LocalEntryNotFoundError: "check the connection, and that HF_HUB_OFFLINE is not set",
+        errors.GatedRepoError: f"the repository is gated: accept its terms on its page and {login}",
+        errors.RepositoryNotFoundError: f"no such repository, or a private one: {login}",
+        errors.RevisionNotFoundError: "the repository has no such revision",
+        errors.EntryNotFoundError: "the repository has no such file",
+    }
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    matching = [text for category, text in reasons.items() if isinstance(error, category)]
+    if status in (401, 403):
+        matching.append(f"the hub refuses the token ({status}): {login}, with one of these rights")
+    return (matching or [str(error).partition("\n")[0] or type(error).__name__])[0]
 
 
 def cached_file(published: PublishedWeights) -> Path | None:
@@ -83,17 +119,32 @@ def _sha256(path: Path, modified: int, size: int) -> str:
 
 
 def _expected(scheme: str, name: str) -> str:
-    if scheme == "birder":
-        close = difflib.get_close_matches(name, WEIGHTS, n=3)
+    known: dict[str, Iterable[str]] = dict(birder=WEIGHTS, timm=TIMM)
+    if scheme in known:
+        close = difflib.get_close_matches(name, known[scheme], n=3)
         fix = f"did you mean {' or '.join(close)}?" if close else "`ropevit weights` lists them"
-        return f"birder publishes no RoPE ViT of that name; {fix}"
-    return "expected a path, an http(s) URL, birder://NAME or hf://OWNER/REPO[@REVISION]/FILE"
+        return f"{scheme} publishes no RoPE ViT of that name; {fix}"
+    return (
+        "expected a path, an http(s) URL, birder://NAME, timm://NAME or "
+        "hf://OWNER/REPO[@REVISION]/FILE"
+    )
 
 
 def _downloaded(url: str) -> Path:
-    """Where torch.hub keeps the file of a URL; TORCH_HOME moves it."""
-    name = urlsplit(url).path.rpartition("/")[2] or "checkpoint"
-    return Path(torch.hub.get_dir()) / "checkpoints" / name
+    """Where torch.hub keeps the file of a URL; TORCH_HOME moves it.
+
+    The name of a file that neither birder published nor ends in a hash, which torch.hub expects,
+    gets the hash of the URL: others end in `model.pth` too.
+    """
+    path = Path(urlsplit(url).path.rpartition("/")[2] or "checkpoint")
+    if not _is_published(url) and not re.search(r"-(?!\d+$)[0-9a-f]{8,}$", path.stem):
+        digest = hashlib.sha256(url.encode()).hexdigest()[:8]
+        path = path.with_stem(f"{path.stem}-{digest}")
+    return Path(torch.hub.get_dir()) / "checkpoints" / path
+
+
+def _is_published(url: str) -> bool:
+    return any(entry.url == url for entry in WEIGHTS.values())
 
 
 def _hub_address(url: str) -> dict[str, Any] | None:
@@ -111,6 +162,7 @@ def _download(url: str) -> Path:
     target, address = _downloaded(url), _hub_address(url)
     try:
         if address is not None:
+            _download_neighbors(address)
             return Path(hf_hub_download(**address))
         target.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{target}.lock"):  # of several processes one downloads
@@ -118,24 +170,20 @@ def _download(url: str) -> Path:
                 torch.hub.download_url_to_file(url, str(target))
         return target
     except (OSError, ValueError, http.client.HTTPException, HTTPError) as error:
-        by_hand = "" if url.startswith("hf://") else f"; or download {url} to {target}"
-        raise UserError(f"download of {url} failed: {_reason(error)}{by_hand}") from error
+        is_read = address is None or _is_published(url)  # see `cached_file`
+        by_hand = f"; or download {url} to {target}" if is_read else ""
+        raise UserError(f"download of {url} failed: {hub_reason(error)}{by_hand}") from error
 
 
-def _reason(error: Exception) -> str:
-    """One line with the fix, for what huggingface_hub explains in several."""
-    from huggingface_hub import errors
+def _download_neighbors(address: Mapping[str, Any]) -> None:
+    """Downloads what says which architecture and normalization a `model.safetensors` has."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
 
-    login = "log in with `hf auth login` or set HF_TOKEN"
-    reasons = {
-        errors.LocalEntryNotFoundError: "check the connection, and that HF_HUB_OFFLINE is not set",
-        errors.GatedRepoError: f"the repository is gated: accept its terms on its page and {login}",
-        errors.RepositoryNotFoundError: f"no such repository, or a private one: {login}",
-        errors.RevisionNotFoundError: "the repository has no such revision",
-        errors.EntryNotFoundError: "the repository has no such file",
-    }
-    matching = (text for category, text in reasons.items() if isinstance(error, category))
-    return next(matching, "") or str(error).partition("\n")[0] or type(error).__name__
+    path = PurePosixPath(address["filename"])
+    for name in NEIGHBORS if path.stem in NAMELESS else ():
+        with contextlib.suppress(EntryNotFoundError):  # the repository has none
+            hf_hub_download(**{**address, "filename": str(path.with_name(name))})
 
 
 def _verify(path: Path, published: PublishedWeights) -> None:

@@ -1,6 +1,5 @@
 """What a checkpoint is: the architectures that fit, a description, and config lines for it."""
 
-import contextlib
 import json
 import re
 from collections.abc import Iterable, Mapping
@@ -8,8 +7,9 @@ from collections.abc import Iterable, Mapping
 import torch
 
 from ropevit_mmdet.errors import UserError
-from ropevit_mmdet.weights.architectures import Arch, arch_names, resolve_arch, with_defaults
+from ropevit_mmdet.weights.architectures import Arch, names_of, resolve_arch, with_defaults
 from ropevit_mmdet.weights.checkpoint import Checkpoint, check_arch
+from ropevit_mmdet.weights.other_architectures import PUBLISHED
 from ropevit_mmdet.weights.published import WEIGHTS
 from ropevit_mmdet.weights.settings import (
     TRAINING_ONLY,
@@ -19,9 +19,9 @@ from ropevit_mmdet.weights.settings import (
 )
 
 
-def identify(checkpoint: Checkpoint) -> tuple[str, Arch]:
+def identify(checkpoint: Checkpoint, name: str | None = None) -> tuple[str, Arch]:
     """The one architecture that a checkpoint can have: birder's name, and its settings."""
-    archs = choose_archs(checkpoint, None)
+    archs = choose_archs(checkpoint, name)
     if len(archs) == 1:
         return next(iter(archs.items()))
     if archs:
@@ -44,7 +44,7 @@ def choose_archs(checkpoint: Checkpoint, name: str | None) -> dict[str, Arch]:
         arch = checkpoint.with_config(resolve_arch(name))
         check_arch(checkpoint, arch)
         return {name: arch}
-    fitting = fitting_archs(checkpoint)
+    fitting = checkpoint.named_archs()
     published = WEIGHTS.get(checkpoint.path.stem)
     if published and published.network in fitting:
         return {published.network: fitting[published.network]}
@@ -52,17 +52,6 @@ def choose_archs(checkpoint: Checkpoint, name: str | None) -> dict[str, Arch]:
     for name, arch in fitting.items():
         distinct.setdefault(with_defaults(arch, TRAINING_ONLY), name)
     return {name: fitting[name] for name in distinct.values()}
-
-
-def fitting_archs(checkpoint: Checkpoint) -> dict[str, Arch]:
-    """The named architectures with weights of the names and shapes that the file's have."""
-    inferred, fitting = checkpoint.settings(), {}
-    for name in arch_names():
-        with contextlib.suppress(UserError):  # overrides that are not meant for this one
-            arch = checkpoint.with_config(resolve_arch(name))
-            if not contradictions(arch, inferred) and _pool_fits(checkpoint, arch):
-                fitting[name] = arch
-    return fitting
 
 
 def summary(checkpoint: Checkpoint, loaded: Iterable[str]) -> str:
@@ -84,14 +73,14 @@ def describe(checkpoint: Checkpoint, archs: Mapping[str, Arch]) -> list[tuple[st
     rows = [
         ("file", f"{checkpoint.path}, {checkpoint.path.stat().st_size / 2**20:.1f} MB"),
         ("written by", _writer(checkpoint)),
-        ("architecture", " or ".join(archs) or "custom (not one of birder's names)"),
+        ("architecture", " or ".join(archs) or "custom (it has no name)"),
         ("", f"{shown['num_layers']} blocks of {shown['hidden_dim']} channels"),
         ("", f"patches of {shown['patch_size']} pixels, {special}"),
         ("backbone", f"{parameters:,} parameters, {_health(checkpoint)}"),
     ]
     if checkpoint.head:
         rows.append(("ignored", f"by detectors: {_parts(checkpoint.head)}"))
-    if checkpoint.origin == "birder":
+    if checkpoint.origin != "mmengine":
         rows.append(("images", f"{size[0]} x {size[1]} pixels" if size else "of unknown size"))
         rows.append(("", f"mean {stats['mean']}, std {stats['std']}" if stats else "no rgb_stats"))
         classes = sorted(checkpoint.class_to_idx, key=checkpoint.class_to_idx.__getitem__)
@@ -102,8 +91,11 @@ def describe(checkpoint: Checkpoint, archs: Mapping[str, Arch]) -> list[tuple[st
 
 
 def config_lines(checkpoint: Checkpoint, arch: Arch, source: str) -> str:
-    """Lines on top of the Mask R-CNN config that train from a birder checkpoint, named `source`."""
+    """Lines on top of the Mask R-CNN config that train from a checkpoint, named `source`."""
     stride, size = arch.patch_size, checkpoint.img_size
+    sides = {PUBLISHED[name].side for name in names_of(arch) if name in PUBLISHED}
+    if size is None and len(sides) == 1:
+        size = (max(sides),) * 2
     strides = [f"{stride * factor:g}" for factor in (0.25, 0.5, 1, 2, 4)]
     extractor = f"featmap_strides=[{', '.join(strides[:4])}], finest_scale={3.5 * stride:g}"
     named = arch_argument(arch).replace("'", '"').replace("dict(", "dict(_delete_=True, ", 1)
@@ -133,21 +125,14 @@ def config_lines(checkpoint: Checkpoint, arch: Arch, source: str) -> str:
 )"""
 
 
-def _pool_fits(checkpoint: Checkpoint, arch: Arch) -> bool:
-    if checkpoint.origin == "mmengine":
-        return True
-    pooled = "attn_pool.latent" in checkpoint.head
-    multi_head = "attn_pool.q.weight" in checkpoint.head
-    fits = multi_head == (arch.attn_pool_type == "MultiHeadAttentionPool")
-    return pooled == arch.attn_pool_head and (fits or not pooled)
-
-
 def _writer(checkpoint: Checkpoint) -> str:
     """The program that wrote the file; of a detector also how long it was trained."""
     if checkpoint.origin == "birder":
         published = WEIGHTS.get(checkpoint.path.stem)
         by = f"birder {checkpoint.version or ''}".strip()
         return f"{by}, published as: {published.trained_on}" if published else by
+    if checkpoint.origin != "mmengine":
+        return checkpoint.origin
     meta = checkpoint.meta or {}
     done = [f"{meta[key]} {key}s" for key in ("epoch", "iter") if key in meta]
     return ", ".join([f"mmengine {meta.get('mmengine_version', '')}".strip(), *done])

@@ -17,9 +17,12 @@ class PublishedWeights:
     trained_on: str
     sha256: str
     directory: str | None = None  # URL; None: the repository of its name
+    detector: str = ""  # birder's name of the detector whose backbone it is
 
     @property
     def name(self) -> str:
+        if self.detector:
+            return f"{self.detector}_{self.tag}_{_NAMES_IN_DETECTORS[self.network]}"
         return f"{self.network}_{self.tag}"
 
     @property
@@ -30,6 +33,8 @@ class PublishedWeights:
     def url(self) -> str:
         return f"{self.directory or _HUB.format(self.name)}/{self.file_name}"
 
+
+_NAMES_IN_DETECTORS = {"rope_i_vit_reg1_s16_pn_npn_avg_c1": "pe_spatial_s16"}
 
 # fmt: off
 _ROWS = (
@@ -81,6 +86,11 @@ _ROWS = (
      "f1ad844e3e28d52f15d8edf9ebdb1dbc0d333f81edd5c4fddd8602ae55e0f2a7"),
     ("rope_i_vit_l14_nf_swiglu_c1", "eva02-clip", 336, 1161.6, "CLIP: BAAI's EVA-02",
      "4b4bf864c6efa9f3d9e1d22bfe2b614828ab34d0c0389f739a6a0e0ca0bf8af7"),
+    ("rope_i_vit_reg1_s16_pn_npn_avg_c1", "objects365", 640, 126.9, "LW-DETR on Objects365",
+     "6a412f742e94f0cf8e119ee3f0abf85d7bb231b757306adb958fb3efe98439c3", None, "lw_detr_2stg"),
+    ("rope_i_vit_reg1_s16_pn_npn_avg_c1", "objects365-coco", 640, 123.0,
+     "LW-DETR on Objects365, then COCO",
+     "ce349b9bc79f4375910c8bd5c5cf5e1c1c36c16364321511ea9d6e3231673722", None, "lw_detr_2stg"),
 )
 # fmt: on
 

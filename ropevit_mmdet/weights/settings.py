@@ -14,7 +14,7 @@ from ropevit_mmdet.weights.architectures import Arch, names_of
 # Settings that a model in eval mode does not depend on once it has its weights.
 TRAINING_ONLY = (
     *("drop_path_rate", "drop_path_uniform", "layer_scale_init_value", "out_indices"),
-    *("dropout", "attention_dropout", "projection_dropout"),
+    *("dropout", "attention_dropout", "projection_dropout", "k_bias"),
     *("rope_shift_coords", "rope_jitter_coords", "rope_rescale_coords"),
 )
 # Settings of the classifier's head, which a detector has no use for.
@@ -28,6 +28,7 @@ _FLAGS = {
     "layer_scale": ("layer_scale_init_value", 1e-5),
     "prelu": ("act_layer_type", "prelu"),
     "stem_batch_norm": ("stem_norm_layer_type", "BatchNorm2d"),
+    "mixed_rope": ("rope_style", "mixed"),
 }
 
 
@@ -42,6 +43,8 @@ def inferred_settings(
     `head` is None for the backbone of a detector, which may lack the final norm.
     """
     settings = _encoder_settings(state)
+    if settings["mixed_rope"]:
+        settings["num_heads"] = state["blocks.0.attn.rope.freqs"].shape[1]
     if settings["qk_norm"]:
         head_dim = len(state["blocks.0.attn.q_norm.weight"])
         settings["num_heads"] = settings["hidden_dim"] // head_dim
@@ -64,6 +67,7 @@ def contradictions(arch: Arch, inferred: Mapping[str, Any]) -> dict[str, tuple[A
         layer_scale=arch.layer_scale_init_value is not None,
         prelu=arch.act_layer_type == "prelu",
         stem_batch_norm=arch.stem_norm_layer_type == "BatchNorm2d",
+        mixed_rope=arch.rope_style == "mixed",
     )
     return {
         key: (expected[key], value)
@@ -81,12 +85,12 @@ def arch_argument(arch: Arch) -> str:
 def explicit_arguments(arch: Arch, changes: Mapping[str, tuple[Any, Any]]) -> str:
     """Arguments of `arch=dict(...)` after `contradictions`: settings other than the defaults."""
     settings = dataclasses.asdict(arch)
+    defaults = {field.name: field.default for field in dataclasses.fields(Arch)}
     for key, (_, new) in changes.items():
         field, value = _FLAGS.get(key, (key, new))
-        settings[field] = value if new or key not in _FLAGS else None
+        settings[field] = value if new or key not in _FLAGS else defaults[field]
     if "hidden_dim" in changes and "num_heads" not in changes:
         settings["num_heads"] = ...  # weights do not show it
-    defaults = {field.name: field.default for field in dataclasses.fields(Arch)}
     shown = {k: v for k, v in settings.items() if v != defaults[k] and k not in HEAD}
     return ", ".join(f"{k}={'...' if v is ... else repr(v)}" for k, v in shown.items())
 
@@ -97,7 +101,7 @@ def _encoder_settings(state: Weights) -> dict[str, Any]:
     swiglu = "blocks.0.mlp.fc1_g.weight" in state
     normed = "blocks.0.mlp.norm.weight" in state
     fc1 = state["blocks.0.mlp.fc1_g.weight" if swiglu else "blocks.0.mlp.fc1.weight"]
-    registers = state.get("reg_tokens")
+    registers, bias = state.get("reg_tokens"), state.get("blocks.0.attn.qkv.bias")
     return dict(
         patch_size=16 if stem is None else stem.shape[-1],
         stem_type="hmlp" if "patch_embed.proj.0.weight" in state else "patchify",
@@ -116,4 +120,6 @@ def _encoder_settings(state: Weights) -> dict[str, Any]:
         qkv_bias="blocks.0.attn.qkv.bias" in state,
         qk_norm="blocks.0.attn.q_norm.weight" in state,
         attn_norm="blocks.0.attn.norm.weight" in state,
+        mixed_rope="blocks.0.attn.rope.freqs" in state,
+        k_bias=bias is not None and bool(bias.chunk(3)[1].any()) or None,
     )

@@ -2,8 +2,12 @@
 
 import pytest
 import torch
+from mmengine.model import PretrainedInit
+from safetensors.torch import save_file
+from torch.testing import assert_close
 
-from ropevit_mmdet import RoPEViT
+from ropevit_mmdet import FrozenBackbone, RoPEViT
+from ropevit_mmdet.errors import UserError
 from ropevit_mmdet.weights.architectures import arch_names, names_of, resolve_arch
 from ropevit_mmdet.weights.checkpoint import load_into, read_checkpoint
 from ropevit_mmdet.weights.detector_checkpoint import read_detector_checkpoint
@@ -17,8 +21,9 @@ def birder_file(tmp_path_factory):
     return write_checkpoint(birder_net(config=SMALL), tmp_path_factory.mktemp("birder"))
 
 
-def load(path, arch=SMALL, **arguments) -> RoPEViT:
-    model = RoPEViT(arch, **arguments, init_cfg=dict(type="Pretrained", checkpoint=str(path)))
+def load(path, arch=SMALL, init=None, **arguments) -> RoPEViT:
+    init_cfg = dict(type="Pretrained", checkpoint=str(path)) | (init or {})
+    model = RoPEViT(arch, **arguments, init_cfg=init_cfg)
     model.init_weights()
     return model
 
@@ -93,6 +98,76 @@ def test_load_mmengine(tmp_path, prefix):
     torch.save({"state_dict": state, "meta": {"epoch": 1}}, tmp_path / "epoch_1.pth")
     model = load(tmp_path / "epoch_1.pth", window_size=4)
     assert all(torch.equal(v, trained.state_dict()[k]) for k, v in model.state_dict().items())
+
+
+WRAPPERS = ["module.", "_orig_mod.", "model.", "module._orig_mod.", "model.module.module."]
+
+
+@pytest.mark.parametrize("prefix", WRAPPERS)
+def test_load_without_the_prefixes_of_wrappers(birder_file, prefix, tmp_path):
+    expected = load(birder_file).state_dict()
+    content = torch.load(birder_file, weights_only=True)
+    content["state"] = {prefix + key: value for key, value in content["state"].items()}
+    averaged = {prefix + key: value for key, value in expected.items()}
+    averaged["n_averaged"] = torch.tensor(3)
+    for number, saved in enumerate([content, averaged, dict(state_dict=averaged)]):
+        torch.save(saved, tmp_path / f"{number}.pt")
+    save_file(content["state"], tmp_path / "3.safetensors")
+    for path in tmp_path.iterdir():
+        assert_close(load(path).state_dict(), expected, rtol=0, atol=0)
+
+
+@pytest.fixture(scope="module")
+def of_two(tmp_path_factory):
+    """A file with the RoPE ViTs of a student and, nested or not, of a teacher; and the teacher."""
+    path, teacher = tmp_path_factory.mktemp("of two"), fill(RoPEViT(SMALL)).state_dict()
+    student = {f"student.backbone.{key}": value + 1 for key, value in teacher.items()}
+    named = {f"teacher.backbone.{key}": value for key, value in teacher.items()}
+    torch.save(dict(state_dict=student | named), path / "flat.pth")
+    nested = {f"_orig_mod.backbone.{key}": value for key, value in teacher.items()}
+    torch.save(dict(student=student, teacher=nested, epoch=3), path / "nested.pth")
+    return path, teacher
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        dict(prefix="teacher.backbone."),
+        dict(prefix="teacher.backbone", map_location="cpu"),
+        dict(type=PretrainedInit, prefix="teacher.backbone"),
+        dict(type="mmengine.Pretrained", prefix="b", revise_keys=[(r"^teacher\.backbone", "b")]),
+    ],
+)
+def test_init_cfg_of_every_form(of_two, entry):
+    path, teacher = of_two
+    init_cfg = dict(type="Pretrained", checkpoint=str(path / "flat.pth")) | entry
+    constant = dict(type="Constant", layer="Linear", val=7)
+    frozen = FrozenBackbone(dict(type="RoPEViT", arch=SMALL, init_cfg=[init_cfg, constant]))
+    for model in (RoPEViT(SMALL, init_cfg=init_cfg), RoPEViT(SMALL, init_cfg=[init_cfg]), frozen):
+        model.init_weights()
+        assert_close(model.state_dict(), teacher, rtol=0, atol=0)
+
+
+def test_init_cfg_prefix_of_a_nested_dict(of_two):
+    path, teacher = of_two
+    for prefix in ("teacher.", "teacher._orig_mod.backbone"):
+        model = load(path / "nested.pth", init=dict(prefix=prefix))
+        assert_close(model.state_dict(), teacher, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "init", "words"),
+    [
+        ("flat", dict(prefix="ema."), r"prefix='ema\.'.*student\., student\.backbone\., teacher\."),
+        ("flat", dict(), r"prefix='student\.backbone\.' or 'teacher\.backbone\.'"),
+        ("nested", dict(), r"under 'student' and 'teacher'.*prefix='student\.'"),
+        ("nested", dict(prefix="epoch"), r"no weights below prefix='epoch\.'"),
+        ("flat", dict(strict=False), "expected the keys type, checkpoint"),
+    ],
+)
+def test_init_cfg_that_chooses_no_weights(of_two, name, init, words):
+    with pytest.raises(UserError, match=words):
+        load(of_two[0] / f"{name}.pth", init=init)
 
 
 def test_load_resampled_patches_keep_the_pretraining_grid(birder_file):

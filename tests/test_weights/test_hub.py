@@ -39,7 +39,8 @@ def test_resolve_weights_path(tmp_path, monkeypatch):
     file.write_bytes(b"x")
     for source in (str(file), file, file.as_uri(), "~/a b.pt"):
         assert resolve_weights(source) == file
-    for missing in (tmp_path / "gone.pt", tmp_path, "x" * 300, "a\0b", (tmp_path / "x").as_uri()):
+    assert "checkpoint is a directory, name a file in it: " in failure(tmp_path)
+    for missing in (tmp_path / "gone.pt", "x" * 300, "a\0b", (tmp_path / "x").as_uri()):
         assert "checkpoint not found: " in failure(missing)
 
 
@@ -48,6 +49,8 @@ def test_resolve_weights_path(tmp_path, monkeypatch):
     [
         ("birder://rope_vit_reg4_b14_capi-place365", f"did you mean {NAME} or"),
         ("birder://../../etc/passwd", "`ropevit weights` lists them"),
+        ("timm://vit_small_patch16_dino", "did you mean vit_small_patch16_dinov3"),
+        ("timm://vit_base_patch14_dinov2", "timm publishes no RoPE ViT of that name"),
         ("s3://bucket/file.pt", "expected a path, an http"),
         ("hf://owner/repo", "expected a path"),
         ("hf://file.pt", "expected a path"),
@@ -122,15 +125,47 @@ def test_resolve_weights_hf_error(error, words, hf_hub):
     assert words in message and "hf://me/detector/weights/epoch_3.pth" in message
 
 
+@pytest.mark.parametrize("tag", ["", ".sat493m"])
+def test_resolve_weights_timm(tag, hf_hub):
+    """The weights and, next to them, the files with architecture and normalization."""
+    name = "vit_large_patch16_dinov3"
+    directory = f"/timm/{name}{tag or '.lvd1689m'}/resolve/main"
+    hf_hub.files[f"{directory}/model.safetensors"] = CONTENT
+    hf_hub.files[f"{directory}/config.json"] = b"{}"
+    path = resolve_weights(f"timm://{name}{tag}")
+    assert path.read_bytes() == CONTENT and (path.parent / "config.json").read_bytes() == b"{}"
+    assert not (path.parent / "preprocessor_config.json").exists()
+
+
+def test_resolve_weights_timm_error(hf_hub):
+    path = "/timm/vit_small_patch16_dinov3.lvd1689m/resolve/main/config.json"
+    hf_hub.errors[path] = (403, "GatedRepo")
+    assert "is gated: accept its terms" in failure("timm://vit_small_patch16_dinov3")
+
+
+def test_resolve_weights_timm_offline():
+    assert "that HF_HUB_OFFLINE is not set" in failure("timm://vit_small_patch16_dinov3")
+
+
 def test_resolve_weights_url(server, cache):
-    server.files["/a/file.pt"] = CONTENT
-    path = resolve_weights(f"{server.url}/a/file.pt?token=x")
-    assert path == cache / "file.pt" and path.read_bytes() == CONTENT
-    assert resolve_weights(f"{server.url}/a/file.pt") == path
-    assert len(server.requests) == 1
+    """Files of one name at several addresses are several files."""
+    addresses = [f"{server.url}/{end}" for end in ("a/model.pt", "b/model.pt", "a/model.pt?id=2")]
+    for path in ("/a/model.pt", "/b/model.pt"):
+        server.files[path] = path.encode() + CONTENT
+    paths = [resolve_weights(address) for address in addresses]
+    assert len({*paths}) == 3 and {path.parent for path in paths} == {cache}
+    assert [path.read_bytes()[:3] for path in paths] == [b"/a/", b"/b/", b"/a/"]
+    assert [resolve_weights(address) for address in addresses] == paths
+    assert len(server.requests) == 3
     message = failure(f"{server.url}/a/other.pt")
-    assert "HTTP Error 404" in message and f"to {cache / 'other.pt'}" in message
-    assert not list(cache.glob("other.pt*.partial")) and not (cache / "other.pt").exists()
+    assert "HTTP Error 404" in message and f"to {cache / 'other-'}" in message
+    assert not list(cache.glob("other*.pt")) and not list(cache.glob("other*.partial"))
+
+
+@pytest.mark.parametrize("name", ["resnet50-0676ba61.pth", "rtmdet_20230101-1a2b3c4d5e.pth"])
+def test_resolve_weights_url_with_a_hash_keeps_the_name_of_torch_hub(name, server, cache):
+    server.files[f"/{name}"] = CONTENT
+    assert resolve_weights(f"{server.url}/{name}") == cache / name
 
 
 def test_mmengine_reads_from_the_hub(hf_hub, tmp_path):

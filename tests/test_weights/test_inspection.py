@@ -16,7 +16,6 @@ from ropevit_mmdet.weights.inspection import (
     choose_archs,
     config_lines,
     describe,
-    fitting_archs,
     identify,
     summary,
 )
@@ -51,15 +50,15 @@ def detector(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", arch_names())
-def test_fitting_archs(tmp_path, name):
+def test_named_archs(tmp_path, name):
     side = 5 * resolve_arch(name).patch_size
-    fitting = fitting_archs(read_checkpoint(written(tmp_path, name, CUT, (side, side))))
+    fitting = read_checkpoint(written(tmp_path, name, CUT, (side, side))).named_archs()
     assert fitting[name].num_layers == 2 and fitting[name].hidden_dim == 64
 
 
-def test_fitting_archs_with_overrides(tmp_path):
+def test_named_archs_with_overrides(tmp_path):
     path = written(tmp_path, "rope_vit_reg1_t14", dict(rope_temperature=50.0))
-    (arch,) = fitting_archs(read_checkpoint(path)).values()
+    (arch,) = read_checkpoint(path).named_archs().values()
     assert arch.rope_temperature == 50.0 and not names_of(arch)
 
 

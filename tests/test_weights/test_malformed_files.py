@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import re
 
 import numpy as np
 import pytest
@@ -11,8 +12,8 @@ from ropevit_mmdet import RoPEViT
 from ropevit_mmdet.errors import UserError
 from ropevit_mmdet.weights.checkpoint import read_checkpoint
 from ropevit_mmdet.weights.detector_checkpoint import check_start, read_detector_checkpoint
-from tests.malformed_files import WRONG, Payload, archive, saved
-from tests.oracle import SMALL, birder_net, fill, write_checkpoint, write_safetensors
+from tests.malformed_files import KNOWN, WRONG, Payload, archive, saved
+from tests.oracle import RGB_STATS, SMALL, birder_net, fill, write_checkpoint, write_safetensors
 
 FORMATS = ["birder .pt", "birder .safetensors", "detector .pth", "detector .pth of torch 1.5"]
 KEY = "encoder.block.0.attn.qkv.weight"
@@ -52,6 +53,22 @@ def test_other_files(files, name, tmp_path):
         path.write_bytes(content)
         refusal(reader, path)
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_files_are_named_for_what_they_are(name, tmp_path):
+    content, words = KNOWN[name]
+    (tmp_path / "detector.pth").write_bytes(content)
+    for reader in (read_checkpoint, read_detector_checkpoint):
+        assert re.search(rf"detector\.pth {words}", refusal(reader, tmp_path / "detector.pth"))
+
+
+@pytest.mark.parametrize("suffix", ["", ".pth", ".safetensors"])
+@pytest.mark.parametrize("name", ["birder .pt", "birder .safetensors"])
+def test_formats_are_known_by_their_content(files, name, suffix, tmp_path):
+    path = tmp_path / f"weights{suffix}"
+    path.write_bytes(files[name][0].read_bytes())
+    assert read_checkpoint(path).rgb_stats == RGB_STATS
 
 
 @pytest.mark.parametrize("name", FORMATS)

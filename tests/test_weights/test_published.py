@@ -2,7 +2,7 @@
 
 import pytest
 
-from ropevit_mmdet.weights.architectures import resolve_arch
+from ropevit_mmdet.weights.architectures import ALIASES, resolve_arch
 from ropevit_mmdet.weights.published import WEIGHTS
 
 
@@ -12,15 +12,18 @@ def test_weights_are_birders():
     from birder.model_registry import registry
 
     published = {}
-    for name in registry.list_pretrained_models("*rope*"):
+    detectors = registry.list_pretrained_models("lw_detr*pe_spatial*")
+    for name in [*registry.list_pretrained_models("*rope*"), *detectors]:
         entry = registry.get_pretrained_metadata(name)
+        network = entry.get("backbone", entry["net"])["network"]
+        network = ALIASES.get(network, network)
         try:
-            resolve_arch(entry["net"]["network"])
+            resolve_arch(network)
         except ValueError:
             continue
         assert list(entry["formats"]) == ["pt"] and entry["resolution"][0] == entry["resolution"][1]
         published[name] = (
-            entry["net"]["network"],
+            network,
             entry["net"]["tag"],
             entry["resolution"][0],
             entry["formats"]["pt"]["file_size"],
@@ -31,4 +34,4 @@ def test_weights_are_birders():
         name: (w.network, w.tag, w.side, w.megabytes, w.sha256, w.file_name, w.url)
         for name, w in WEIGHTS.items()
     }
-    assert ours == published and len(ours) == 21
+    assert ours == published and len(ours) == 23

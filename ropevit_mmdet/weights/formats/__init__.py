@@ -4,8 +4,8 @@ A reader has `matches(weights)` and `read(weights, metadata)`, which returns the
 `Checkpoint`. To add a format, add a module with its table of keys and list it in `FORMATS`.
 """
 
-from ropevit_mmdet.weights.formats import birder, mmengine
+from ropevit_mmdet.weights.formats import birder, meta, mmengine, timm, transformers
 
-FORMATS = (birder, mmengine)  # the first that matches reads the file
+FORMATS = (birder, timm, transformers, meta, mmengine)  # the first that matches reads the file
 
-__all__ = ["FORMATS", "birder", "mmengine"]
+__all__ = ["FORMATS", "birder", "meta", "mmengine", "timm", "transformers"]

@@ -1,19 +1,20 @@
-"""birder's checkpoints, `.pt` and `.safetensors`.
+"""birder's checkpoints, `.pt` and `.safetensors`, of a ViT or of a detector with one.
 
 Source: birder 0.8.4, `birder/common/fs_ops.py` (fields) and `birder/net/rope_vit.py` (weights).
 """
 
 import json
-import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import Tensor
 
+from ropevit_mmdet.weights.formats import _tensors
+
 # Weights of a classifier's head, which a detector has no use for.
 IGNORED = ("classifier.", "attn_pool.", "embedding_norm.")
 
-_KEYS = (  # birder's name -> ours
+KEYS = (  # birder's name -> ours
     (r"^conv_proj\.", "patch_embed.proj."),
     (r"^pos_embedding$", "pos_embed"),
     (r"^class_token$", "cls_token"),
@@ -24,12 +25,14 @@ _KEYS = (  # birder's name -> ours
     (r"\.mlp\.1\.", ".mlp.act."),
     (r"\.mlp\.3\.", ".mlp.fc2."),
 )
-_JSON = ("signature", "class_to_idx", "rgb_stats", "config")
+_JSON = ("signature", "class_to_idx", "rgb_stats", "config", "backbone_config")
+_ANCHOR = "encoder.block.0.norm1.weight"
+_DETECTOR = "backbone."  # whose other parts are of no use here
 
 
 def matches(weights: Iterable[str]) -> bool:
     """Whether weights have the names that birder gives those of a ViT."""
-    return "encoder.block.0.norm1.weight" in weights
+    return _ANCHOR in weights or f"{_DETECTOR}{_ANCHOR}" in weights
 
 
 def read(weights: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> dict[str, Any]:
@@ -38,23 +41,25 @@ def read(weights: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> dict[str
         key: json.loads(value) if key in _JSON and isinstance(value, str) else value
         for key, value in metadata.items()
     }
-    stats = fields.get("rgb_stats")
+    stats, detector = fields.get("rgb_stats"), {}
+    if _ANCHOR not in weights:
+        detector = {k: v for k, v in weights.items() if not k.startswith(_DETECTOR)}
+        weights = {
+            k.removeprefix(_DETECTOR): v for k, v in weights.items() if k.startswith(_DETECTOR)
+        }
+        fields["config"] = fields.get("backbone_config")
+    state, head = _tensors.renamed(weights, KEYS, IGNORED)
     return dict(
         origin="birder",
-        state={_renamed(k): v for k, v in weights.items() if not k.startswith(IGNORED)},
-        head={k: v for k, v in weights.items() if k.startswith(IGNORED)},
+        state=state,
+        head=head | detector,
+        is_detector=bool(detector),
         img_size=_img_size(fields.get("signature")),
         rgb_stats={k: tuple(map(float, stats[k])) for k in ("mean", "std")} if stats else None,
         config=dict(fields.get("config") or {}),
         class_to_idx={str(k): int(v) for k, v in (fields.get("class_to_idx") or {}).items()},
         version=fields.get("birder_version"),
     )
-
-
-def _renamed(key: str) -> str:
-    for pattern, replacement in _KEYS:
-        key = re.sub(pattern, replacement, key)
-    return key
 
 
 def _img_size(signature: Mapping[str, Any] | None) -> tuple[int, int] | None:
