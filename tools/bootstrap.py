@@ -1,13 +1,14 @@
-"""Create the project's virtual environment in .venv and run the demo or the tests in it.
+"""Create the project's virtual environment and run the demo or the tests in it.
 
     python3 tools/bootstrap.py demo [ARGS...]    examples/demo.py with ARGS
     python3 tools/bootstrap.py test [ARGS...]    lint, then pytest with ARGS on all cores
     python3 tools/bootstrap.py lint              ruff and mypy
-    python3 tools/bootstrap.py env [EXTRA...]    only .venv, with extras of pyproject.toml
+    python3 tools/bootstrap.py env [EXTRA...]    only the environment, with extras of pyproject.toml
 
-Needs only the standard library. Versions come from requirements/constraints.txt, names from
-pyproject.toml. A second call reuses the environment; an interrupted or outdated one is repaired.
-The file parses on old Pythons 3, so that it can report what is missing.
+MM=onedl in the environment installs the fork's packages, in .venv-onedl, instead of OpenMMLab's, in
+.venv. Needs only the standard library. Versions come from requirements/, names from pyproject.toml.
+A second call reuses the environment; an interrupted or outdated one is repaired. The file parses on
+old Pythons 3, so that it can report what is missing.
 """
 
 import hashlib
@@ -23,7 +24,8 @@ import zipfile
 
 MINIMUM = (3, 11)
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-EXTRAS = {"demo": ["mm"], "test": ["mm", "test"], "lint": ["mm", "test"]}
+# By the extra of pyproject.toml: the directory and the constraints of its environment.
+STACKS = {"mm": (".venv", "constraints.txt"), "onedl": (".venv-onedl", "constraints-onedl.txt")}
 FIRST_IMPORTS = "import ropevit_mmdet, cv2, torch, torchvision, mmdet.apis"
 MAX_WORKERS = 8  # of pytest; each needs about 2 GB of memory
 
@@ -34,14 +36,15 @@ class BootstrapError(Exception):
 
 def main(argv):
     command = argv[0] if argv else "env"
-    if command not in ("env", "demo", "test", "lint"):
+    stack = os.environ.get("MM") or "mm"
+    if command not in ("env", "demo", "test", "lint") or stack not in STACKS:
         is_help = command in ("-h", "--help")
         (sys.stdout if is_help else sys.stderr).write(__doc__)
         return 0 if is_help else 2
+    extras = {"env": argv[1:], "demo": []}.get(command, ["test"])
     try:
         check_interpreter(sys.version_info)
-        extras = ["mm"] + argv[1:] if command == "env" else EXTRAS[command]
-        python = Environment(ROOT).ensure(extras)
+        python = Environment(ROOT, stack).ensure(extras)
         return run_command(command, python, argv[1:])
     except BootstrapError as error:
         sys.stderr.write("error: {}\n".format(error))
@@ -71,7 +74,7 @@ def check_interpreter(version):
 def run_command(command, python, args):
     """Run the command; returns the first exit status that is not 0."""
     if command == "env":
-        print("ready: {}".format(os.path.relpath(python, os.getcwd())), flush=True)
+        print("ready: {}".format(os.path.relpath(python)), flush=True)
         return 0
     if command == "demo":
         return call([python, os.path.join("examples", "demo.py")] + args)
@@ -92,57 +95,50 @@ def call(command, **variables):
 
 
 class Environment:
-    """The virtual environment of a checkout and the record of what was installed into it.
+    """A virtual environment of a checkout and the record of what was installed into it.
 
     The record is written last and removed first: it exists only next to a complete environment.
     """
 
-    def __init__(self, root):
-        self.root = root
-        self.directory = os.path.join(root, ".venv")
+    def __init__(self, root, stack="mm"):
+        name, constraints = STACKS[stack]
+        self.root, self.stack = root, stack
+        self.directory = os.path.join(root, name)
         self.record = os.path.join(self.directory, "ropevit-installed.json")
         self.log = os.path.join(self.directory, "bootstrap.log")
-        self.constraints = os.path.join(root, "requirements", "constraints.txt")
+        self.constraints = os.path.join(root, "requirements", constraints)
         self.python = os.path.join(self.directory, "bin", "python")
 
     def ensure(self, extras):
         """Bring the environment up to date with the extras; returns its python."""
-        extras = set(extras)
-        state = self.read_state()
-        if state and state["digest"] == self.digest() and extras <= set(state["extras"]):
+        place, sources = [self.root, sys.executable, platform.python_version()], self.sources()
+        record, complete = {}, os.path.exists(self.record) and os.path.exists(self.python)
+        if complete:
+            with open(self.record) as file:
+                record = json.load(file)
+        usable = record.get("place") == place
+        extras = sorted(set(extras).union([self.stack], record["extras"] if usable else []))
+        expected = {"place": place, "sources": sources, "extras": extras}
+        if record == expected:
             return self.python
         started = time.time()
-        if state is None:
-            self.create()
-        else:
+        if usable:
             os.remove(self.record)
-            extras |= set(state["extras"])
-        self.install(sorted(extras))
+        else:
+            self.create()
+        self.install(extras)
         print("[3/3] importing the packages", flush=True)
         self.run("importing the packages", [self.python, "-c", FIRST_IMPORTS])
-        self.write_state(sorted(extras))
+        with open(self.record, "w") as file:
+            json.dump(expected, file)
         print("environment ready after {:.0f} s\n".format(time.time() - started), flush=True)
         return self.python
 
-    def read_state(self):
-        """The record, or None where the environment must be created from scratch."""
-        if not os.path.exists(self.record) or not os.path.exists(self.python):
-            return None
-        with open(self.record) as file:
-            state = json.load(file)
-        same = state["root"] == self.root and state["python"] == platform.python_version()
-        return state if same else None
-
-    def write_state(self, extras):
-        version = platform.python_version()
-        state = {"root": self.root, "python": version, "digest": self.digest(), "extras": extras}
-        with open(self.record, "w") as file:
-            json.dump(state, file)
-
-    def digest(self):
+    def sources(self):
         """Hash of everything that decides what is installed."""
-        digest = hashlib.sha256(sys.executable.encode())
-        for name in ("requirements/constraints.txt", "pyproject.toml", "setup.py"):
+        digest = hashlib.sha256()
+        names = ["requirements/constraints.txt", self.constraints, "pyproject.toml", "setup.py"]
+        for name in names:
             with open(os.path.join(self.root, name), "rb") as file:
                 digest.update(hashlib.sha256(file.read()).digest())
         return digest.hexdigest()
@@ -151,13 +147,15 @@ class Environment:
         """Create an empty environment, in place of an unfinished one of ours."""
         if os.path.lexists(self.directory):
             if not os.path.exists(self.log):
-                raise BootstrapError(
-                    "{} was not made by this script; move it away".format(self.directory)
-                )
+                problem = "{} was not made by this script; move it away"
+                raise BootstrapError(problem.format(self.directory))
             shutil.rmtree(self.directory)
-        print("[1/3] creating .venv with Python {}".format(platform.python_version()), flush=True)
+        name = os.path.basename(self.directory)
+        print(
+            "[1/3] creating {} with Python {}".format(name, platform.python_version()), flush=True
+        )
         os.mkdir(self.directory)
-        self.run("creating .venv", [sys.executable, "-m", "venv", self.directory])
+        self.run("creating " + name, [sys.executable, "-m", "venv", self.directory])
 
     def install(self, extras):
         """Install the package, editable, with the tested versions of its requirements."""
@@ -168,10 +166,10 @@ class Environment:
         self.run(step, pip + ["pip", "setuptools"])
         links = tempfile.mkdtemp()
         try:
-            write_opencv_alias(links, self.constraints)
+            write_opencv_alias(links, os.path.join(self.root, "requirements", "constraints.txt"))
+            # Builds are isolated: onedl-mmcv compiles its ops wherever it can import torch.
             project = "{}[{}]".format(self.root, ",".join(extras))
-            options = ["--no-build-isolation", "--find-links", links]
-            self.run(step, pip + options + ["-e", project])
+            self.run(step, pip + ["--find-links", links, "-e", project])
         finally:
             shutil.rmtree(links)
 
@@ -181,9 +179,8 @@ class Environment:
             file.write("$ " + " ".join(command) + "\n")
             file.flush()
             start = file.tell()
-            status = subprocess.call(
-                command, cwd=self.root, env=clean_environ(), stdout=file, stderr=file
-            )
+            environ = clean_environ()
+            status = subprocess.call(command, cwd=self.root, env=environ, stdout=file, stderr=file)
         if status != 0:
             with open(self.log) as file:
                 file.seek(start)
@@ -206,19 +203,17 @@ def write_opencv_alias(directory, constraints):
     with open(constraints) as file:
         version = next(line.split("==")[1].strip() for line in file if line.startswith(pin))
     name = "opencv_python-{}+headless".format(version)
-    info = name + ".dist-info/"
     files = {
-        info + "METADATA": "Metadata-Version: 2.1\nName: opencv-python\n"
-        "Version: {0}+headless\nSummary: stands for opencv-python-headless\n"
+        "METADATA": "Metadata-Version: 2.1\nName: opencv-python\nVersion: {0}+headless\n"
         "Requires-Dist: opencv-python-headless=={0}\n".format(version),
-        info + "WHEEL": "Wheel-Version: 1.0\nGenerator: bootstrap\n"
-        "Root-Is-Purelib: true\nTag: py3-none-any\n",
+        "WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
     }
-    files[info + "RECORD"] = "".join(path + ",,\n" for path in list(files) + [info + "RECORD"])
+    members = list(files) + ["RECORD"]
+    files["RECORD"] = "".join(name + ".dist-info/" + member + ",,\n" for member in members)
     path = os.path.join(directory, name + "-py3-none-any.whl")
     with zipfile.ZipFile(path, "w") as wheel:
-        for member, text in files.items():
-            wheel.writestr(member, text)
+        for file, text in files.items():
+            wheel.writestr(name + ".dist-info/" + file, text)
     return path
 
 

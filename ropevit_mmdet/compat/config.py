@@ -64,3 +64,10 @@ def type_name(settings: Any) -> str:
     given = settings.get("type") if isinstance(settings, Mapping) else None
     name = given.rpartition(".")[2] if isinstance(given, str) else getattr(given, "__name__", "")
     return "Pretrained" if name == "PretrainedInit" else name
+
+
+def metric_settings(evaluator: Any) -> list[Any]:
+    """The entries of the metrics of an evaluator: one, a list, or those of an `Evaluator`."""
+    metrics = evaluator.get("metrics", evaluator) if isinstance(evaluator, Mapping) else evaluator
+    metrics = metrics if isinstance(metrics, (list, tuple)) else [metrics]
+    return [metric for metric in metrics if isinstance(metric, Mapping)]

@@ -8,10 +8,8 @@ import pytest
 import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.evaluator import BaseMetric
-from mmengine.infer import BaseInferencer
 from mmengine.logging import HistoryBuffer
 from mmengine.model import BaseModel
-from mmengine.registry import MODELS
 from mmengine.runner import Runner
 from mmengine.runner import checkpoint as mmengine_checkpoint
 from mmengine.runner.checkpoint import CheckpointLoader
@@ -136,19 +134,11 @@ def test_load_names_of_numpy_1(training_checkpoint, tmp_path):
     assert loaded["message_hub"]["log_scalars"]["val/AP"].current() == 0.25
 
 
-def statistics_payload(marker):
-    """A log buffer whose registered statistic is the payload."""
-    buffer = HistoryBuffer([1.0], [1])
-    buffer._statistics_methods = dict(mean=Payload(os.mkdir, marker))
-    return buffer
-
-
 MALICIOUS = {
     "next to tensors": lambda marker: dict(
         state_dict=dict(w=torch.ones(2)), x=Payload(os.mkdir, marker)
     ),
     "in an object array": lambda marker: np.array([Payload(os.mkdir, marker)], dtype=object),
-    "in a log buffer": statistics_payload,
     "eval": lambda marker: Payload(eval, f"__import__('os').mkdir({marker!r})"),
     "getattr on a tensor": lambda marker: Payload(getattr, torch.ones(1), "numpy"),
     "getattr on a class": lambda marker: Payload(getattr, HistoryBuffer, "register_statistics"),
@@ -169,16 +159,14 @@ def test_malicious_file(name, tmp_path):
         assert marker.exists()
 
 
-@pytest.mark.parametrize("scheme", ["http", "torchvision"])
-def test_malicious_url(scheme, server, tmp_path, monkeypatch):
+def test_malicious_url(server, tmp_path, monkeypatch):
     """Also through the schemes of mmengine that look a URL up first."""
-    url, marker = server.url, tmp_path / "ran"
+    url, marker = f"{server.url}/bad.pth", tmp_path / "ran"
     server.files["/bad.pth"] = saved(dict(state_dict=Payload(os.mkdir, str(marker))))
-    models = dict(bad=f"{url}/bad.pth")
-    monkeypatch.setattr(mmengine_checkpoint, "get_torchvision_models", lambda: models)
-    path = f"{url}/bad.pth" if scheme == "http" else f"{scheme}://bad"
-    with pytest.raises(ValueError, match=r"checkpoints/bad\.pth is refused"):
-        CheckpointLoader.load_checkpoint(path, map_location="cpu")
+    monkeypatch.setattr(mmengine_checkpoint, "get_torchvision_models", lambda: dict(bad=url))
+    for path in (url, "torchvision://bad"):
+        with pytest.raises(ValueError, match=r"checkpoints/bad-\w+\.pth is refused"):
+            CheckpointLoader.load_checkpoint(path, map_location="cpu")
     assert not marker.exists()
 
 
@@ -203,37 +191,6 @@ CODE = ["import os", "a = b", "a = dict([(1, 2)])", "a = dict(**{'b': 1})", "a.b
 def test_literal_config_refuses_code(text):
     with pytest.raises(UserError, match=r"checkpoint x\.pth: its config is more than assignments"):
         checkpoint.literal_config(text, "x.pth")
-
-
-class Inferencer(BaseInferencer):
-    preprocess_kwargs = forward_kwargs = visualize_kwargs = postprocess_kwargs = set()
-
-    def _init_pipeline(self, cfg):
-        return None
-
-    def visualize(self, *args, **kwargs):
-        return []
-
-    def postprocess(self, *args, **kwargs):
-        return []
-
-
-@pytest.mark.parametrize("place", ["meta", "message_hub"])
-def test_config_in_a_checkpoint_does_not_run(place, tmp_path, monkeypatch):
-    """`BaseInferencer(weights=FILE)` builds the model of the file's config."""
-    monkeypatch.setitem(MODELS.module_dict, "OfCheckpoint", Model)
-    path, marker = tmp_path / "detector.pth", tmp_path / "ran"
-    for text in ("model = dict(type='OfCheckpoint')", f"import os; os.mkdir({str(marker)!r})"):
-        content = dict(state_dict=Model().state_dict(), meta=dict(cfg=text))
-        if place == "message_hub":
-            content = content | dict(message_hub=dict(runtime_info=dict(cfg=text)), meta={})
-        torch.save(content, path)
-        if "import" not in text:
-            assert type(Inferencer(weights=str(path), device="cpu").model) is Model
-            continue
-        with pytest.raises(UserError, match=r"detector\.pth: its config is more than"):
-            Inferencer(weights=str(path), device="cpu")
-    assert not marker.exists()
 
 
 def test_config_in_a_resumed_checkpoint_does_not_run(training_checkpoint, tmp_path):

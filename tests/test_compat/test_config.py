@@ -77,16 +77,8 @@ def test_packaged_config_by_name():
 
 
 @pytest.mark.parametrize(
-    "given, name",
-    [
-        ("CocoMetric", "CocoMetric"),
-        ("mmdet.CocoMetric", "CocoMetric"),
-        ("mmdet.evaluation.CocoMetric", "CocoMetric"),
-        (dict, "dict"),
-        (PretrainedInit, "Pretrained"),
-        ("mmengine.Pretrained", "Pretrained"),
-        (None, ""),
-    ],
+    "given", ["Pretrained", "mmengine.Pretrained", "mmengine.model.Pretrained", PretrainedInit]
 )
-def test_type_name_of_every_spelling(given, name):
-    assert type_name(ConfigDict(type=given)) == name
+def test_type_name_of_every_spelling(given):
+    assert type_name(ConfigDict(type=given)) == "Pretrained"
+    assert type_name(ConfigDict(type=dict)) == "dict" and type_name({}) == type_name(None) == ""

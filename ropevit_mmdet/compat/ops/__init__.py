@@ -1,56 +1,40 @@
 """Fallback for `mmcv._ext`, the compiled part of mmcv 2.x, on operators of torch and torchvision.
 
 mmcv-lite contains every `mmcv/ops/*.py` and lacks only this module. Signatures and in-place output
-arguments are those that `mmcv/ops/*.py` (2.1.0) calls with.
+arguments are those that `mmcv/ops/*.py` (2.1.0, and the fork's 2.3.6) calls with.
 """
 
-import importlib.machinery
 import sys
-from collections.abc import Callable, Sequence
-from importlib.abc import Loader
+from collections.abc import Callable
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
 from types import ModuleType
 
+from ropevit_mmdet.compat.ops import boxes, carafe, deformable, losses, masked_conv, roi_align
+from ropevit_mmdet.compat.ops._kernels import unsupported
+
 EXT_NAME = "mmcv._ext"
-__all__ = ["EXT_NAME", "FallbackFinder", "functions", "install"]
-
-
-class FallbackFinder(Loader):
-    """Import hook, finder and loader in one, that provides `mmcv._ext` and nothing else."""
-
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
-    ) -> importlib.machinery.ModuleSpec | None:
-        if fullname != EXT_NAME:
-            return None
-        return importlib.machinery.ModuleSpec(fullname, self, origin=__name__)
-
-    def create_module(self, spec: importlib.machinery.ModuleSpec) -> None:
-        """Returns None: the import system creates a plain module."""
-
-    def exec_module(self, module: ModuleType) -> None:
-        """Fills the module. A name without an implementation is a function that raises."""
-        vars(module).update(functions(), __getattr__=_unsupported_op)
+_MODULES = (boxes, carafe, deformable, losses, masked_conv, roi_align)
+OPS = tuple(op for module in _MODULES for op in module.OPS)
 
 
 def install() -> None:
-    """Makes `import mmcv._ext` find the fallback where mmcv has no compiled one. Idempotent."""
-    if not any(isinstance(finder, FallbackFinder) for finder in sys.meta_path):
-        sys.meta_path.append(FallbackFinder())  # last: a compiled module is found first
+    """Provides `mmcv._ext` where mmcv has no compiled one. Idempotent."""
+    if find_spec(EXT_NAME) is None:
+        sys.modules[EXT_NAME] = fallback_module()
 
 
-def functions() -> dict[str, Callable]:
-    """The implemented functions of `mmcv._ext` by name."""
-    from ropevit_mmdet.compat.ops import boxes, deformable, losses, roi_align
-
-    ops = (*boxes.OPS, *deformable.OPS, *losses.OPS, *roi_align.OPS)
+def fallback_module() -> ModuleType:
+    """A new module with the ops; every other name in it is a function that raises."""
+    module = ModuleType(EXT_NAME, __doc__)
     versions = dict.fromkeys(("get_compiler_version", "get_compiling_cuda_version"), _not_compiled)
-    return {op.__name__: op for op in ops} | versions
+    vars(module).update({op.__name__: op for op in OPS}, **versions, __getattr__=_other_name)
+    module.__spec__ = ModuleSpec(EXT_NAME, None, origin=__name__)
+    return module
 
 
-def _unsupported_op(name: str) -> Callable:
-    """The fallback's `__getattr__`: mmcv checks at import that every op exists."""
-    from ropevit_mmdet.compat.ops._kernels import unsupported
-
+def _other_name(name: str) -> Callable:
+    """The module's `__getattr__`: mmcv checks at import that every op exists."""
     if name.startswith("__"):  # __path__, __file__: of the import system and inspect
         raise AttributeError(name)
     return unsupported(name)

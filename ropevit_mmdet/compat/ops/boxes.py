@@ -1,8 +1,8 @@
 """Box operators of the fallback: nms, soft-nms, nms_match.
 
-The order of the results, ties included, is that of mmcv 2.1.0's CPU kernels
-(`mmcv/ops/csrc/pytorch/cpu/nms.cpp`). Boxes are (x1, y1, x2, y2) in pixels; with `offset` 1 a width
-is x2 - x1 + 1.
+The order of the results is that of mmcv's CPU kernels (`mmcv/ops/csrc/pytorch/cpu/nms.cpp`); equal
+scores keep the order of the input, where mmcv's depends on PyTorch's unstable sort. Boxes are
+(x1, y1, x2, y2) in pixels; with `offset` 1 a width is x2 - x1 + 1.
 """
 
 import struct
@@ -47,7 +47,7 @@ def softnms(boxes, scores, dets, iou_threshold, sigma, min_score, method, offset
     order = np.arange(len(boxes))
     count, picked = len(order), 0
     while picked < count:
-        best = picked + _first_maximum(table[SCORE, picked:count])
+        best = picked + int(table[SCORE, picked:count].argmax())
         for values in (table, order):
             values[..., [picked, best]] = values[..., [best, picked]]
         rest = slice(picked + 1, count)
@@ -70,27 +70,21 @@ def nms_match(dets, iou_threshold) -> list[list[int]]:
     Shape: dets [N, 5], the last column the score. A box is suppressed if its IoU *reaches*
     the threshold.
     """
+    from torchvision.ops import box_iou
+
     dets = dets.to(working_dtype(dets.dtype))
     iou_threshold = _round_to(dets.dtype, iou_threshold)
     remaining = dets[:, 4].sort(stable=True, descending=True).indices
     groups = []
     while len(remaining):
         best, others = remaining[0], remaining[1:]
-        suppressed = _iou(dets[best, :4], dets[others, :4]) >= iou_threshold
+        suppressed = box_iou(dets[best, None, :4], dets[others, :4])[0] >= iou_threshold
         groups.append([int(best), *others[suppressed].tolist()])
         remaining = others[~suppressed]
     return groups
 
 
 OPS = (nms, softnms, nms_match)
-
-
-def _iou(box: Tensor, boxes: Tensor) -> Tensor:
-    """IoU of a box [4] with boxes [N, 4]."""
-    sides = torch.minimum(box[2:], boxes[:, 2:]) - torch.maximum(box[:2], boxes[:, :2])
-    intersection = sides.clamp(min=0).prod(dim=1)
-    area, areas = (box[2:] - box[:2]).prod(), (boxes[:, 2:] - boxes[:, :2]).prod(dim=1)
-    return intersection / (area + areas - intersection)
 
 
 def _overlap_with_first(table: np.ndarray, offset: int) -> np.ndarray:
@@ -111,13 +105,6 @@ def _decay(overlap: np.ndarray, method: int, threshold: float, sigma: float) -> 
     over = overlap >= threshold
     decay[over] = 1 - overlap[over] if method == LINEAR else 0
     return decay
-
-
-def _first_maximum(scores: np.ndarray) -> int:
-    """Index of the maximum, as mmcv scans for it: nan counts only in the first place."""
-    if np.isnan(scores[0]):
-        return 0
-    return int(np.nanargmax(scores))
 
 
 def _fill_gaps(kept: np.ndarray) -> np.ndarray:

@@ -4,7 +4,10 @@ Outputs and gradients are written into the tensors passed in, as mmcv expects. G
 keyword: kernel size, stride, padding and dilation per axis, groups.
 """
 
+import math
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ropevit_mmdet.compat.ops._kernels import torchvision_ops, working_dtype
@@ -53,11 +56,12 @@ def modulated_deform_conv_backward(
     """Fills the first five of `gradients` from the sixth, that of the output."""
     grad_input, grad_weight, grad_bias, grad_offset, grad_mask, grad_output = gradients
     arguments = _v2_arguments(input, weight, offset, mask, bias, geometry)
-    grads = _gradients(grad_output, arguments)
-    targets = (grad_input, grad_weight, grad_offset, grad_mask, grad_bias)
-    for target, grad in zip(targets, grads, strict=True):
-        if target.numel():  # empty for a bias that does not exist
-            target.copy_(grad)
+    *grads, bias = _gradients(grad_output, arguments)
+    for target, grad in zip((grad_input, grad_weight, grad_offset, grad_mask), grads, strict=True):
+        unused = target.shape[1:].numel() - grad.shape[1:].numel()
+        target.copy_(F.pad(grad.flatten(1), (0, unused)).view(target.shape))
+    if geometry["with_bias"]:
+        grad_bias.copy_(bias)
 
 
 def ms_deform_attn_forward(value, shapes, starts, locations, weights, im2col_step) -> Tensor:
@@ -110,10 +114,29 @@ def _v1_arguments(input: Tensor, weight: Tensor, offset: Tensor, geometry: dict[
 def _v2_arguments(
     input: Tensor, weight: Tensor, offset: Tensor, mask: Tensor, bias: Tensor, geometry: dict
 ) -> tuple:
-    """Arguments of torchvision, which needs a bias in any case."""
+    """Arguments of torchvision, which needs a bias, and offset and mask of the output's size."""
     bias = bias if geometry["with_bias"] else weight.new_zeros(len(weight))
+    rows, columns = (
+        (side + 2 * geometry[f"pad_{axis}"] - geometry[f"dilation_{axis}"] * (kernel - 1) - 1)
+        // geometry[f"stride_{axis}"]
+        + 1
+        for axis, side, kernel in zip("hw", input.shape[2:], weight.shape[2:])
+    )
+    taps = geometry["deformable_group"] * weight.shape[2:].numel()
+    offset, mask = _first(offset, 2 * taps, rows, columns), _first(mask, taps, rows, columns)
     tensors = (input, weight, offset, mask, bias)
     return *_in_working_dtype(tensors), *(geometry[name] for name in V2_GEOMETRY), True
+
+
+def _first(tensor: Tensor, *shape: int) -> Tensor:
+    """The first numbers of each image, in the shape given, of a tensor that has more of them.
+
+    mmcv's kernel reads memory so, whatever its shape: DyHead passes the offsets of another level.
+    """
+    count = math.prod(shape)
+    if tensor.shape[1:].numel() <= count:
+        return tensor  # torchvision checks the shape
+    return tensor.flatten(1)[:, :count].reshape(len(tensor), *shape)
 
 
 def _in_working_dtype(tensors: tuple[Tensor, ...]) -> list[Tensor]:

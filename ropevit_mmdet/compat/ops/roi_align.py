@@ -23,20 +23,18 @@ def roi_align_forward(input, rois, output, argmax_y, argmax_x, **settings) -> No
 
 def roi_align_backward(grad_output, rois, argmax_y, argmax_x, grad_input, **settings) -> None:
     """Fills `grad_input` [B, C, H, W] from the gradient of roi_align_forward's output."""
-    scale, rows, columns, sampling_ratio, aligned = _settings(**settings)
+    *geometry, sampling_ratio, aligned = arguments = _settings(**settings)
     dtype = working_dtype(grad_output.dtype)
     grad_output, rois = grad_output.to(dtype), rois.to(dtype)
     if grad_output.device.type == "cpu" and sampling_ratio > 0:
         # torchvision scatters one number at a time there: four to nine times slower.
         bins = grad_output.movedim(1, -1).flatten(0, 2)  # [R * rows * columns, C]
         cells = grad_input.movedim(1, -1)  # [B, H, W, C]
-        bin_grid = (rows, columns)
-        pooling = _pooling_matrix(rois, bin_grid, cells.shape, scale, sampling_ratio, aligned)
-        cells.copy_((pooling @ bins).view(cells.shape))
+        cells.copy_((_pooling_matrix(rois, cells.shape, *arguments) @ bins).view(cells.shape))
         return
     grad_input.copy_(
         torchvision_ops()._roi_align_backward(
-            grad_output, rois, scale, rows, columns, *grad_input.shape, sampling_ratio, aligned
+            grad_output, rois, *geometry, *grad_input.shape, sampling_ratio, aligned
         )
     )
 
@@ -57,32 +55,24 @@ def _settings(
     return spatial_scale, aligned_height, aligned_width, sampling_ratio, aligned
 
 
-def _pooling_matrix(
-    rois: Tensor,
-    bins: tuple[int, int],
-    shape: tuple[int, ...],
-    spatial_scale: float,
-    sampling_ratio: int,
-    aligned: bool,
-) -> Tensor:
+def _pooling_matrix(rois, shape, spatial_scale, rows, columns, samples, aligned) -> Tensor:
     """Transposed matrix of RoIAlign, sparse [B * H * W, R * rows * columns].
 
     RoIAlign is linear in the feature map, whose `shape` is (B, H, W, C). An entry is the weight of
     a cell in a bin, the product of a weight along y and one along x.
     """
     batch, height, width, _ = shape
-    rows, columns = bins
     boxes = rois[:, 1:] * spatial_scale - (0.5 if aligned else 0.0)
     extents = boxes[:, 2:] - boxes[:, :2]
     if not aligned:
         extents = extents.clamp(min=1)
-    y_cells, y_weights = _axis_weights(boxes[:, 1], extents[:, 1], rows, sampling_ratio, height)
-    x_cells, x_weights = _axis_weights(boxes[:, 0], extents[:, 0], columns, sampling_ratio, width)
+    y_cells, y_weights = _axis_weights(boxes[:, 1], extents[:, 1], rows, samples, height)
+    x_cells, x_weights = _axis_weights(boxes[:, 0], extents[:, 0], columns, samples, width)
     first_row = rois[:, 0].long()[:, None, None] * height
     cells = (first_row + y_cells[:, :, None]) * width + x_cells[:, None]  # [R, 2sh, 2sw]
     roi = torch.arange(len(rois))[:, None, None]
-    y_bins = torch.arange(rows).repeat_interleave(2 * sampling_ratio)[:, None]
-    x_bins = torch.arange(columns).repeat_interleave(2 * sampling_ratio)
+    y_bins = torch.arange(rows).repeat_interleave(2 * samples)[:, None]
+    x_bins = torch.arange(columns).repeat_interleave(2 * samples)
     pooled = ((roi * rows + y_bins) * columns + x_bins).expand(cells.shape)
     return torch.sparse_coo_tensor(
         torch.stack((cells.flatten(), pooled.flatten())),

@@ -3,7 +3,6 @@
 from ropevit_mmdet import compat  # isort: skip  (must precede mmcv.ops)
 
 import importlib
-from types import SimpleNamespace
 
 import mmcv.ops
 import numpy as np
@@ -11,7 +10,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-FALLBACK = SimpleNamespace(**compat.ops.functions())
+FALLBACK = compat.ops.fallback_module()
 
 
 @pytest.fixture
@@ -27,57 +26,55 @@ def random_boxes(count, seed=0, *, ties=False):
     sizes = torch.rand(count, 2, generator=generator) * 23 + 1
     scores = torch.rand(count, generator=generator)
     if ties:
-        corners, sizes, scores = (
-            (corners / 4).round() * 4,
-            (sizes / 4).ceil() * 4,
-            scores.mul(5).ceil() / 5,
-        )
+        corners, sizes = (corners / 4).round() * 4, (sizes / 4).ceil() * 4
+        scores = scores.mul(5).ceil() / 5
     return torch.cat((corners, corners + sizes), dim=1), scores
 
 
-def iou(first, second, offset=0):
-    """IoU of two float32 boxes as numpy scalars, in the arithmetic of mmcv's kernels."""
-    first, second = first.numpy(), second.numpy()
+def overlaps(boxes, offset=0):
+    """IoU of float32 boxes with each other, in the arithmetic of mmcv's kernels."""
+    x1, y1, x2, y2 = boxes.numpy().T
     one, zero = np.float32(offset), np.float32(0)
-    width = max(zero, min(first[2], second[2]) - max(first[0], second[0]) + one)
-    height = max(zero, min(first[3], second[3]) - max(first[1], second[1]) + one)
-    areas = [(box[2] - box[0] + one) * (box[3] - box[1] + one) for box in (first, second)]
-    return width * height / (areas[0] + areas[1] - width * height)
+    width = np.maximum(np.minimum.outer(x2, x2) - np.maximum.outer(x1, x1) + one, zero)
+    height = np.maximum(np.minimum.outer(y2, y2) - np.maximum.outer(y1, y1) + one, zero)
+    areas = (x2 - x1 + one) * (y2 - y1 + one)
+    return width * height / (np.add.outer(areas, areas) - width * height)
+
+
+def by_score(scores):
+    return sorted(range(len(scores)), key=lambda index: -scores[index].item())  # stable
 
 
 def reference_nms(boxes, scores, threshold, offset=0):
-    order = sorted(range(len(boxes)), key=lambda index: -scores[index].item())  # stable
-    kept = []
-    for index in order:
-        if all(iou(boxes[k], boxes[index], offset) <= np.float32(threshold) for k in kept):
+    iou, kept = overlaps(boxes, offset), []
+    for index in by_score(scores):
+        if all(iou[other, index] <= np.float32(threshold) for other in kept):
             kept.append(index)
     return kept
 
 
-def reference_soft_nms(boxes, scores, method, threshold, sigma, min_score, offset):
-    """mmcv's algorithm on a list that is reordered in place, one element at a time."""
-    entries = [[box, score, index] for index, (box, score) in enumerate(zip(boxes, scores.numpy()))]
-    done = 0
-    while done < len(entries):
-        best = max(range(done, len(entries)), key=lambda place: entries[place][1])  # the first
-        entries[done], entries[best] = entries[best], entries[done]
+def reference_soft_nms(boxes, scores, iou_threshold, sigma, min_score, method, offset):
+    """mmcv's algorithm on a list of indices that is reordered in place, one at a time."""
+    iou, scores = overlaps(boxes, offset), scores.numpy().copy()
+    order, done = list(range(len(boxes))), 0
+    while done < len(order):
+        best = max(range(done, len(order)), key=lambda place: scores[order[place]])  # the first
+        order[done], order[best] = order[best], order[done]
         place = done + 1
-        while place < len(entries):
-            overlap = iou(entries[done][0], entries[place][0], offset)
-            weight = np.float32(1)
+        while place < len(order):
+            overlap, weight = iou[order[done], order[place]], np.float32(1)
             if method == "gaussian":
                 weight = np.exp(-(overlap * overlap) / np.float32(sigma))
-            elif overlap >= np.float32(threshold):
+            elif overlap >= np.float32(iou_threshold):
                 weight = np.float32(1) - overlap if method == "linear" else np.float32(0)
-            entries[place][1] = entries[place][1] * weight
-            if entries[place][1] < np.float32(min_score):
-                entries[place] = entries[-1]
-                entries.pop()
+            scores[order[place]] *= weight
+            if scores[order[place]] < np.float32(min_score):
+                order[place] = order[-1]
+                order.pop()
             else:
                 place += 1
         done += 1
-    dets = [[*box.tolist(), float(score)] for box, score, _ in entries]
-    return torch.tensor(dets).view(-1, 5), torch.tensor([entry[2] for entry in entries])
+    return torch.cat((boxes, torch.from_numpy(scores)[:, None]), dim=1)[order], order
 
 
 @pytest.mark.parametrize("ties", [False, True])
@@ -118,11 +115,11 @@ def test_nms_other_types(dtype):
 def test_soft_nms(method, ties, offset):
     for seed, min_score in ((0, 1e-3), (1, 0.05), (2, 0.3)):
         boxes, scores = random_boxes(50, seed, ties=ties)
-        arguments = dict(iou_threshold=0.3, sigma=0.5, min_score=min_score, method=method)
-        dets, kept = mmcv.ops.soft_nms(boxes, scores, **arguments, offset=offset)
-        expected = reference_soft_nms(boxes, scores, method, 0.3, 0.5, min_score, offset)
-        assert kept.tolist() == expected[1].tolist()
-        assert_close(dets, expected[0])
+        settings = dict(iou_threshold=0.3, sigma=0.5, min_score=min_score, method=method)
+        dets, kept = mmcv.ops.soft_nms(boxes, scores, **settings, offset=offset)
+        expected, order = reference_soft_nms(boxes, scores, **settings, offset=offset)
+        assert kept.tolist() == order
+        assert_close(dets, expected)
     assert len(kept) < len(boxes)
 
 
@@ -137,26 +134,21 @@ def test_soft_nms_keeps_what_decays_to_exactly_the_minimum():
 def test_nms_match(ties):
     boxes, scores = random_boxes(60, 2, ties=ties)
     groups = mmcv.ops.nms_match(torch.cat((boxes, scores[:, None]), dim=1), 0.4)
-    order = sorted(range(60), key=lambda index: -scores[index].item())
-    expected = []
+    iou, order, expected = overlaps(boxes), by_score(scores), []
     while order:
-        best = order[0]
-        suppressed = [k for k in order[1:] if iou(boxes[best], boxes[k]) >= np.float32(0.4)]
-        expected.append([best, *suppressed])
-        order = [k for k in order[1:] if k not in suppressed]
+        expected.append([k for k in order if k == order[0] or iou[order[0], k] >= np.float32(0.4)])
+        order = [k for k in order if k not in expected[-1]]
     assert [group.tolist() for group in groups] == expected
 
 
 def test_no_boxes():
     boxes, scores = torch.zeros(0, 4), torch.zeros(0)
-    for result in (
+    agnostic = dict(iou_threshold=0.5, class_agnostic=True)
+    for dets, kept in (
         mmcv.ops.nms(boxes, scores, 0.5),
         mmcv.ops.soft_nms(boxes, scores),
-        mmcv.ops.batched_nms(
-            boxes, scores, scores.long(), dict(iou_threshold=0.5), class_agnostic=True
-        ),
+        mmcv.ops.batched_nms(boxes, scores, scores.long(), agnostic),
     ):
-        dets, kept = result
         assert dets.shape == (0, 5) and kept.shape == (0,) and kept.dtype == torch.int64
     assert mmcv.ops.nms_match(torch.zeros(0, 5), 0.5) == []
     assert FALLBACK.nms(boxes, scores, 0.5, 1).shape == (0,)

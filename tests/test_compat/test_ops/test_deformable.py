@@ -1,102 +1,126 @@
-"""Deformable convolutions and attention against bilinear sampling written with plain tensors."""
+"""Deformable convolutions and attention against `grid_sample`, through mmcv.ops."""
 
 from ropevit_mmdet import compat  # isort: skip  (must precede mmcv.ops)
 
 import importlib
-from types import SimpleNamespace
 
 import mmcv.ops
 import pytest
 import torch
 import torch.nn.functional as F
+from mmcv.ops.multi_scale_deform_attn import (
+    MultiScaleDeformableAttnFunction,
+    multi_scale_deformable_attn_pytorch,
+)
+from mmdet.models.necks.dyhead import DyHeadBlock
 from torch.testing import assert_close
 
-from tests.test_compat.test_ops.test_roi_align import bilinear
-
-FALLBACK = SimpleNamespace(**compat.ops.functions())
+FALLBACK = compat.ops.fallback_module()
 GEOMETRY = dict(stride=(2, 1), padding=(1, 2), dilation=(1, 2))
+EXACT = dict(rtol=1e-9, atol=1e-9)
 
 
-def deformable_inputs(groups, deform_groups, kernel=(3, 2), dtype=torch.float64):
-    """Input [2, 4, 6, 5], offsets and mask to go with GEOMETRY, kernel [4, 4 / groups, *kernel]."""
-    generator = torch.Generator().manual_seed(0)
-    image = torch.randn(2, 4, 6, 5, generator=generator, dtype=torch.float64)
-    weight = torch.randn(4, 4 // groups, *kernel, generator=generator, dtype=torch.float64)
-    rows, columns = F.conv2d(image, weight, None, **GEOMETRY, groups=groups).shape[2:]
+@pytest.fixture(autouse=True)
+def fallback_only(monkeypatch):
+    """mmcv's wrappers over the fallback, also where mmcv is compiled."""
+    for name in ("deform_conv", "modulated_deform_conv", "multi_scale_deform_attn"):
+        monkeypatch.setattr(importlib.import_module(f"mmcv.ops.{name}"), "ext_module", FALLBACK)
+
+
+def random(*shape):
+    return torch.randn(*shape, dtype=torch.float64)
+
+
+def deformable_inputs(groups, deform_groups, batch=2, kernel=(3, 2)):
+    """Input [B, 4, 6, 5], offset and mask to go with GEOMETRY, weight [4, 4 / groups, *kernel]."""
+    image, weight = random(batch, 4, 6, 5), random(4, 4 // groups, *kernel)
+    grid = F.conv2d(image, weight, None, **GEOMETRY, groups=groups).shape[2:]
     taps = deform_groups * kernel[0] * kernel[1]
-    offset = torch.randn(2, 2 * taps, rows, columns, generator=generator, dtype=torch.float64)
-    mask = torch.rand(2, taps, rows, columns, generator=generator, dtype=torch.float64)
-    return [tensor.to(dtype) for tensor in (image, offset, mask, weight)]
+    return image, random(batch, 2 * taps, *grid), random(batch, taps, *grid).sigmoid(), weight
 
 
 def reference_deform_conv(image, offset, mask, weight, groups, deform_groups):
-    """Gather a column of taps for every output cell, each moved by its offset, then contract."""
-    batch, channels = image.shape[:2]
-    kernel_rows, kernel_columns = weight.shape[2:]
-    rows, columns = offset.shape[2:]
-    offset = offset.view(batch, deform_groups, kernel_rows, kernel_columns, 2, rows, columns)
-    mask = mask.view(batch, deform_groups, kernel_rows, kernel_columns, rows, columns)
-    taps = image.new_zeros(batch, channels, kernel_rows, kernel_columns, rows, columns)
-    share = channels // deform_groups
-    for b, g, p, q, i, j in torch.cartesian_prod(
-        *map(torch.arange, (batch, deform_groups, kernel_rows, kernel_columns, rows, columns))
-    ).tolist():
-        y = i * GEOMETRY["stride"][0] - GEOMETRY["padding"][0] + p * GEOMETRY["dilation"][0]
-        x = j * GEOMETRY["stride"][1] - GEOMETRY["padding"][1] + q * GEOMETRY["dilation"][1]
-        dy, dx = offset[b, g, p, q, :, i, j].tolist()
-        members = slice(g * share, (g + 1) * share)
-        value = bilinear(image[b, members], y + dy, x + dx)
-        taps[b, members, p, q, i, j] = value * mask[b, g, p, q, i, j]
-    outputs = [
-        torch.einsum("bcpqij,ocpq->boij", group_taps, group_weight)
-        for group_taps, group_weight in zip(taps.chunk(groups, 1), weight.chunk(groups, 0))
-    ]
-    return torch.cat(outputs, dim=1)
+    """Samples a value for every tap of every output cell, then contracts."""
+    (batch, _, height, width), (rows, columns) = image.shape, mask.shape[2:]
+    size = (batch * deform_groups, *weight.shape[2:])
+    offset, mask = offset.view(*size, 2, rows, columns), mask.view(*size, 1, rows, columns)
+    image = image.view(batch * deform_groups, -1, height, width)
+    taps = image.new_zeros(*image.shape[:2], *weight.shape[2:], rows, columns)
+    for p, q in torch.cartesian_prod(*map(torch.arange, weight.shape[2:])).tolist():
+        y, x = (
+            torch.arange(cells) * GEOMETRY["stride"][axis]
+            - GEOMETRY["padding"][axis]
+            + (p, q)[axis] * GEOMETRY["dilation"][axis]
+            for axis, cells in enumerate((rows, columns))
+        )
+        y, x = y[:, None] + offset[:, p, q, 0], x + offset[:, p, q, 1]
+        grid = torch.stack((2 * x / (width - 1) - 1, 2 * y / (height - 1) - 1), dim=-1)
+        taps[:, :, p, q] = F.grid_sample(image, grid, align_corners=True) * mask[:, p, q]
+    taps = taps.view(batch, groups, -1, *taps.shape[2:])
+    outputs = torch.einsum("bgcpqij,gocpq->bgoij", taps, weight.unflatten(0, (groups, -1)))
+    return outputs.flatten(1, 2)
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 2e-4)])
 @pytest.mark.parametrize(("groups", "deform_groups"), [(1, 1), (2, 1), (1, 2), (2, 4)])
-def test_deformable_convolutions(groups, deform_groups, dtype, tolerance):
-    image, offset, mask, weight = deformable_inputs(groups, deform_groups, dtype=dtype)
-    exact = [tensor.double() for tensor in (image, offset, mask, weight)]
-    bias = torch.arange(4, dtype=dtype)
-    expected = reference_deform_conv(*exact, groups, deform_groups) + bias.double().view(1, 4, 1, 1)
-    geometry = (*GEOMETRY.values(), groups, deform_groups)
+def test_deformable_convolutions(groups, deform_groups):
+    image, offset, mask, weight = deformable_inputs(groups, deform_groups)
+    geometry, bias = (*GEOMETRY.values(), groups, deform_groups), random(4)
     result = mmcv.ops.modulated_deform_conv2d(image, offset, mask, weight, bias, *geometry)
-    assert_close(result.double(), expected, rtol=tolerance, atol=tolerance)
-    exact[2] = torch.ones_like(exact[2])
-    expected = reference_deform_conv(*exact, groups, deform_groups)
-    result = mmcv.ops.deform_conv2d(image, offset, weight, *geometry)
-    assert_close(result.double(), expected, rtol=tolerance, atol=tolerance)
+    expected = reference_deform_conv(image, offset, mask, weight, groups, deform_groups)
+    assert_close(result, expected + bias.view(1, 4, 1, 1), **EXACT)
+    result = mmcv.ops.deform_conv2d(image.mT.contiguous().mT, offset, weight, *geometry)
+    mask = torch.ones_like(mask)
+    expected = reference_deform_conv(image, offset, mask, weight, groups, deform_groups)
+    assert_close(result, expected, **EXACT)
+    single = (tensor.float() for tensor in (image, offset, weight))
+    assert_close(mmcv.ops.deform_conv2d(*single, *geometry), result.float(), rtol=2e-4, atol=2e-4)
 
 
 @pytest.mark.parametrize(("groups", "deform_groups"), [(1, 1), (2, 2)])
 def test_deformable_convolutions_gradcheck(groups, deform_groups):
     tensors = deformable_inputs(groups, deform_groups, kernel=(2, 1))
     image, offset, mask, weight = (tensor.requires_grad_() for tensor in tensors)
-    bias = torch.zeros(4, dtype=torch.float64, requires_grad=True)
     geometry = (*GEOMETRY.values(), groups, deform_groups)
 
-    def convolve(*leaves):
-        return mmcv.ops.deform_conv2d(*leaves, *geometry)
+    def check(convolve, *leaves):
+        assert torch.autograd.gradcheck(lambda *x: convolve(*x, *geometry), leaves, fast_mode=True)
 
-    def modulated(*leaves):
-        return mmcv.ops.modulated_deform_conv2d(*leaves, *geometry)
-
-    def without_bias(*leaves):
-        return mmcv.ops.modulated_deform_conv2d(*leaves, None, *geometry)
-
-    check = torch.autograd.gradcheck
-    assert check(convolve, (image, offset, weight), fast_mode=True)
-    assert check(modulated, (image, offset, mask, weight, bias), fast_mode=True)
-    assert check(without_bias, (image, offset, mask, weight), fast_mode=True)
+    check(mmcv.ops.deform_conv2d, image, offset, weight)
+    check(mmcv.ops.modulated_deform_conv2d, image, offset, mask, weight, random(4).requires_grad_())
+    check(mmcv.ops.modulated_deform_conv2d, image, offset, mask, weight, None)
 
 
-def test_modulated_convolution_layer_of_half_precision(monkeypatch):
+def test_modulated_convolution_with_offsets_of_a_larger_map():
+    """mmcv's kernel reads the first numbers of each image's offsets and masks, as DyHead needs."""
+    tensors = image, offset, mask, weight = deformable_inputs(1, 2)
+    both = torch.cat((random(2, 24, 7, 9), random(2, 12, 7, 9)), dim=1)  # sliced as in DyHead
+    large, larger = both[:, :24], both[:, 24:]
+    for target, source in ((large, offset), (larger, mask)):
+        for pixels, values in zip(target, source):
+            pixels.view(-1)[: values.numel()] = values.flatten()
+    geometry, results = (*GEOMETRY.values(), 1, 2), []
+    for arguments in (tensors, (image, large, larger, weight)):
+        leaves = [leaf.detach().requires_grad_() for leaf in arguments]
+        result = mmcv.ops.modulated_deform_conv2d(*leaves, None, *geometry)
+        (result * torch.arange(result.numel()).view(result.shape)).sum().backward()
+        results.append([result, *(leaf.grad for leaf in leaves)])
+    for expected, result in zip(*results):
+        unused = result[0].numel() - expected[0].numel()
+        assert_close(result.flatten(1), F.pad(expected.flatten(1), (0, unused)), rtol=0, atol=0)
+
+
+def test_dyhead_block():
+    maps = [torch.randn(2, 16, 4 * size, 5 * size, requires_grad=True) for size in (4, 2, 1)]
+    block = DyHeadBlock(16, 16, zero_init_offset=False)
+    outs = block(maps)
+    assert [out.shape for out in outs] == [level.shape for level in maps]
+    sum(out.square().sum() for out in outs).backward()
+    assert all(level.grad.isfinite().all() and level.grad.any() for level in maps)
+    assert block.spatial_conv_offset.weight.grad.any()
+
+
+def test_modulated_convolution_layer_of_half_precision():
     """A new layer has zero offsets and masks of one half: it is half an ordinary convolution."""
-    monkeypatch.setattr(
-        importlib.import_module("mmcv.ops.modulated_deform_conv"), "ext_module", FALLBACK
-    )
     layer = mmcv.ops.ModulatedDeformConv2dPack(4, 6, 3, padding=1).bfloat16()
     image = torch.randn(2, 4, 5, 7, dtype=torch.bfloat16)
     with torch.no_grad():
@@ -105,28 +129,15 @@ def test_modulated_convolution_layer_of_half_precision(monkeypatch):
     assert_close(result, expected)
 
 
-def test_multi_scale_deformable_attention(monkeypatch):
-    """Two levels, compiled for GPUs only by mmcv: the value of each point is sampled by hand."""
-    monkeypatch.setattr(
-        importlib.import_module("mmcv.ops.multi_scale_deform_attn"), "ext_module", FALLBACK
-    )
-    generator = torch.Generator().manual_seed(0)
-    shapes = torch.tensor([[4, 3], [2, 5]])
-    starts = torch.tensor([0, 12])
-    value = torch.randn(1, 22, 2, 3, generator=generator, dtype=torch.float64)
-    points = torch.rand(1, 4, 2, 2, 2, 2, generator=generator, dtype=torch.float64)
-    weights = torch.rand(1, 4, 2, 2, 2, generator=generator, dtype=torch.float64)
-    from mmcv.ops.multi_scale_deform_attn import MultiScaleDeformableAttnFunction
+def test_multi_scale_deformable_attention():
+    """mmcv compiles it for GPUs only: forward and backward are those of its PyTorch version."""
+    shapes, starts = torch.tensor([[4, 3], [2, 5]]), torch.tensor([0, 12])
+    leaves = [random(1, 22, 2, 3), random(1, 4, 2, 2, 2, 2).sigmoid(), random(1, 4, 2, 2, 2)]
+    leaves = [leaf.requires_grad_() for leaf in leaves]
 
-    def attend(*leaves):
-        return MultiScaleDeformableAttnFunction.apply(leaves[0], shapes, starts, *leaves[1:], 64)
+    def attend(value, points, weights):
+        return MultiScaleDeformableAttnFunction.apply(value, shapes, starts, points, weights, 64)
 
-    expected = torch.zeros(1, 4, 2, 3, dtype=torch.float64)
-    for q, h, level, p in torch.cartesian_prod(*map(torch.arange, (4, 2, 2, 2))).tolist():
-        rows, columns = shapes[level].tolist()
-        image = value[0, starts[level] : starts[level] + rows * columns, h].T.view(3, rows, columns)
-        x, y = (points[0, q, h, level, p] * torch.tensor([columns, rows]) - 0.5).tolist()
-        expected[0, q, h] += weights[0, q, h, level, p] * bilinear(image, y, x)
-    assert_close(attend(value, points, weights), expected.flatten(2), rtol=1e-9, atol=1e-9)
-    leaves = [tensor.requires_grad_() for tensor in (value, points, weights)]
+    expected = multi_scale_deformable_attn_pytorch(leaves[0], shapes, *leaves[1:])
+    assert_close(attend(*leaves), expected, rtol=0, atol=0)
     assert torch.autograd.gradcheck(attend, leaves, fast_mode=True)

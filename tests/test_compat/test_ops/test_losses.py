@@ -6,34 +6,29 @@ mmcv compiles it for GPUs only: the wrapper uses the fallback, whichever mmcv is
 from ropevit_mmdet import compat  # isort: skip  (must precede mmcv.ops)
 
 import importlib
-from types import SimpleNamespace
 
 import mmcv.ops
 import pytest
 import torch
-import torch.nn.functional as F
 from mmdet.models.losses.focal_loss import py_sigmoid_focal_loss
 from torch.testing import assert_close
 
 NUM_CLASSES = 5
+WEIGHT = torch.tensor([0.5, 1, 2, 3, 4], dtype=torch.float64)
 
 
 @pytest.fixture(autouse=True)
 def fallback_only(monkeypatch):
     module = importlib.import_module("mmcv.ops.focal_loss")
-    monkeypatch.setattr(module, "ext_module", SimpleNamespace(**compat.ops.functions()))
+    monkeypatch.setattr(module, "ext_module", compat.ops.fallback_module())
 
 
 def logits_and_targets(dtype=torch.float64, count=40):
-    """Logits [N, C] and classes [N], background (the number of classes) among them."""
-    generator = torch.Generator().manual_seed(0)
-    logits = 4 * torch.randn(count, NUM_CLASSES, generator=generator, dtype=torch.float64)
-    targets = torch.arange(count).flip(0) % (NUM_CLASSES + 1)
-    return logits.to(dtype), targets
-
-
-def one_hot(targets):
-    return F.one_hot(targets, NUM_CLASSES + 1)[:, :NUM_CLASSES]
+    """Logits [N, C]; classes [N] with -1, which mmcv's kernel takes as background, and background
+    (the number of classes) among them.
+    """
+    logits = 4 * torch.randn(count, NUM_CLASSES, dtype=torch.float64)
+    return logits.to(dtype), torch.arange(count).flip(0) % (NUM_CLASSES + 2) - 1
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 2e-4)])
@@ -41,12 +36,10 @@ def one_hot(targets):
 @pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
 def test_sigmoid_focal_loss_is_mmdets(reduction, gamma, dtype, tolerance):
     logits, targets = logits_and_targets(dtype)
-    ours = logits.clone().requires_grad_()
-    theirs = logits.double().requires_grad_()
+    one_hot = (targets[:, None] == torch.arange(NUM_CLASSES)).long()
+    ours, theirs = logits.clone().requires_grad_(), logits.double().requires_grad_()
     loss = mmcv.ops.sigmoid_focal_loss(ours, targets, gamma, 0.3, None, reduction)
-    expected = py_sigmoid_focal_loss(
-        theirs, one_hot(targets), gamma=gamma, alpha=0.3, reduction="none"
-    )
+    expected = py_sigmoid_focal_loss(theirs, one_hot, gamma=gamma, alpha=0.3, reduction="none")
     if reduction != "none":  # mmcv's mean is over rows, mmdet's over elements
         expected = expected.sum() / (len(logits) if reduction == "mean" else 1)
     assert loss.dtype == dtype
@@ -58,23 +51,19 @@ def test_sigmoid_focal_loss_is_mmdets(reduction, gamma, dtype, tolerance):
 
 def test_sigmoid_focal_loss_module_with_class_weights():
     logits, targets = logits_and_targets()
-    weight = torch.tensor([0.5, 1, 2, 3, 4], dtype=torch.float64)
-    loss = mmcv.ops.SigmoidFocalLoss(2.0, 0.25, weight, "none")(logits, targets)
-    expected = py_sigmoid_focal_loss(logits, one_hot(targets), reduction="none")
-    rows = torch.tensor([*weight.tolist(), 1.0], dtype=torch.float64)[targets]  # background: 1
-    assert_close(loss, expected * rows[:, None], rtol=1e-9, atol=1e-9)
+    loss = mmcv.ops.SigmoidFocalLoss(2.0, 0.25, WEIGHT, "none")(logits, targets)
+    unweighted = mmcv.ops.sigmoid_focal_loss(logits, targets, 2.0, 0.25, None, "none")
+    rows = torch.tensor([*WEIGHT.tolist(), 1.0])[targets]  # background: 1
+    assert_close(loss, unweighted * rows[:, None], rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("weight", [None, [0.5, 1.0, 2.0, 3.0, 4.0]])
-@pytest.mark.parametrize("gamma", [0.0, 2.0, 2.5])
-def test_sigmoid_focal_loss_gradcheck(gamma, weight):
-    logits, targets = logits_and_targets(count=4)
-    weight = None if weight is None else torch.tensor(weight, dtype=torch.float64)
-
-    def loss(values):
-        return mmcv.ops.sigmoid_focal_loss(values, targets, gamma, 0.25, weight, "none")
-
-    assert torch.autograd.gradcheck(loss, logits.requires_grad_())
+@pytest.mark.parametrize("weight", [None, WEIGHT], ids=["plain", "weighted"])
+def test_sigmoid_focal_loss_gradcheck(weight):
+    logits, targets = logits_and_targets(count=7)
+    arguments = (targets, 2.5, 0.25, weight, "none")
+    assert torch.autograd.gradcheck(
+        lambda x: mmcv.ops.sigmoid_focal_loss(x, *arguments), logits.requires_grad_()
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
