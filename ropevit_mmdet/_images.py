@@ -2,9 +2,14 @@
 
 import glob
 import os
-from collections.abc import Iterable, Iterator, Sequence
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
 
 import cv2
 import numpy as np
@@ -16,6 +21,8 @@ SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM")  # not EPS: it runs Ghostscript
 MAX_ASPECT = 100  # of the sides: smaller than this, resizing can leave no pixel
 VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm")
+_FOREIGN = re.compile(r"(\w+:)?/|\.\./")  # begins a path of another machine
+_SAMPLE = 20  # names that decide which directory has the images of an annotation file
 
 
 @dataclass(frozen=True)
@@ -56,19 +63,19 @@ def overlay_name(path: Path) -> str:
     return path.name if path.suffix.lower() in (".jpg", ".jpeg") else f"{path.stem}.png"
 
 
-def check_readable(path: Path) -> None:
-    """Reads an image, or the first frame of a video. Raises `UserError` if that fails."""
-    if is_video(path):
-        Video(path)
-        return
-    height, width, _ = read_image(path).shape
-    if max(height, width) > MAX_ASPECT * min(height, width):
-        raise UserError(f"image {path} is more than {MAX_ASPECT} times as long as wide")
+def check_aspect(shape: Sequence[int], name: object) -> None:
+    """Raises `UserError` for an image so thin that resizing could leave no pixel."""
+    if max(shape[:2]) > MAX_ASPECT * min(shape[:2]):
+        raise UserError(f"image {name} is more than {MAX_ASPECT} times as long as wide")
 
 
 def count_images(paths: Sequence[Path], every: int = 1) -> int:
-    """Number of images that `read_images` yields, according to the headers of videos."""
-    return sum(-(-Video(path).length // every) if is_video(path) else 1 for path in paths)
+    """Number of images that `read_images` yields, according to the headers of readable videos."""
+    total = 0
+    for path in paths:
+        with suppress(UserError):
+            total += -(-Video(path).length // every) if is_video(path) else 1
+    return total
 
 
 def read_images(paths: Iterable[Path], every: int = 1) -> Iterator[InputImage]:
@@ -79,6 +86,48 @@ def read_images(paths: Iterable[Path], every: int = 1) -> Iterator[InputImage]:
                 yield InputImage(path, pixels, frame)
         else:
             yield InputImage(path, read_image(path))
+
+
+def image_directory(ann_file: Path, img_dir: Path, names: Sequence[str]) -> Path:
+    """The directory of the images of a COCO annotation file, by some of their `file_name`s.
+
+    It is `img_dir`, or if that has none of the files a directory next to the annotation file: the
+    layouts of COCO, Roboflow, CVAT and Label Studio.
+    """
+    stem = ann_file.stem
+    splits = dict.fromkeys((stem.removeprefix("instances_"), *reversed(stem.split("_"))))
+    near = [
+        base / directory
+        for base in (ann_file.parent, ann_file.parent.parent)
+        for directory in (*splits, *(f"images/{split}" for split in splits), "images", "")
+    ]
+    sample = names[:_SAMPLE]
+    found = (one for one in (img_dir, *near) if any(_existing(one, name) for name in sample))
+    return next(found, img_dir)
+
+
+def locate_images(directory: Path, names: Sequence[str]) -> dict[str, Path]:
+    r"""The files of a directory by the `file_name`s of a COCO annotation file.
+
+    A name that no file has may have `\` for `/`, `%20` for a space, or begin with directories of
+    another machine. A missing file is `directory / name`.
+    """
+    unusual = [name for name in names if "\\" in name or "%" in name or _FOREIGN.match(name)]
+    resolved = {name: _existing(directory, name) for name in unusual}
+    uses = Counter(resolved.values())  # a file of two names is the end of both by chance
+    resolved = {name: path for name, path in resolved.items() if path and uses[path] == 1}
+    return {name: resolved.get(name) or directory / name for name in names}
+
+
+def ids_by_name(images: Iterable[Mapping[str, Any]]) -> dict[Path, Any]:
+    """Image ids of an annotation file by `file_name` in every form that only one image has."""
+    ids: dict[Path, set[Any]] = {}
+    exact = {}
+    for one in images:
+        exact[Path(one["file_name"])] = one["id"]
+        for form in _forms(one["file_name"]):
+            ids.setdefault(Path(form), set()).add(one["id"])
+    return {form: owners.pop() for form, owners in ids.items() if len(owners) == 1} | exact
 
 
 def open_image(path: str | os.PathLike[str]) -> Image.Image:
@@ -93,15 +142,24 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
     Raises `UserError` if the file cannot be decoded.
     """
     try:
-        with open_image(path) as image:
-            image.load()
-            if exif_orientation(image) != 1:
-                image = ImageOps.exif_transpose(image)
-            if image.mode.startswith("I;16"):  # Pillow's own conversion would clip
-                return np.repeat((np.asarray(image) >> 8).astype(np.uint8)[..., None], 3, axis=2)
-            return np.array(image.convert("RGB"))
+        image = open_image(path)
     except Exception as error:  # Pillow's decoders raise many types
         raise UserError(f"image {path} cannot be read: {why_unreadable(error)}") from error
+    with image:
+        return to_rgb(image, path)
+
+
+def to_rgb(image: Image.Image, name: object) -> np.ndarray:
+    """The pixels of an open image as `read_image` returns them."""
+    try:
+        image.load()
+        if exif_orientation(image) != 1:
+            image = ImageOps.exif_transpose(image)
+        if image.mode.startswith("I;16"):  # Pillow's own conversion would clip
+            return np.repeat((np.asarray(image) >> 8).astype(np.uint8)[..., None], 3, axis=2)
+        return np.array(image.convert("RGB"))
+    except Exception as error:
+        raise UserError(f"image {name} cannot be read: {why_unreadable(error)}") from error
 
 
 def exif_orientation(image: Image.Image) -> int:
@@ -169,7 +227,23 @@ def _expand(path: Path, suffixes: tuple[str, ...]) -> list[Path]:
     if path.is_file() and (".mp4" in suffixes or not is_video(path)):
         return [path]
     inside = path.iterdir() if path.is_dir() else map(Path, glob.glob(str(path), recursive=True))
-    files = sorted(file for file in inside if file.suffix.lower() in suffixes)
+    try:
+        files = sorted(file for file in inside if file.suffix.lower() in suffixes)
+    except OSError as error:
+        raise UserError(f"{path} cannot be listed: {error.strerror}") from error
     if not files:
         raise UserError(f"{path} does not exist or contains no images ({', '.join(suffixes)})")
     return files
+
+
+def _forms(name: str) -> list[str]:
+    """The names that a `file_name` stands for, itself first."""
+    path = unquote(name.replace("\\", "/"))
+    parts = path.split("/") if _FOREIGN.match(path) else [path]
+    ends = ("/".join(parts[start:]) for start in range(len(parts)))
+    return list(dict.fromkeys(form for form in (name, *ends) if form))
+
+
+def _existing(directory: Path, name: str) -> Path | None:
+    paths = (directory / form for form in _forms(name))
+    return next((path for path in paths if path.is_file()), None)

@@ -13,12 +13,13 @@ CLASSES = ("circle", "square", "triangle", "star", "ring")
 HEIGHT, WIDTH = 84, 112  # of the valid images
 NAN = float("nan")
 Document = dict[str, Any]
+Spoil = Callable[[Document], None]
 
 
 class Case(NamedTuple):
     """One defect: how to cause it, the check that reports it, and how a run ends."""
 
-    spoil: Callable[..., None]
+    spoil: Spoil
     check: str  # reported for training; empty: none
     stops: str | None = None  # pattern of the training's error; None: it trains
     refused: str | None = None  # the check for which only an evaluation is refused
@@ -63,40 +64,45 @@ def write(
     return directory
 
 
-def _first(**fields: Any) -> Callable[[Document], None]:
-    """Changes fields of the first annotation; None removes one."""
+def _set(part: str = "annotations", number: int | None = 1, **fields: Any) -> Spoil:
+    """Changes fields of the first entries, or all; None removes one, functions get its value."""
 
     def spoil(content: Document) -> None:
-        one = content["annotations"][0]
-        one.update(fields)
-        for key in [key for key, value in fields.items() if value is None]:
-            del one[key]
+        for one in content[part][:number]:
+            for key, new in fields.items():
+                one[key] = new(one[key]) if callable(new) else new
+                if new is None:
+                    del one[key]
 
     return spoil
 
 
-def _without(part: str, key: str) -> Callable[[Document], None]:
-    return lambda content: content[part][0].pop(key)
+def _all(part: str = "annotations", **fields: Any) -> Spoil:
+    return _set(part, None, **fields)
 
 
-def _set(part: str, **fields: Any) -> Callable[[Document], None]:
-    return lambda content: content[part][0].update(fields)
+def _crowds(content: Document) -> None:
+    for one in content["annotations"][1:]:
+        one.update(iscrowd=1, segmentation=run_lengths())
 
 
-def _renumbered(part: str, link: str, new: Callable[[int], Any]) -> Callable[[Document], None]:
+def _heading(**fields: Any) -> Spoil:
+    return lambda content: content["categories"].insert(0, dict(id=0, **fields))
+
+
+def _renumbered(part: str, link: str, new: Callable[[int], Any]) -> Spoil:
     """Other ids for all images or categories, and for the annotations that name them."""
 
     def spoil(content: Document) -> None:
-        for entries, key in ((content[part], "id"), (content["annotations"], link)):
-            for one in entries:
-                one[key] = new(one[key])
+        _all(part, id=new)(content)
+        _all(**{link: new})(content)
 
     return spoil
 
 
-def _run_lengths(height: int = HEIGHT, width: int = WIDTH, objects: int = 1) -> dict[str, Any]:
+def run_lengths(height: int = HEIGHT, width: int = WIDTH) -> dict[str, Any]:
     mask = np.zeros((height, width), np.uint8, order="F")
-    mask[12:60, 10:50] = objects
+    mask[12:60, 10:50] = 1
     code = rle.encode(mask)
     return dict(size=code["size"], counts=code["counts"].decode())
 
@@ -105,8 +111,8 @@ SQUARE = [10, 12, 50, 12, 50, 60, 10, 60]
 SIZE = [HEIGHT, WIDTH]
 
 
-def _masks(segmentation: Any) -> Callable[[Document], None]:
-    return _first(segmentation=segmentation)
+def _masks(segmentation: Any) -> Spoil:
+    return _set(segmentation=segmentation)
 
 
 def _more_categories(content: Document) -> None:
@@ -116,7 +122,7 @@ def _more_categories(content: Document) -> None:
 
 ANNOTATION_CASES = {
     "valid": Case(lambda content: None, ""),
-    "no height": Case(_without("images", "height"), "fields", r"1\.png.*no 'height'"),
+    "no height": Case(_set("images", height=None), "fields", r"1\.png.*no 'height'"),
     "half a pixel": Case(_set("images", height=83.5), "fields", r"1\.png.*height 83\.5"),
     "number as image": Case(lambda c: c["images"].append(3), "fields", "index 3.*: 3"),
     "duplicate image id": Case(_set("images", id=2), "duplicate ids", "image id 2, 2 times"),
@@ -128,18 +134,18 @@ ANNOTATION_CASES = {
     ),
     "category gaps": Case(_renumbered("categories", "category_id", lambda i: 10 * i), ""),
     "additional category": Case(_more_categories, "classes", "include 'more', with objects"),
-    "no bbox": Case(_first(bbox=None), "fields", "annotation 1 of image 1: no 'bbox'"),
-    "three numbers": Case(_first(bbox=[1, 2, 3]), "fields", r"bbox \[1, 2, 3\]"),
-    "NaN in a box": Case(_first(bbox=[NAN, 2, 30, 40]), "fields", "annotation 1 of image 1: bbox"),
-    "duplicate id": Case(_first(id=2), "duplicate ids", "annotation id 2, 2 times"),
-    "text as id": Case(_first(id="first"), "", None, "text ids"),
-    "id 0": Case(_first(id=0), "", None, "id 0"),
-    "unknown category": Case(_first(category_id=99), "unknown ids"),
-    "negative box": Case(_first(bbox=[50, 60, -40, -48]), "degenerate boxes"),
-    "area of zero": Case(_first(area=0), "degenerate boxes"),
-    "box outside": Case(_first(bbox=[500, 500, 40, 48]), "boxes outside"),
-    "box beyond": Case(_first(bbox=[-30, -30, 400, 400]), "boxes beyond"),
-    "crowd": Case(_first(iscrowd=1, segmentation=_run_lengths()), ""),
+    "no bbox": Case(_set(bbox=None), "fields", "annotation 1 of image 1: no 'bbox'"),
+    "three numbers": Case(_set(bbox=[1, 2, 3]), "fields", r"bbox \[1, 2, 3\]"),
+    "NaN in a box": Case(_set(bbox=[NAN, 2, 30, 40]), "fields", "annotation 1 of image 1: bbox"),
+    "duplicate id": Case(_set(id=2), "duplicate ids", "annotation id 2, 2 times"),
+    "text as id": Case(_set(id="first"), "", None, "text ids"),
+    "id 0": Case(_set(id=0), "", None, "id 0"),
+    "unknown category": Case(_set(category_id=99), "unknown ids"),
+    "negative box": Case(_set(bbox=[50, 60, -40, -48]), "degenerate boxes"),
+    "area of zero": Case(_set(area=0), "degenerate boxes"),
+    "box outside": Case(_set(bbox=[500, 500, 40, 48]), "boxes outside"),
+    "box beyond": Case(_set(bbox=[-30, -30, 400, 400]), "boxes beyond"),
+    "crowd": Case(_set(iscrowd=1, segmentation=run_lengths()), ""),
     "no segmentation": Case(_masks(None), "no masks", "annotation 1"),
     "flat list": Case(_masks(SQUARE), "invalid masks", "invalid polygons"),
     "text in polygons": Case(_masks([["a"] * 6]), "invalid masks", "invalid polygons"),
@@ -149,19 +155,18 @@ ANNOTATION_CASES = {
     ),
     "NaN in a polygon": Case(_masks([[10, NAN, *SQUARE[2:]]]), "invalid masks", "annotation 1"),
     "distant polygon": Case(_masks([[10, 1e8, *SQUARE[2:]]]), "invalid masks", "100000000"),
-    "polygon of one point": Case(_masks([[10, 12] * 4]), "empty masks"),
-    "polygon on a line": Case(_masks([[10, 10, 20, 20, 40, 40]]), "empty masks"),
+    "polygon on a line": Case(_masks([[10, 10, 20, 20, 40, 40]]), ""),
+    "only background": Case(_masks(dict(size=SIZE, counts=[HEIGHT * WIDTH])), ""),
     "one of two outside": Case(_masks([[-9, -9, -4, -9, -4, -4], SQUARE]), ""),
-    "only background": Case(_masks(dict(size=SIZE, counts=[HEIGHT * WIDTH])), "empty masks"),
-    "run lengths": Case(_masks(_run_lengths()), ""),
+    "run lengths": Case(_masks(run_lengths()), ""),
     "run lengths of another size": Case(
-        _masks(_run_lengths(80, 70)), "invalid masks", r"size \[80, 70\]"
+        _masks(run_lengths(80, 70)), "invalid masks", r"size \[80, 70\]"
     ),
     "truncated run lengths": Case(
         _masks(dict(size=SIZE, counts=[30, 40])), "invalid masks", "70 of 9408"
     ),
     "long run lengths": Case(
-        _masks(dict(_run_lengths(90, 130), size=SIZE)), "invalid masks", "11700 of 9408"
+        _masks(dict(run_lengths(90, 130), size=SIZE)), "invalid masks", "11700 of 9408"
     ),
     "garbage as run lengths": Case(
         _masks(dict(size=SIZE, counts="zz~~é")), "invalid masks", "not run lengths"
@@ -169,5 +174,28 @@ ANNOTATION_CASES = {
     "negative run lengths": Case(
         _masks(dict(size=SIZE, counts=[30, -4, 9382])), "invalid masks", "not run lengths"
     ),
-    "no annotations": Case(lambda c: c["annotations"].clear(), "nothing to learn", "excludes all"),
+    "heading": Case(_heading(name="shapes", supercategory="none"), ""),
+    "heading of the name of a class": Case(
+        _heading(name="ring", supercategory="none"), "duplicate ids", "have another order"
+    ),
+    "backslash": Case(_set("images", file_name=r".\1.png"), "file names"),
+    "mostly crowds": Case(_crowds, "mostly crowds"),
+    "one other image id": Case(_set(image_id="1"), "other ids"),
+    "no annotations": Case(lambda c: c["annotations"].clear(), "nothing usable", "excludes all"),
+}
+# All annotations of a file, and why none is trained.
+UNUSABLE = {
+    "crowds": (_all(iscrowd=1, segmentation=run_lengths()), r"are crowds \(iscrowd=1\)"),
+    "ignored": (_all(ignore=1), "are marked `ignore`"),
+    "normalized": (_all(bbox=[0.1, 0.2, 0.4, 0.5], area=0.2), "have a box within 0..1"),
+    "normalized corners": (_all(bbox=[0.1, 0.2, 1, 1], area=1), "have a box within 0..1"),
+    "text for a number": (_all(image_id=str), "have image_ids of another type than the ids"),
+    "number for a text": (_all("images", id=str), "have image_ids of another type than the ids"),
+    "text categories": (_all(category_id=str), "have category_ids of another type than the ids"),
+    "other images": (_all(image_id=99), "have unknown image_ids"),
+    "outside": (_all(bbox=[500, 500, 40, 48]), "are outside of the image"),
+    "thin": (_all(bbox=[5, 5, 40, 0.5]), "are smaller than a pixel"),
+    "area 0": (_all(area=0), "are smaller than a pixel"),
+    "small images": (_all("images", height=70, width=60), "are in images smaller than"),
+    "short polygons": (_all(segmentation=[[1, 2, 3, 4]]), "have polygons of less than three"),
 }

@@ -1,6 +1,7 @@
 """For the tests of tools: a few images in COCO's format and a detector that is quick on them."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -60,7 +61,7 @@ def write_tiny(
 ) -> Path:
     """Write `<directory>/data` and `<directory>/tiny.py`; returns the config's path."""
     root = directory / "data"
-    (root / "images").mkdir(parents=True)
+    (root / "images").mkdir(parents=True, exist_ok=True)
     random = np.random.default_rng(0)
     images, annotations = [], []
     for number in range(1, num_images + 1):
@@ -86,3 +87,20 @@ def write_tiny(
     config = directory / "tiny.py"
     config.write_text(CONFIG.format(root=str(root), classes=classes))
     return config
+
+
+def write_python_style(config: Path, path: Path) -> Path:
+    """Writes a config at `path` with imported classes in place of the names of types."""
+    from mmdet import registry
+    from mmengine.registry import Registry
+
+    text, imports = config.read_text(), ["from mmcv.ops.nms import nms"]
+    text = re.sub(r"custom_imports = .*", "", text)
+    of_mmdet = {key: one for key, one in vars(registry).items() if not key.startswith("MMENGINE")}
+    registries = [one for one in of_mmdet.values() if isinstance(one, Registry)]
+    for name in sorted(set(re.findall(r"type='(\w+)'", text)) - {"nms"}):
+        cls = next(found for one in registries if (found := one.get(name)))
+        imports.append(f"from {cls.__module__} import {cls.__name__} as {name}")
+    text = re.sub(r"type='(\w+)'", r"type=\1", text)
+    path.write_text("\n".join(imports) + "\n" + text)
+    return path

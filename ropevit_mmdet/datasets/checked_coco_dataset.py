@@ -1,21 +1,26 @@
 """A CocoDataset that checks its files and images."""
 
+import os
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from mmdet.datasets import CocoDataset
 from mmdet.datasets.api_wrappers import COCO
+from mmdet.datasets.transforms import LoadAnnotations
 from mmdet.registry import DATASETS
 from mmengine.logging import MMLogger
 
-from ropevit_mmdet.datasets.validation.annotations import (
-    check_annotations,
-    classes_issue,
-    read_annotation_file,
+from ropevit_mmdet.datasets.run_length_masks import LoadRunLengths
+from ropevit_mmdet.datasets.validation.annotations import check_annotations, read_annotation_file
+from ropevit_mmdet.datasets.validation.checks import CHECKS, ERROR, WARNING, CocoFiles, raise_issue
+from ropevit_mmdet.datasets.validation.config import (
+    content_issues,
+    dataset_files,
+    image_files,
+    is_local,
+    missing_issue,
 )
-from ropevit_mmdet.datasets.validation.checks import ERROR, WARNING, raise_issue
-from ropevit_mmdet.datasets.validation.config import CocoFiles, is_local, path_issues
 from ropevit_mmdet.datasets.validation.image_files import image_issue
 
 
@@ -23,20 +28,25 @@ from ropevit_mmdet.datasets.validation.image_files import image_issue
 class CheckedCocoDataset(CocoDataset):
     """CocoDataset that reports missing files and invalid annotations, whichever tool builds it.
 
-    Warnings are logged in one line.
+    Images that are not in `data_prefix.img` are looked for next to the annotation file. Warnings
+    are logged in one line. `LoadAnnotations` of the pipeline loads masks as run lengths.
 
     Raises:
         UserError: On loading, as `check_datasets` and for errors of `check_annotations`; on
             access to an image that cannot be decoded or contradicts the size in its annotations.
     """
 
+    finds_images = True  # outside of `data_prefix.img`, too
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        for step in self.pipeline.transforms:
+            if type(step) is LoadAnnotations:  # the config has mmdet's name, which its tools know
+                step.__class__ = LoadRunLengths
+
     def load_data_list(self) -> list[dict]:
-        masks = any(getattr(step, "with_mask", False) for step in self.pipeline.transforms)
-        img_dir = Path(self.data_prefix.get("img") or "")
-        classes = tuple(self.metainfo["classes"])
-        files = CocoFiles(Path(self.ann_file), img_dir, masks, self.test_mode, classes)
-        if is_local(vars(self), self.ann_file, img_dir):
-            raise_issue(next(path_issues(files), None))
+        files = dataset_files(self)
+        raise_issue(missing_issue("annotation file", files.ann_file) if files.local else None)
         self.COCOAPI = partial(_CheckedCOCO, files=files)
         try:
             return super().load_data_list()
@@ -71,16 +81,32 @@ class _CheckedCOCO(COCO):
     def __init__(self, path: str, *, files: CocoFiles) -> None:
         super().__init__()
         self.dataset = read_annotation_file(path, ("images", "categories"))
-        issue = classes_issue(self.dataset, files.classes)
-        raise_issue(issue and f"the categories of {path} are {issue}")
-        masks = bool(files.masks)
-        findings = check_annotations(self.dataset, masks=masks, evaluated=files.evaluated)
-        errors, warnings = findings.summary(ERROR), findings.summary(WARNING)
-        if errors:
-            raise_issue(
-                f"annotation file {path}: {errors}; `ropevit check-data` lists all findings"
-            )
-        if warnings:
+        raise_issue(next(content_issues(self.dataset, files), None))
+        evaluated = not files.trained
+        findings = check_annotations(self.dataset, masks=bool(files.masks), evaluated=evaluated)
+        if errors := findings.summary(ERROR):
+            command = f"ropevit check-data --ann-file {path} --img-dir {files.img_dir}"
+            fix = " --fix OUT.json` corrects ids" if findings.fixable else "` lists all findings"
+            raise_issue(f"annotation file {path}: {errors}; `{command}{fix}")
+        if files.local:
+            self._find_images(files)
+        if warnings := findings.summary(WARNING):
             MMLogger.get_current_instance().warning(f"annotation file {path}: {warnings}")
         self.createIndex()
         self.img_ann_map, self.cat_img_map = self.imgToAnns, self.catToImgs  # mmdet's names
+
+    def _find_images(self, files: CocoFiles) -> None:
+        """Replaces the names of images that are not in the image directory by paths; logs it."""
+        directory, paths = image_files(self.dataset, files)
+        log = MMLogger.get_current_instance()
+        if directory != files.img_dir:
+            log.info(f"images of {files.ann_file} are in {directory}, not in {files.img_dir}")
+        unusual = [name for name, path in paths.items() if path != directory / name]
+        if unusual:
+            message = CHECKS["file names"].message
+            example = f"{unusual[0]} is {paths[unusual[0]]}"
+            log.warning(f"annotation file {files.ann_file}: {message} ({len(unusual)}: {example})")
+        for one in self.dataset["images"]:
+            path = paths[one["file_name"]]
+            if path != files.img_dir / one["file_name"]:
+                one["file_name"] = os.path.abspath(path)

@@ -63,27 +63,34 @@ def test_the_datasets_of_a_config(tmp_path, capsys):
     assert "include 'square', 'triangle', with objects" in capsys.readouterr().out
 
 
-def test_findings_of_every_dataset_of_a_split_count(tmp_path, capsys):
+def test_findings_of_every_dataset_of_a_split_count(tmp_path):
     config, parts = load_config(CONFIG), []
-    for name, boxes in (("bad", 0), ("good", 40)):
+    for name, image_id in (("bad", 99), ("good", 1)):
         content = document()
-        content["annotations"][0].update(image_id=1 if boxes else 99)
+        content["annotations"][0]["image_id"] = image_id
         write(tmp_path / name, content)
         part = dict(config.train_dataloader.dataset, data_root=f"{tmp_path / name}/")
         parts.append(part | dict(ann_file="annotations.json", data_prefix=dict(img="images/")))
     config.train_dataloader.dataset = dict(type="ConcatDataset", datasets=parts)
+    config.pop("val_dataloader")
     config.dump(tmp_path / "config.py")
     main([str(tmp_path / "config.py"), "--split", "train", "--json", str(tmp_path / "r.json")])
     content = json.loads((tmp_path / "r.json").read_text())
     assert [one["split"] for one in content["datasets"]] == ["train", "train"]
     assert content["warnings"] + content["errors"] == 1
-    config.pop("val_dataloader")
-    config.dump(tmp_path / "config.py")
     with pytest.raises(UserError, match="no val_dataloader"):
         main([str(tmp_path / "config.py"), "--split", "val"])
 
 
-def test_arguments_that_exclude_each_other(capsys):
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["CONFIG", "--ann-file", "x.json"], "give a config, or --ann-file"),
+        (["CONFIG", "--img-dir", "x"], "--img-dir belongs to --ann-file"),
+        (["CONFIG", "--fix", "x.json"], "--fix corrects one of the 3 annotation files"),
+    ],
+)
+def test_arguments_that_exclude_each_other(argv, message, capsys):
     with pytest.raises(SystemExit, match="2"):
-        main(["--ann-file", "x.json"])
-    assert "belong together" in capsys.readouterr().err
+        main([str(CONFIG) if word == "CONFIG" else word for word in argv])
+    assert message in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """Datasets with one defect each: reported by its check, then handled in training or refused."""
 
 import json
+import re
 import warnings
 from copy import deepcopy
 from pathlib import Path
@@ -20,11 +21,22 @@ from pycocotools import mask as rle
 
 from ropevit_mmdet import FastCocoMetric
 from ropevit_mmdet._images import read_image
-from ropevit_mmdet.datasets.validation import CHECKS, ERROR, CocoFiles, Report, report_dataset
+from ropevit_mmdet.datasets.validation.checks import CHECKS, ERROR, CocoFiles
+from ropevit_mmdet.datasets.validation.report import Report, report_dataset
 from ropevit_mmdet.datasets.validation.segmentations import _decoded
 from ropevit_mmdet.engine.config import build_detector, load_config
 from ropevit_mmdet.errors import UserError
-from tests.malformed_coco import ANNOTATION_CASES, CLASSES, HEIGHT, WIDTH, document, scene, write
+from tests.malformed_coco import (
+    ANNOTATION_CASES,
+    CLASSES,
+    HEIGHT,
+    UNUSABLE,
+    WIDTH,
+    document,
+    run_lengths,
+    scene,
+    write,
+)
 from tests.malformed_images import IMAGE_CASES, with_image
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -50,12 +62,12 @@ def coco_pipeline() -> list[dict]:
     return pipeline
 
 
-def dataset(directory: Path, *, test_mode: bool = False):
+def dataset(directory: Path, *, test_mode: bool = False, **options):
     init_default_scope("mmdet")
     settings = dict(type="CheckedCocoDataset", data_root=f"{directory}/", test_mode=test_mode)
     settings |= dict(ann_file="annotations.json", data_prefix=dict(img="images/"))
     settings |= dict(metainfo=dict(classes=CLASSES), pipeline=coco_pipeline())
-    return DATASETS.build(settings | dict(filter_cfg=dict(filter_empty_gt=True)))
+    return DATASETS.build(settings | dict(filter_cfg=dict(filter_empty_gt=True)) | options)
 
 
 def train_step(model, items: list[dict]) -> None:
@@ -69,10 +81,8 @@ def train_step(model, items: list[dict]) -> None:
 
 
 def report(directory: Path, *, decode: bool = False, evaluated: bool = False) -> Report:
-    files = CocoFiles(
-        directory / "annotations.json", directory / "images", True, evaluated, CLASSES
-    )
-    return report_dataset(files, decode=decode)
+    files = CocoFiles(directory / "annotations.json", directory / "images", True, CLASSES)
+    return report_dataset(files._replace(trained=not evaluated), decode=decode)
 
 
 def malformed(name: str) -> dict:
@@ -130,11 +140,60 @@ def test_annotations_that_are_evaluated_or_refused(name, tmp_path):
         assert metrics == evaluate(tmp_path, CocoMetric) and np.isfinite([*metrics.values()]).all()
 
 
+@pytest.mark.parametrize("name", UNUSABLE)
+def test_annotations_of_which_none_is_trained(name, tmp_path):
+    """Without the check a training learns nothing and ends with exit status 0."""
+    spoil, reason = UNUSABLE[name]
+    content = document()
+    spoil(content)
+    write(tmp_path, content)
+    message = f"nothing to learn: 3 images, 0 usable objects: all {reason}"
+    files = CocoFiles(tmp_path / "annotations.json", tmp_path / "images", min_size=64)
+    (place,) = report_dataset(files).findings.places["nothing usable"]
+    assert re.match(message, place)
+    options = dict(filter_cfg=dict(filter_empty_gt=False, min_size=64))
+    with pytest.raises(UserError, match=message):
+        dataset(tmp_path, **options)
+    plain = dataset(tmp_path, type="CocoDataset", serialize_data=False, **options)
+    instances = [one for image in plain.data_list for one in image["instances"]]
+    usable = [one for one in instances if any(len(part) >= 6 for part in one["mask"])]
+    trained = [one for one in usable if not one["ignore_flag"]]
+    assert not [one for one in trained if "corners" not in name]
+
+
+def test_run_lengths_without_poly2mask_are_not_trained(tmp_path):
+    content = document()
+    for one in content["annotations"]:
+        one["segmentation"] = run_lengths()
+    write(tmp_path, content)
+    pipeline = coco_pipeline()
+    assert len(dataset(tmp_path, pipeline=pipeline)) == 3
+    pipeline[1]["poly2mask"] = False
+    with pytest.raises(UserError, match="all have run lengths, which LoadAnnotations"):
+        dataset(tmp_path, pipeline=pipeline)
+
+
+@pytest.mark.parametrize(
+    ("spoiled", "message"),
+    [("crowds", "all are crowds"), ("other images", "all have unknown"), ("ignored", None)],
+)
+def test_nothing_to_evaluate(spoiled, message, tmp_path):
+    content = document()
+    UNUSABLE[spoiled][0](content)
+    write(tmp_path, content)
+    if message is None:  # pycocotools evaluates them
+        assert len(dataset(tmp_path, test_mode=True)) == 3
+    else:
+        with pytest.raises(UserError, match=f"nothing to evaluate: 3 images, .*{message}"):
+            dataset(tmp_path, test_mode=True)
+
+
 def test_every_check_has_a_case():
     checked = {case.check for case in ANNOTATION_CASES.values()}
     checked |= {case.refused for case in TRAINS.values() if case.refused}
     checked |= {case.check for case in IMAGE_CASES.values()}
     checked |= {"no objects", "image directory", "annotation file"}  # in other tests
+    checked |= {"classes", "class order", "no annotations"}
     assert checked - {""} == set(CHECKS)
     assert all(check.message and check.fix for check in CHECKS.values())
 

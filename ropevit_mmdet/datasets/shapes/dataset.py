@@ -10,7 +10,6 @@ import shutil
 import signal
 import sys
 from collections import Counter
-from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from tqdm import tqdm
 
 from ropevit_mmdet.datasets.shapes.scene import CLASSES, MIN_SIDE, SceneObject, draw_scene
 from ropevit_mmdet.errors import UserError
@@ -37,13 +37,11 @@ def generate(
     non_square: float = 0.25,
     seed: int = 0,
     workers: int | None = None,
-    overwrite: bool = False,
-    progress: Callable[[], Any] = lambda: None,
 ) -> dict[str, Any]:
     """Writes `<root>/{train,val,test}/000001.png` and `<root>/annotations/instances_*.json`.
 
     An image depends only on (seed, split, index, size, non_square). All files are written next to
-    `root` and moved there at once. A complete dataset of the same parameters is reused.
+    `root` and moved there at once. A dataset of the same parameters is kept.
 
     Args:
         root: Directory to write.
@@ -52,11 +50,9 @@ def generate(
         non_square: Share of images that have three quarters of it in height or width.
         seed: Of all images.
         workers: Processes; by default the processors, at most 8.
-        overwrite: Replace another shapes dataset.
-        progress: Called after each image.
 
     Returns:
-        The content of `<root>/shapes.json`, with counts per split, and `"reused"`.
+        The content of `<root>/shapes.json`, with counts per split.
 
     Raises:
         UserError: If a parameter is out of range, or `root` contains anything else.
@@ -65,25 +61,36 @@ def generate(
     parameters: dict[str, Any] = {"generator_version": GENERATOR_VERSION, "seed": seed}
     parameters |= {"size": size, "non_square": float(non_square), "images": images}
     root = Path(root).resolve()
-    issue = _parameter_issue(parameters, workers) or _directory_issue(root, parameters, overwrite)
-    if issue:
+    if (root / SUMMARY_FILE).is_file():
+        existing = json.loads((root / SUMMARY_FILE).read_text())
+        if existing["parameters"] == parameters:
+            return existing
+    if issue := _issue(root, parameters | images):
         raise UserError(issue)
-    if (root / SUMMARY_FILE).is_file() and not overwrite:
-        return _read_summary(root) | {"reused": True}
     written = root.with_name(f".{root.name}.partial-{os.getpid()}")
     written.mkdir(parents=True)
     try:
-        splits = _write_images(
-            written, parameters, workers or min(8, os.cpu_count() or 1), progress
-        )
-        summary = {"parameters": parameters, "classes": list(CLASSES), "splits": splits}
-        (written / SUMMARY_FILE).write_text(json.dumps(summary, indent=1) + "\n")
+        splits = _write_images(written, parameters, workers or min(8, os.cpu_count() or 1))
+        content = {"parameters": parameters, "classes": list(CLASSES), "splits": splits}
+        (written / SUMMARY_FILE).write_text(json.dumps(content, indent=1) + "\n")
         if root.exists():
-            shutil.rmtree(root)
+            root.rmdir()  # it is empty
         written.rename(root)
     finally:
         shutil.rmtree(written, ignore_errors=True)
-    return summary | {"reused": False}
+    return content
+
+
+def _issue(root: Path, given: dict[str, Any]) -> str | None:
+    """Why a dataset cannot be written."""
+    minima = {"train": 0, "val": 0, "test": 0, "seed": 0, "non_square": 0}
+    minima |= {"size": -(-MIN_SIDE * 4 // 3)}
+    for name, low in minima.items():
+        if given[name] < low:
+            return f"{name} must be at least {low}, not {given[name]}"
+    if root.exists() and (not root.is_dir() or any(root.iterdir())):
+        return f"{root} has other content, or shapes of other parameters: choose another directory"
+    return None
 
 
 def encode_mask(mask: np.ndarray) -> dict[str, list[int]]:
@@ -94,66 +101,30 @@ def encode_mask(mask: np.ndarray) -> dict[str, list[int]]:
     return {"size": list(mask.shape), "counts": counts.tolist()}
 
 
-def _parameter_issue(parameters: dict[str, Any], workers: int | None) -> str | None:
-    minima = {f"num_{split}": (count, 0) for split, count in parameters["images"].items()}
-    minima |= {"size": (parameters["size"], -(-MIN_SIDE * 4 // 3)), "seed": (parameters["seed"], 0)}
-    minima |= {"workers": (1 if workers is None else workers, 1)}
-    for name, (value, low) in minima.items():
-        if value < low:
-            return f"{name} must be at least {low}, not {value}"
-    if not 0 <= parameters["non_square"] <= 1:
-        return f"non_square must be at least 0, at most 1, not {parameters['non_square']}"
-    return None
-
-
-def _directory_issue(root: Path, parameters: dict[str, Any], overwrite: bool) -> str | None:
-    """Why the dataset cannot be written to `root`, nor reused."""
-    if not root.exists() or (root.is_dir() and not any(root.iterdir())):
-        return None
-    if not (root / SUMMARY_FILE).is_file():
-        return f"{root} is not a shapes dataset: choose another directory"
-    if overwrite:
-        return None
-    existing = _read_summary(root)["parameters"]
-    if existing != parameters:
-        return (
-            f"{root} is a shapes dataset with other parameters: {json.dumps(existing)}, expected "
-            f"{json.dumps(parameters)}: choose another directory, or --overwrite it"
-        )
-    for split, count in parameters["images"].items():
-        images = len(list((root / split).glob("*.png")))
-        if images != count:
-            return f"{root} is incomplete: {split} has {images} of {count} images: --overwrite it"
-    return None
-
-
-def _read_summary(root: Path) -> dict[str, Any]:
-    text = (root / SUMMARY_FILE).read_text()
-    return json.loads(text.replace('"pictures"', '"images"'))  # the key up to version 0.1
-
-
-def _write_images(
-    directory: Path, parameters: dict[str, Any], workers: int, progress: Callable[[], Any]
-) -> dict[str, Any]:
+def _write_images(directory: Path, parameters: dict[str, Any], workers: int) -> dict[str, Any]:
     """Renders all splits into `directory`; returns the statistics of each."""
     (directory / "annotations").mkdir()
     statistics = {}
+    categories = [{"id": number, "name": name, "supercategory": "shape"}
+                  for number, name in enumerate(CLASSES, start=1)]  # fmt: skip
     # A forked worker does not import the package again, and torch with it; only Linux forks safely.
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else None)
     ignore_interrupt = (signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
     with ProcessPoolExecutor(workers, context, signal.signal, ignore_interrupt) as pool:
         for split, count in parameters["images"].items():
             (directory / split).mkdir()
-            render = partial(_render, directory / split, parameters)
+            rendered = pool.map(partial(_render, directory / split, parameters), range(count),
+                                chunksize=8)  # fmt: skip
             images: list[dict[str, Any]] = []
             annotations: list[dict[str, Any]] = []
-            for image, objects in pool.map(render, range(count), chunksize=8):
+            for image, objects in tqdm(rendered, split, count, leave=False, disable=None):
                 images.append(image)
                 for one in objects:
                     ids = {"id": len(annotations) + 1, "image_id": image["id"]}
                     annotations.append(ids | _annotation(one))
-                progress()
-            content = _document(split, parameters) | {"images": images, "annotations": annotations}
+            info = {"description": f"Shapes dataset, {split} split", "parameters": parameters}
+            content = {"info": info, "licenses": [], "categories": categories}
+            content |= {"images": images, "annotations": annotations}
             path = directory / "annotations" / f"instances_{split}.json"
             path.write_text(json.dumps(content, separators=(",", ":")))
             statistics[split] = _statistics(images, annotations)
@@ -187,15 +158,6 @@ def _annotation(one: SceneObject) -> dict[str, Any]:
         "area": int(one.mask.sum()),
         "segmentation": encode_mask(one.mask),
     }
-
-
-def _document(split: str, parameters: dict[str, Any]) -> dict[str, Any]:
-    categories = [
-        {"id": number, "name": name, "supercategory": "shape"}
-        for number, name in enumerate(CLASSES, start=1)
-    ]
-    info = {"description": f"Shapes dataset, {split} split", "parameters": parameters}
-    return {"info": info, "licenses": [], "categories": categories}
 
 
 def _statistics(images: list[dict[str, Any]], annotations: list[dict[str, Any]]) -> dict[str, Any]:

@@ -1,26 +1,34 @@
-"""Reads COCO annotation files and checks their content."""
+"""Reads COCO annotation files and checks their content, without their images."""
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from ropevit_mmdet.datasets.validation.checks import CHECKS, Findings, raise_issue, short
-from ropevit_mmdet.datasets.validation.segmentations import segmentation_finding
+from ropevit_mmdet.datasets.validation.checks import (
+    CHECKS,
+    CocoFiles,
+    Findings,
+    raise_issue,
+    short,
+)
+from ropevit_mmdet.datasets.validation.segmentations import is_short, segmentation_finding
 
 LISTS = ("images", "annotations", "categories")
-_ID, _NUMBER = (int, str), (int, float)
+IMAGE, CATEGORY = ("id", "file_name", "height", "width"), ("id", "name")
+OBJECT = ("image_id", "category_id", "bbox", "id", "area")
 
 
 def read_annotation_file(path: str | Path, lists: Sequence[str] = LISTS) -> dict[str, Any]:
-    """Reads a COCO annotation file that has `lists`; raises `UserError` if it is not one."""
+    """Reads a COCO annotation file that has `lists`; raises `UserError` if it is not one.
+
+    A file with annotations has all of `LISTS`.
+    """
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
         fields = content if isinstance(content, dict) else {}
-        required = (key for key in LISTS if key in lists or key in fields)
+        required = LISTS if "annotations" in fields else lists
         wrong = [key for key in required if not isinstance(fields.get(key), list)]
         issue = f"has no {wrong[0]!r}, a list: is it in COCO's format?" if wrong else ""
     except FileNotFoundError:
@@ -32,145 +40,223 @@ def read_annotation_file(path: str | Path, lists: Sequence[str] = LISTS) -> dict
 
 
 def check_annotations(
-    content: Mapping[str, Any], *, masks: bool, evaluated: bool = False, drawn: bool = False
+    content: Mapping[str, Any], *, masks: bool, evaluated: bool = False
 ) -> Findings:
     """Checks the content of an annotation file: with `masks` the segmentations too.
 
-    COCO's evaluation needs `iscrowd` and integer ids; for drawing neither `id` nor `area` is used.
+    COCO's evaluation needs `iscrowd`, and ids that are integers.
     """
     findings = Findings()
-    types: dict[str, Any] = {"id": _ID, "file_name": str, "height": _NUMBER, "width": _NUMBER}
-    images = _check_entries(content["images"], types, "image", findings)
-    names = {"id": _ID, "name": str}
-    categories = _check_entries(content["categories"], names, "category", findings)
-    types = {"image_id": _ID, "category_id": _ID, "bbox": list}
-    types |= {} if drawn else {"id": _ID, "area": _NUMBER}
-    types |= {"iscrowd": int} if evaluated else {}
-    entries = _check_entries(content.get("annotations") or (), types, "annotation", findings)
-    sizes = {one["id"]: one for one in images}
-    _check_ids("image", images, evaluated, findings)
-    _check_ids("category", categories, evaluated, findings)
-    _check_ids("annotation", [one for one in entries if "id" in one], evaluated, findings)
-    known = {one["id"] for one in categories}
-    annotations = []
-    for one in entries:
-        if one["image_id"] in sizes and one["category_id"] in known:
-            annotations.append(one)
-        else:
-            place = f"image {one['image_id']!r}, category {one['category_id']!r}"
-            findings.add("unknown ids", f"annotation {one.get('id')}: {place}")
-    _check_boxes(annotations, sizes, findings)
-    for one in annotations if masks else ():
-        size = sizes[one["image_id"]]["height"], sizes[one["image_id"]]["width"]
-        finding = segmentation_finding(one.get("segmentation"), *size, evaluated=evaluated)
-        if finding:
-            findings.add(finding[0], _place(one, sizes) + finding[1])
+    fields = {"images": IMAGE, "annotations": OBJECT + ("iscrowd",) * evaluated}
+    valid = {}
+    for part, keys in (fields | {"categories": CATEGORY}).items():
+        valid[part] = _valid_entries(part, content.get(part) or (), keys, findings)
+        _check_ids(part, valid[part], evaluated, findings)
+    images, categories = ({one["id"]: one for one in valid[part]} for part in LISTS[::2])
+    for one in valid["annotations"]:
+        place = f"annotation {one['id']}"
+        if check := _link_check(one, images, categories):
+            ids = f"image {one['image_id']!r}, category {one['category_id']!r}"
+            findings.add(check, f"{place}: {ids}")
+            continue
+        image = images[one["image_id"]]
+        place = f"{image['file_name']}, {place}"
+        if check := _box_check(one, image):
+            findings.add(check, f"{place}: bbox {one['bbox']}, area {one['area']}")
+        if masks:
+            size = image["height"], image["width"]
+            finding = segmentation_finding(one.get("segmentation"), *size, evaluated=evaluated)
+            if finding:
+                findings.add(finding[0], place + finding[1])
+    crowds = sum(bool(one.get("iscrowd") or one.get("ignore")) for one in valid["annotations"])
+    total = len(valid["annotations"])
+    if total < 2 * crowds < 2 * total:
+        findings.add("mostly crowds", f"{crowds:,} of {total:,} objects")
     return findings
 
 
-def classes_issue(content: Mapping[str, Any], classes: Sequence[str]) -> str | None:
+def classes_issue(content: Mapping[str, Any], classes: Sequence[str]) -> tuple[str, str] | None:
     """Why the categories of a file do not give the labels of a config's classes; None if they do.
 
     mmdet numbers classes in the file's order and ignores objects of other categories. No classes
-    mean those of the file; categories without objects, such as a heading, do no harm.
+    mean those of the file; categories without objects, such as a heading, do no harm. Returns the
+    name of the check, and the details.
     """
     entries = [one for one in content.get("annotations") or () if isinstance(one, dict)]
     used = {str(one.get("category_id")) for one in entries}
     categories = [one for one in content["categories"] if isinstance(one, dict) and "name" in one]
     names = [one["name"] for one in categories]
-    with_objects = [one["name"] for one in categories if str(one.get("id")) in used]
-    extra = [name for name in with_objects if name not in classes]
-    fits = not extra and [name for name in names if name in classes] == list(classes)
-    if fits or not classes:
-        return None
+    extra = [one["name"] for one in categories
+             if one["name"] not in classes and str(one.get("id")) in used]  # fmt: skip
     missing = [name for name in classes if name not in names]
-    if len(missing) == len(classes):
-        issue = "share no name with the config's classes"
-    elif missing:
-        issue = f"lack {_listed(missing)} of the config's classes"
-    elif extra:
-        issue = f"include {_listed(extra)}, with objects, which the config's classes lack"
-    else:
-        issue = "have another order than the config's classes, and labels follow the file's order"
-    return f"{_listed(names)}: they {issue} ({_listed(classes)}); {CHECKS['classes'].fix}"
+    check = "classes" if missing or extra else "class order"
+    if not classes or not extra and [name for name in names if name in classes] == list(classes):
+        return None
+    issues = [
+        f"lack {_listed(missing)} of the config's classes" if missing else "",
+        f"include {_listed(extra)}, with objects, which the config's classes lack" if extra else "",
+    ]
+    issue = " and ".join(filter(None, issues)) or "have another order than the config's classes"
+    return check, f"{_listed(names)}: they {issue} ({_listed(classes)}); {CHECKS[check].fix}"
 
 
-def _check_entries(
-    entries: Sequence[Any], types: Mapping[str, Any], what: str, findings: Findings
+def usability_issue(content: Mapping[str, Any], files: CocoFiles) -> str | None:
+    """Why a file has no object that mmdet would train or evaluate; None if it has one.
+
+    Follows `CocoDataset` and `LoadAnnotations` of mmdet 3.3, and pycocotools. Invalid entries
+    count as usable: `check_annotations` reports them.
+    """
+    if any(_field_issue(one, IMAGE) for one in content["images"]):
+        return None
+    if any(_field_issue(one, CATEGORY) for one in content["categories"]):
+        return None
+    images = {one["id"]: one for one in content["images"]}
+    categories = {
+        one["id"]: one
+        for one in content["categories"]
+        if not files.classes or one["name"] in files.classes
+    }
+    reasons: Counter[str] = Counter()
+    for one in content.get("annotations") or ():
+        reason = "" if _field_issue(one, OBJECT) else _why_unused(one, images, categories, files)
+        if not reason:
+            return None
+        reasons[reason] += 1
+    counts = [f"{n:,} {reason}" for reason, n in reasons.most_common()]
+    details = f"all {next(iter(reasons))}" if len(counts) == 1 else ", ".join(counts)
+    details = details or "the file has no annotations"
+    task = "evaluate" if files.trained is False else "learn"
+    return f"nothing to {task}: {len(images):,} images, 0 usable objects: {details}"
+
+
+def _why_unused(
+    one: Mapping[str, Any],
+    images: Mapping[Any, Any],
+    categories: Mapping[Any, Any],
+    files: CocoFiles,
+) -> str:
+    """Why mmdet does not train, or COCO's evaluation does not count, an object; "" if used."""
+    if check := _link_check(one, images, categories):
+        key = "image_id" if one["image_id"] not in images else "category_id"
+        other = check == "other ids"
+        return f"have {key}s of another type than the ids" if other else f"have unknown {key}s"
+    image, box, shape = images[one["image_id"]], one["bbox"], one.get("segmentation")
+    polygons = shape if isinstance(shape, list) and files.masks else []
+    check, side = _box_check(one, image), min(image["height"], image["width"])
+    reasons = {
+        "are crowds (iscrowd=1)": one.get("iscrowd"),
+        "have a box within 0..1: boxes are in pixels, not normalized": min(box) >= 0
+        and max(box) <= 1,
+    }
+    if files.trained is not False:
+        reasons |= {
+            "are marked `ignore`": one.get("ignore"),
+            "are smaller than a pixel": check == "degenerate boxes",
+            "are outside of the image": check == "boxes outside",
+            f"are in images smaller than filter_cfg.min_size={files.min_size}": side
+            < files.min_size,
+            "have polygons of less than three points": polygons
+            and all(isinstance(part, list) and is_short(part) for part in polygons),
+            "have run lengths, which LoadAnnotations(poly2mask=False) ignores": files.polygons
+            and isinstance(shape, dict),
+        }
+    return next((reason for reason, applies in reasons.items() if applies), "")
+
+
+def _link_check(one: Mapping[str, Any], images: Mapping, categories: Mapping) -> str:
+    """Name of the check that the ids of an annotation fail, "" if its image and category exist."""
+    links = (one["image_id"], images), (one["category_id"], categories)
+    missing = [(value, known) for value, known in links if value not in known]
+    if not missing:
+        return ""
+    other = (_other_type(value) in known for value, known in missing)
+    return "other ids" if all(other) else "unknown ids"
+
+
+def _other_type(value: int | str) -> int | str | None:
+    if isinstance(value, int):
+        return str(value)
+    return int(value) if value.isdecimal() else None
+
+
+def _box_check(one: Mapping[str, Any], image: Mapping[str, Any]) -> str:
+    """Name of the most severe check that a box fails, "" if it is valid."""
+    x, y, width, height = one["bbox"]
+    right, bottom = x + width, y + height
+    if min(width, height) < 1 or one["area"] <= 0:
+        return "degenerate boxes"
+    if min(right, bottom) <= 0 or x >= image["width"] or y >= image["height"]:
+        return "boxes outside"
+    beyond = right >= image["width"] + 1 or bottom >= image["height"] + 1
+    return "boxes beyond" if beyond or min(x, y) <= -1 else ""
+
+
+def _valid_entries(
+    part: str, entries: Sequence[Any], keys: Sequence[str], findings: Findings
 ) -> list[dict[str, Any]]:
-    """The entries that have all fields of `types` with valid values."""
+    """The entries whose fields are valid."""
     valid = []
     for index, one in enumerate(entries):
-        issue = next(_field_issues(one, types), None)
-        if issue:
+        if issue := _field_issue(one, keys):
             fields = one if isinstance(one, dict) else {}
             name = fields.get("file_name") or fields.get("id", f"at index {index}")
             image = f" of image {short(fields['image_id'])}" if "image_id" in fields else ""
-            findings.add("fields", f"{what} {short(name)}{image}: {issue}")
+            findings.add("fields", f"{_SINGULAR[part]} {short(name)}{image}: {issue}")
         else:
             valid.append(one)
     return valid
 
 
-def _field_issues(one: Any, types: Mapping[str, Any]) -> Iterator[str]:
+_SINGULAR = {"images": "image", "annotations": "annotation", "categories": "category"}
+
+
+def _field_issue(one: Any, keys: Sequence[str]) -> str:
+    """What is wrong with the fields of an entry, "" if all are valid."""
     if not isinstance(one, dict):
-        yield short(one)
-        return
-    for key, expected in types.items():
+        return short(one)
+    for key in keys:
         if key not in one:
-            yield f"no {key!r}"
-            continue
-        value, valid = one[key], isinstance(one[key], expected)
-        numbers = [value] if valid and isinstance(value, _NUMBER) else []
-        if valid and key == "bbox":
-            valid, numbers = len(value) == 4 and all(isinstance(n, _NUMBER) for n in value), value
-        limit = 1 << 63 if key.endswith("id") else 1e15  # NaN is beyond it, too
-        valid = valid and all(-limit < number < limit for number in numbers)
-        if key in ("height", "width"):
-            valid = valid and value >= 1 and value % 1 == 0
-        if not valid or value == "":
-            yield f"{key} {short(value)}"
+            return f"no {key!r}"
+        if not _VALID[key](one[key]):
+            return f"{key} {short(one[key])}"
+    return ""
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and abs(value) < 1e15  # NaN is not, either
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and value != ""
+
+
+def _is_id(value: Any) -> bool:
+    return abs(value) < 1 << 63 if isinstance(value, int) else _is_name(value)
+
+
+_VALID: dict[str, Callable[[Any], bool]] = {
+    **dict.fromkeys(("id", "image_id", "category_id"), _is_id),
+    **dict.fromkeys(("file_name", "name"), _is_name),
+    **dict.fromkeys(("height", "width"), lambda n: _is_number(n) and n >= 1 and n % 1 == 0),
+    "bbox": lambda box: isinstance(box, list) and len(box) == 4 and all(map(_is_number, box)),
+    "area": _is_number,
+    "iscrowd": lambda value: isinstance(value, int),
+}
 
 
 def _check_ids(
-    what: str, entries: Sequence[dict[str, Any]], evaluated: bool, findings: Findings
+    part: str, entries: Sequence[dict[str, Any]], evaluated: bool, findings: Findings
 ) -> None:
+    what = _SINGULAR[part]
     keys = [("id", one["id"]) for one in entries]
-    keys += [("name", one["name"]) for one in entries if what == "category"]
+    keys += [("name", one["name"]) for one in entries if part == "categories"]
     for (key, value), count in Counter(keys).items():
         if count > 1:
             findings.add("duplicate ids", f"{what} {key} {value!r}, {count} times")
         if evaluated and key == "id" and isinstance(value, str):
             findings.add("text ids", f"{what} {value!r}")
-        if evaluated and what == "annotation" and value == 0:
-            findings.add("id 0", f"annotation {value!r}")
-
-
-def _check_boxes(
-    annotations: Sequence[dict[str, Any]], images: Mapping[Any, Any], findings: Findings
-) -> None:
-    boxes = np.array([one["bbox"] for one in annotations], np.float64).reshape(-1, 4)
-    areas = np.array([one.get("area", 1) for one in annotations], np.float64)
-    annotated = (images[one["image_id"]] for one in annotations)
-    sizes = np.array([(image["width"], image["height"]) for image in annotated]).reshape(-1, 2)
-    start, extent = boxes[:, :2], boxes[:, 2:]  # [N, 2] each: x and y, width and height
-    end = start + extent
-    failed = {  # most severe first: a box is reported once
-        "degenerate boxes": (extent < 1).any(1) | (areas <= 0),
-        "boxes outside": ((end <= 0) | (start >= sizes)).any(1),
-        "boxes beyond": ((start <= -1) | (end >= sizes + 1)).any(1),
-    }
-    reported = np.zeros(len(boxes), bool)
-    for check, wrong in failed.items():
-        for index in np.flatnonzero(wrong & ~reported).tolist():
-            one = annotations[index]
-            box = f"bbox {one['bbox']}, area {one.get('area')}"
-            findings.add(check, f"{_place(one, images)}: {box}")
-        reported |= wrong
-
-
-def _place(one: Mapping[str, Any], images: Mapping[Any, Any]) -> str:
-    return f"{images[one['image_id']]['file_name']}, annotation {one.get('id', 'without id')}"
+        if evaluated and part == "annotations" and value == 0:
+            findings.add("id 0", f"{what} {value!r}")
 
 
 def _listed(names: Sequence[Any]) -> str:

@@ -3,12 +3,28 @@
 Format: https://cocodataset.org/#format-data.
 """
 
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from ropevit_mmdet.errors import UserError
 
 ERROR, WARNING, NOTE = "error", "warning", "note"
 SEVERITIES = (ERROR, WARNING, NOTE)
+
+
+class CocoFiles(NamedTuple):
+    """The files of a dataset in COCO's format, and their use."""
+
+    ann_file: Path
+    img_dir: Path
+    masks: bool | None = None  # whether segmentations are read; None: if any exists
+    classes: tuple[str, ...] = ()  # of the config; empty where the file lists them
+    trained: bool | None = None  # or evaluated; None: maybe both
+    polygons: bool = False  # whether masks of run lengths are ignored: poly2mask=False
+    min_size: float = 0  # of the images that are trained, filter_cfg.min_size
+    searched: bool = True  # whether the dataset finds images that are not in img_dir
+    partial: bool = False  # whether only some of its images are evaluated
+    local: bool = True  # whether it is read without another storage backend
 
 
 class Check(NamedTuple):
@@ -19,32 +35,48 @@ class Check(NamedTuple):
     fix: str
 
 
+FIXED = "`ropevit check-data ... --fix OUT.json`"  # begins the fix of what it corrects
 _EXPORT, _CORRECT = "export the annotations again", "correct or remove them"
+_RENUMBER = f"{FIXED} renumbers them"
 CHECKS = {
     "annotation file": Check(ERROR, "annotation file that cannot be read", _EXPORT),
-    "image directory": Check(ERROR, "missing image directory", "set data_root and data_prefix"),
+    "image directory": Check(ERROR, "missing image directory", "set data_root and data_prefix.img"),
     "classes": Check(
-        ERROR, "categories that do not match the config's classes",
-        "set metainfo = dict(classes=(...)) in the config to the names of the file, in its order",
+        ERROR, "categories that are not the config's classes",
+        "for a new training set metainfo = dict(classes=(...)) to the names of the file, in its "
+        "order; a trained checkpoint needs a file with its own classes",
     ),
-    "nothing to learn": Check(ERROR, "no objects at all", "use another annotation file"),
+    "class order": Check(
+        ERROR, "categories in another order than the config's classes: labels follow the file",
+        f"{FIXED} orders the file; for a new training, classes in the order of the file do, too",
+    ),
+    "nothing usable": Check(ERROR, "no usable objects", "use another annotation file"),
+    "mostly crowds": Check(
+        WARNING, "most objects are crowds or ignored: not trained",
+        "set iscrowd and ignore to 0 where an annotation is one object, however its mask is coded",
+    ),
     "fields": Check(ERROR, "entries with a missing or invalid field", _EXPORT),
-    "duplicate ids": Check(ERROR, "entries that share an id or a name", "number them from 1"),
-    "id 0": Check(
-        ERROR, "annotations with id 0, which COCO's evaluation takes for unmatched: AP is too low",
-        "number the annotations from 1",
+    "duplicate ids": Check(
+        ERROR, "entries that share an id or a name",
+        f"{FIXED} renumbers annotations and drops headings; else {_EXPORT}",
     ),
-    "text ids": Check(ERROR, "ids of text, which COCO's evaluation rejects", "use integers"),
+    "id 0": Check(ERROR, "annotations with id 0, unmatched for COCO's evaluation", _RENUMBER),
+    "text ids": Check(ERROR, "ids of text, which COCO's evaluation rejects", _RENUMBER),
+    "other ids": Check(
+        WARNING, "annotations that name an image or category by a text for a number, or the "
+        "reverse: ignored", _RENUMBER,
+    ),
     "unknown ids": Check(
         WARNING, "annotations of images or categories that the file lacks: ignored", _EXPORT
     ),
+    "file names": Check(
+        WARNING, "file names that are found only with / for \\, decoded or in part",
+        f"{FIXED} writes the names of the files",
+    ),
     "degenerate boxes": Check(
-        WARNING, "boxes narrower or lower than a pixel, or with area 0: ignored in training, "
-        "missed in evaluation", _CORRECT,
+        WARNING, "boxes narrower or lower than a pixel, or with area 0: not trained", _CORRECT
     ),
-    "boxes outside": Check(
-        WARNING, "boxes entirely outside the image: ignored in training", _CORRECT
-    ),
+    "boxes outside": Check(WARNING, "boxes entirely outside the image: not trained", _CORRECT),
     "boxes beyond": Check(
         WARNING, "boxes that extend beyond the image by a pixel or more: used as they are",
         "if they are (x1, y1, x2, y2), convert them to COCO's (x, y, width, height)",
@@ -54,14 +86,7 @@ CHECKS = {
         "use a detector without masks: RetinaNet, FCOS or ATSS",
     ),
     "invalid masks": Check(ERROR, "invalid polygons or run lengths", _EXPORT),
-    "short polygons": Check(
-        WARNING, "polygons of less than three points: ignored, with the object if it has no other",
-        _CORRECT,
-    ),
-    "empty masks": Check(
-        WARNING, "masks without a pixel in the image: trained as they are, missed objects in "
-        "evaluation", _CORRECT,
-    ),
+    "short polygons": Check(WARNING, "polygons of less than three points: ignored", _CORRECT),
     "missing": Check(ERROR, "image is missing", "set data_prefix.img, or rename the files"),
     "unreadable": Check(ERROR, "image cannot be decoded", "download or convert it again"),
     "other size": Check(ERROR, "image has another size than its annotations", "annotate this file"),
@@ -77,8 +102,11 @@ CHECKS = {
         WARNING, "image is less than 32 pixels wide or high: the COCO configs skip it",
         "set filter_cfg.min_size in the config",
     ),
+    "no annotations": Check(
+        NOTE, "file without annotations, as of a test server", "set format_only=True to test on it"
+    ),
     "no objects": Check(
-        NOTE, "images without objects", "none needed; filter_cfg.filter_empty_gt=True skips them",
+        NOTE, "images without objects", "none needed; filter_cfg.filter_empty_gt=True skips them"
     ),
 }  # fmt: skip
 
@@ -95,6 +123,11 @@ class Findings:
     def of(self, severity: str) -> list[str]:
         """The failed checks of one severity."""
         return [check for check in self.places if CHECKS[check].severity == severity]
+
+    @property
+    def fixable(self) -> bool:
+        """Whether `fix_annotations` corrects one of them."""
+        return any(CHECKS[check].fix.startswith(FIXED) for check in self.places)
 
     def count(self, severity: str) -> int:
         """Number of places of one severity."""

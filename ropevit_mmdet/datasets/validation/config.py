@@ -1,35 +1,30 @@
-"""Checks the datasets that a config names, before a model is built or a file written."""
+"""Checks the datasets and evaluators of a config, before a model is built or a file written."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from mmdet.datasets import CocoDataset
-from mmdet.registry import DATASETS
+from mmdet.evaluation import CocoMetric
+from mmdet.registry import DATASETS, METRICS
 from mmengine.config import Config, ConfigDict
-from mmengine.registry import init_default_scope
+from mmengine.fileio import list_from_file
+from mmengine.registry import Registry, init_default_scope
 
-from ropevit_mmdet.datasets.validation.annotations import classes_issue, read_annotation_file
-from ropevit_mmdet.datasets.validation.checks import raise_issue
+from ropevit_mmdet._images import image_directory, locate_images
+from ropevit_mmdet.compat.config import metric_settings, type_name
+from ropevit_mmdet.datasets.validation.annotations import (
+    classes_issue,
+    read_annotation_file,
+    usability_issue,
+)
+from ropevit_mmdet.datasets.validation.checks import CocoFiles, raise_issue
+from ropevit_mmdet.weights.detector_checkpoint import check_classes
 
 SPLITS = ("train", "val", "test")
-_SOURCES = {  # pattern of a path -> how to get the dataset
-    r"instances_(train|val)2017|coco[/\\](train|val|test)2017": "download COCO 2017 from "
-    "https://cocodataset.org/#download to data/coco/{annotations,train2017,val2017}",
-    r"shapes": "make the shapes dataset: ropevit make-shapes",
-    r"": "set data_root, ann_file and data_prefix in the config",
-}
-
-
-class CocoFiles(NamedTuple):
-    """The files of a dataset in COCO's format, and their use."""
-
-    ann_file: Path
-    img_dir: Path
-    masks: bool | None = None  # whether segmentations are read; None: if any exists
-    evaluated: bool = True  # whether COCO's evaluation uses it
-    classes: tuple[str, ...] = ()  # of the config; empty where the file lists them
+Read = Callable[[Path], dict[str, Any]]  # an annotation file
 
 
 def coco_files(config: Config, splits: Sequence[str] | None = None) -> dict[CocoFiles, str]:
@@ -51,74 +46,94 @@ def check_datasets(config: Config, splits: Sequence[str] = SPLITS) -> None:
 
     Raises:
         UserError: With the first issue: a missing path, with its source; an annotation file that is
-            truncated; categories that are not the config's classes in their order.
+            truncated; categories that are not the config's classes in their order; an evaluator
+            whose file has other images than the dataset, or no objects.
     """
-    issues = (issue for split in splits for issue in _split_issues(config, split))
+    read = lru_cache(1)(lambda path: read_annotation_file(path, ("images", "categories")))
+    issues = (issue for split in splits for issue in _split_issues(config, split, read))
     raise_issue(next(issues, None))
 
 
-def path_issues(files: CocoFiles) -> Iterator[str]:
-    """Paths of a dataset that do not exist, with their source."""
-    for what, path in (("annotation file", files.ann_file), ("image directory", files.img_dir)):
-        if not path.exists():
-            source = next(
-                text for pattern, text in _SOURCES.items() if re.search(pattern, str(path))
-            )
-            yield f"{what} {path} does not exist (current directory: {Path.cwd()}); {source}"
-    if not any(files.img_dir.iterdir()):
-        yield f"image directory {files.img_dir} is empty"
+def compare_classes(
+    config: Config, split: str, checkpoint: Mapping[str, Any], source: str
+) -> list[str]:
+    """Compares the classes in a checkpoint with those of a split's dataset; returns warnings.
+
+    Raises:
+        UserError: The same classes in another order: every label would mean another class.
+    """
+    meta = (checkpoint.get("meta") or {}).get("dataset_meta")
+    saved = (meta.get("classes") or meta.get("CLASSES")) if isinstance(meta, Mapping) else None
+    init_default_scope(config.get("default_scope") or "mmdet")
+    loader = config.get(f"{split}_dataloader")
+    warning = None
+    if saved and loader and not isinstance(saved, str):
+        classes = dataset_classes(next(innermost_datasets(loader["dataset"])))
+        warning = check_classes(saved, classes, source)
+    return [warning] if warning else []
+
+
+def dataset_files(dataset: CocoDataset) -> CocoFiles:
+    """The files of a dataset that is built, perhaps with `lazy_init`, and their use."""
+    masks = [one for one in dataset.pipeline.transforms if getattr(one, "with_mask", False)]
+    img_dir, filters = dataset.data_prefix.get("img") or "", dataset.filter_cfg or {}
+    return CocoFiles(
+        Path(dataset.ann_file),
+        Path(img_dir),
+        masks=bool(masks),
+        classes=tuple(dataset.metainfo["classes"]),
+        trained=not dataset.test_mode,
+        polygons=any(not getattr(one, "poly2mask", True) for one in masks),
+        min_size=filters.get("min_size", 0),
+        searched=getattr(dataset, "finds_images", False),
+        partial=bool(dataset._indices or filters and not dataset.test_mode),
+        local=is_local(vars(dataset), dataset.ann_file, img_dir),
+    )
+
+
+def missing_issue(what: str, path: Path) -> str | None:
+    """Says that a path of a dataset does not exist, and what to do; None if it exists."""
+    issue = (
+        f"{what} {path} does not exist (current directory: {Path.cwd()}): set data_root, ann_file "
+        "and data_prefix; `ropevit make-shapes` writes the shapes dataset, COCO 2017 is at "
+        "https://cocodataset.org/#download"
+    )
+    return None if path.exists() else issue
+
+
+def content_issues(
+    content: Mapping[str, Any], files: CocoFiles, *, required: bool = False
+) -> Iterator[str]:
+    """What makes a dataset useless: its images are missing, its classes or objects do not fit.
+
+    Files of a test server have no annotations, unless they are `required`.
+    """
+    directory = image_files(content, files)[0] if files.local else None
+    if directory and (missing := missing_issue("image directory", directory)):
+        yield missing
+    elif directory and not any(directory.iterdir()):
+        yield f"image directory {directory} is empty"
+    if issue := classes_issue(content, files.classes):
+        yield f"the categories of {files.ann_file} are {issue[1]}"
+    checked = content.get("annotations") or required
+    if checked and (unusable := usability_issue(content, files)):
+        yield f"annotation file {files.ann_file}: {unusable}"
+
+
+def image_files(content: Mapping[str, Any], files: CocoFiles) -> tuple[Path, dict[str, Path]]:
+    """The directory of the images of an annotation file, and the path of each valid `file_name`."""
+    names = (one.get("file_name") for one in content["images"] if isinstance(one, dict))
+    valid = [name for name in names if name and isinstance(name, str)]
+    if not files.searched:
+        return files.img_dir, {name: files.img_dir / name for name in valid}
+    directory = image_directory(files.ann_file, files.img_dir, valid)
+    return directory, locate_images(directory, valid)
 
 
 def is_local(settings: Mapping[str, Any], *paths: str | Path) -> bool:
     """Whether paths of a config are local files, and not read by another backend."""
     backend = (settings.get("backend_args") or {}).get("backend", "local")
     return backend == "local" and not any(re.match(r"[\w.:+-]+://", str(path)) for path in paths)
-
-
-def _split_issues(config: Config, split: str) -> Iterator[str]:
-    datasets = list(_datasets(config, split))
-    for files in datasets:
-        yield from _dataset_issues(files)
-    evaluators = config.get(f"{split}_evaluator") or []
-    for evaluator in evaluators if isinstance(evaluators, list) else [evaluators]:
-        path = evaluator.get("ann_file")
-        if path and is_local(evaluator, path) and not Path(path).exists():
-            yield f"{split}_evaluator: annotation file {path} does not exist"
-        if evaluator.get("type") not in ("CocoMetric", "FastCocoMetric") or not path:
-            continue
-        for files in datasets if is_local(evaluator, path) else ():
-            if files.ann_file.absolute() != Path(path).absolute():
-                issues = _dataset_issues(files._replace(ann_file=Path(path)))
-                yield from (f"{split}_evaluator: {issue}" for issue in issues)
-
-
-def _dataset_issues(files: CocoFiles) -> Iterator[str]:
-    yield from path_issues(files)
-    content = read_annotation_file(files.ann_file, ("images", "categories"))
-    issue = classes_issue(content, files.classes)
-    if issue:
-        yield f"the categories of {files.ann_file} are {issue}"
-
-
-def _datasets(config: Config, split: str) -> Iterator[CocoFiles]:
-    init_default_scope(config.get("default_scope") or "mmdet")
-    loader = config.get(f"{split}_dataloader")
-    for dataset in innermost_datasets(loader["dataset"]) if loader else ():
-        root, ann_file = dataset.get("data_root") or "", dataset.get("ann_file") or ""
-        img_dir = (dataset.get("data_prefix") or {}).get("img", "")
-        cls = dataset["type"]
-        cls = DATASETS.get(cls) if isinstance(cls, str) else cls
-        local = ann_file and is_local(dataset, ann_file, root, img_dir)
-        if local and cls is not None and issubclass(cls, CocoDataset):
-            metainfo = dataset.get("metainfo") or {}
-            classes = metainfo.get("classes") or cls.METAINFO.get("classes") or ()
-            yield CocoFiles(
-                Path(root, ann_file),
-                Path(root, img_dir),
-                masks=any(step.get("with_mask") for step in dataset.get("pipeline") or []),
-                evaluated=split != "train",
-                classes=() if isinstance(classes, str) else tuple(classes),
-            )
 
 
 def innermost_datasets(dataset: ConfigDict) -> Iterator[ConfigDict]:
@@ -128,3 +143,110 @@ def innermost_datasets(dataset: ConfigDict) -> Iterator[ConfigDict]:
         yield from innermost_datasets(part)
     if not inner:
         yield dataset
+
+
+def dataset_classes(dataset: Mapping[str, Any]) -> tuple[str, ...]:
+    """The class names in a dataset's settings, or else those of its type; () if it has none."""
+    known = getattr(_class(dataset, DATASETS), "METAINFO", {})
+    names = (dataset.get("metainfo") or {}).get("classes") or known.get("classes") or ()
+    if isinstance(names, str):  # mmengine takes it for the path of a list
+        names = list_from_file(names) if Path(names).is_file() else [names]
+    return tuple(names)
+
+
+def _datasets(config: Config, split: str) -> Iterator[CocoFiles]:
+    """The local datasets in COCO's format of a split."""
+    init_default_scope(config.get("default_scope") or "mmdet")
+    loader = config.get(f"{split}_dataloader") or {}
+    for settings in innermost_datasets(loader["dataset"]) if loader else ():
+        ann_file, root = settings.get("ann_file"), settings.get("data_root") or ""
+        is_coco = issubclass(_class(settings, DATASETS), CocoDataset)
+        if ann_file and is_coco and is_local(settings, ann_file, root):
+            files = dataset_files(DATASETS.build({**settings, "lazy_init": True}))
+            if files.local:
+                selected = files.partial or bool(loader.get("num_batch_per_epoch"))
+                yield files._replace(partial=selected)
+
+
+def _split_issues(config: Config, split: str, read: Read) -> Iterator[str]:
+    datasets = list(_datasets(config, split))
+    for files in datasets:
+        if missing := missing_issue("annotation file", files.ann_file):
+            yield missing
+        required = split == "train" and len(datasets) == 1  # else others may have annotations
+        yield from content_issues(read(files.ann_file), files, required=required)
+    loader = config.get(f"{split}_dataloader")
+    if loader and len(datasets) < len(list(innermost_datasets(loader["dataset"]))):
+        datasets = []  # the images of others are unknown
+    evaluator = config.get(f"{split}_evaluator")
+    metrics = metric_settings(evaluator)
+    # Every other evaluator compares the results of all datasets with the file of each metric.
+    separate = type_name(evaluator) == "MultiDatasetsEvaluator" and len(metrics) == len(datasets)
+    for index, metric in enumerate(metrics):
+        issues = _metric_issues(metric, [datasets[index]] if separate else datasets, read)
+        yield from (f"{split}_evaluator: {issue}" for issue in issues)
+
+
+def _metric_issues(
+    metric: Mapping[str, Any], datasets: Sequence[CocoFiles], read: Read
+) -> Iterator[str]:
+    path = Path(metric.get("ann_file") or "")
+    if not metric.get("ann_file") or not is_local(metric, metric["ann_file"]):
+        return
+    if not path.exists():
+        yield f"annotation file {path} does not exist"
+    is_coco = issubclass(_class(metric, METRICS), CocoMetric)
+    if not is_coco or metric.get("format_only") or not datasets:
+        return
+    files = datasets[0]._replace(ann_file=path, trained=False, local=False)  # without images
+    yield from content_issues(read(path), files, required=True)
+    yield from _image_issues(path, datasets, read)
+    if any(files.partial for files in datasets) and type_name(metric) != "FastCocoMetric":
+        yield (
+            f"the dataset has some of the images of {path}, and {type_name(metric)} would count "
+            "the objects of all others as missed: use type='FastCocoMetric'"
+        )
+
+
+def _image_issues(path: Path, datasets: Sequence[CocoFiles], read: Read) -> Iterator[str]:
+    """Compares the images of an annotation file, by id, name and size, with those of datasets."""
+    if len(datasets) == 1 and path.samefile(datasets[0].ann_file):
+        return
+    tested: dict[Any, Any] = {}
+    for files in datasets:
+        images = _images_by_id(read(files.ann_file))
+        for key in tested.keys() & images.keys():
+            yield f"image {key!r} is in {files.ann_file} and another dataset: ids must be unique"
+        tested |= {key: (image, files.img_dir) for key, image in images.items()}
+    expected = _images_by_id(read(path))
+    for key in tested | expected:
+        image, img_dir = tested.get(key, ({}, Path()))
+        if not _is_same(image, other := expected.get(key, {}), img_dir):
+            yield (
+                f"image {key!r} is {_shown(image)} in the dataset, but {_shown(other)} in {path}: "
+                "set both to one ann_file, or to files of the same images"
+            )
+
+
+def _images_by_id(content: Mapping[str, Any]) -> dict[Any, Mapping[str, Any]]:
+    images = [one for one in content["images"] if isinstance(one, dict)]
+    return {one["id"]: one for one in images if isinstance(one.get("id"), int | str)}
+
+
+def _shown(image: Mapping[str, Any]) -> str:
+    size = f"({image.get('width')} x {image.get('height')})"
+    return f"{image.get('file_name')} {size}" if image else "missing"
+
+
+def _is_same(image: Mapping[str, Any], other: Mapping[str, Any], img_dir: Path) -> bool:
+    """Whether size and file agree; `file_name` may start at any directory."""
+    name, ending = str(image.get("file_name")), Path(str(other.get("file_name"))).parts
+    same = name == other.get("file_name") or Path(img_dir, name).parts[-len(ending) :] == ending
+    return same and all(image.get(side) == other.get(side) for side in ("width", "height"))
+
+
+def _class(settings: Mapping[str, Any], registry: Registry) -> type:
+    """The class that a config entry names; `object` if that is a function, or not registered."""
+    given = settings.get("type")
+    found = registry.get(given) if isinstance(given, str) else given
+    return found if isinstance(found, type) else object

@@ -1,20 +1,29 @@
 """The validation report of a dataset in COCO's format, its images included."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from tqdm import tqdm
 
 from ropevit_mmdet.datasets.validation.annotations import (
     LISTS,
     check_annotations,
     classes_issue,
     read_annotation_file,
+    usability_issue,
 )
-from ropevit_mmdet.datasets.validation.checks import CHECKS, NOTE, SEVERITIES, Findings
-from ropevit_mmdet.datasets.validation.config import CocoFiles
+from ropevit_mmdet.datasets.validation.checks import (
+    CHECKS,
+    NOTE,
+    SEVERITIES,
+    CocoFiles,
+    Findings,
+)
+from ropevit_mmdet.datasets.validation.config import image_files
 from ropevit_mmdet.datasets.validation.image_files import check_image
 from ropevit_mmdet.errors import UserError
 
@@ -55,53 +64,60 @@ class Report:
         return sorted(items, key=lambda item: SEVERITIES.index(CHECKS[item[0]].severity))
 
 
-def report_dataset(
-    files: CocoFiles, *, decode: bool = False, progress: Callable[[], Any] = lambda: None
-) -> Report:
+def report_dataset(files: CocoFiles, *, decode: bool = False, title: str = "images") -> Report:
     """Checks an annotation file and its images; without `decode` only their headers are read."""
     try:
-        content = read_annotation_file(files.ann_file)
+        content = read_annotation_file(files.ann_file, ("images",))
     except UserError as error:
         findings = Findings()
         findings.add("annotation file", str(error))
         return Report(files, {}, findings)
-    entries = [one for one in content["annotations"] if isinstance(one, dict)]
-    masks = files.masks
-    if masks is None:
-        masks = any(one.get("segmentation") for one in entries)
-    findings = check_annotations(content, masks=masks, evaluated=files.evaluated)
-    issue = classes_issue(content, files.classes)
-    if issue:
-        findings.add("classes", issue)
-    images = [one for one in content["images"]
-              if isinstance(one, dict) and isinstance(one.get("file_name"), str)]  # fmt: skip
-    annotated = {str(one.get("image_id")) for one in entries}
-    empty = [image["file_name"] for image in images if str(image.get("id")) not in annotated]
-    if len(empty) == len(images):
-        findings.add("nothing to learn", f"{len(images)} images")
-    for name in empty:
-        findings.add("no objects", name)
-    if files.img_dir.is_dir():
-        _check_images(images, files.img_dir, findings, decode, progress)
+    content = {key: content.get(key, []) for key in LISTS if key in content or key == LISTS[2]}
+    entries = [one for one in content.get("annotations", ()) if isinstance(one, dict)]
+    if files.masks is None:
+        files = files._replace(masks=any(one.get("segmentation") for one in entries))
+    findings = check_annotations(content, masks=bool(files.masks), evaluated=not files.trained)
+    if issue := classes_issue(content, files.classes):
+        findings.add(*issue)
+    images = [one for one in content["images"] if isinstance(one, dict)]
+    if "annotations" in content or files.trained:
+        if unusable := usability_issue(content, files):
+            findings.add("nothing usable", unusable)
+        annotated = {str(one.get("image_id")) for one in entries}
+        for one in images:
+            if str(one.get("id")) not in annotated:
+                findings.add("no objects", str(one.get("file_name")))
     else:
-        findings.add("image directory", f"{files.img_dir} (current directory: {Path.cwd()})")
-    return Report(files, {key: len(content[key]) for key in LISTS}, findings)
+        findings.add("no annotations", f"{len(images):,} images")
+    directory, paths = image_files(content, files)
+    if directory.is_dir():
+        _check_images(images, directory, paths, findings, decode, title)
+    else:
+        findings.add("image directory", f"{directory} (current directory: {Path.cwd()})")
+    counts = {key: len(content[key]) for key in LISTS if key in content}
+    return Report(files._replace(img_dir=directory), counts, findings)
 
 
 def _check_images(
     images: list[dict[str, Any]],
     directory: Path,
+    paths: dict[str, Path],
     findings: Findings,
     decode: bool,
-    progress: Callable[[], Any],
+    title: str,
 ) -> None:
     def check(image: dict[str, Any]) -> list[tuple[str, str]]:
         height, width = image.get("height"), image.get("width")
         size = (height, width) if height and width else None
-        return check_image(directory / image["file_name"], size, decode=decode)
+        return check_image(paths[image["file_name"]], size, decode=decode)
 
+    images = [one for one in images if one.get("file_name") in paths]
     with ThreadPoolExecutor((os.cpu_count() or 1) * (1 if decode else 4)) as pool:
-        for image, failed in zip(images, pool.map(check, images)):
-            for name, details in failed:
-                findings.add(name, image["file_name"] + (f": {details}" if details else ""))
-            progress()
+        for image, failed in zip(
+            tqdm(images, title, disable=None, leave=False), pool.map(check, images)
+        ):
+            name = image["file_name"]
+            for check_name, details in failed:
+                findings.add(check_name, name + (f": {details}" if details else ""))
+            if paths[name] != directory / name:
+                findings.add("file names", f"{name}: {paths[name]}")

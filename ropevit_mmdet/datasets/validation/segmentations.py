@@ -5,10 +5,7 @@ memory for run lengths that end early: both are rejected here.
 """
 
 import math
-from operator import mul
 from typing import Any
-
-from pycocotools import mask as rle
 
 from ropevit_mmdet.datasets.validation.checks import short
 
@@ -26,12 +23,14 @@ def segmentation_finding(
         finding = _polygon_finding(segmentation, height, width)
         if finding == ("short polygons", "") and evaluated and len(segmentation[0]) <= 4:
             return "invalid masks", ": first polygon of less than three points"
-        empty = not finding and all(_is_empty(one, height, width) for one in segmentation)
-    else:
-        issue, counts = _run_length_issue(segmentation, height, width)
-        finding = ("invalid masks", f": {issue}") if issue else None
-        empty = not any(counts[1::2])
-    return ("empty masks", "") if empty and not finding else finding
+        return finding
+    issue = _run_length_issue(segmentation, height, width)
+    return ("invalid masks", f": {issue}") if issue else None
+
+
+def is_short(polygon: list[float]) -> bool:
+    """Whether mmdet ignores a polygon: it has less than three points, or half a one."""
+    return len(polygon) < 6 or len(polygon) % 2 == 1
 
 
 def _polygon_finding(polygons: list[Any], height: int, width: int) -> tuple[str, str] | None:
@@ -41,7 +40,7 @@ def _polygon_finding(polygons: list[Any], height: int, width: int) -> tuple[str,
             valid = isinstance(polygon, list) and math.isfinite(sum(polygon))
         except (TypeError, OverflowError):
             valid = False
-        if valid and (len(polygon) < 6 or len(polygon) % 2):
+        if valid and is_short(polygon):
             finding = "short polygons", ""
             continue
         if valid:  # within an image size of the image
@@ -53,30 +52,17 @@ def _polygon_finding(polygons: list[Any], height: int, width: int) -> tuple[str,
     return finding
 
 
-def _is_empty(polygon: list[float], height: int, width: int) -> bool:
-    """Whether a valid polygon covers no pixel; rasterized only if thin or partly outside."""
-    xs, ys = polygon[::2], polygon[1::2]
-    left, right, top, bottom = min(xs), max(xs), min(ys), max(ys)
-    twice_area = sum(map(mul, xs, ys[1:] + ys[:1])) - sum(map(mul, ys, xs[1:] + xs[:1]))
-    inside = left >= 0 and top >= 0 and right <= width and bottom <= height
-    if inside and abs(twice_area) > 2 * (right - left + bottom - top):  # over a pixel thick
-        return False
-    return int(rle.area(rle.frPyObjects([polygon], height, width))[0]) == 0
-
-
-def _run_length_issue(code: Any, height: int, width: int) -> tuple[str, list[int]]:
-    """Why a value is not a run-length code of an image, empty if it is; and its run lengths."""
+def _run_length_issue(code: Any, height: int, width: int) -> str:
+    """Why a value is not a run-length code of an image, "" if it is."""
     if not isinstance(code, dict) or "counts" not in code:
-        return short(code), []
+        return short(code)
     if code.get("size") != [height, width]:
-        return f"size {short(code.get('size'))} (height, width) of {[height, width]}", []
+        return f"size {short(code.get('size'))} (height, width) of {[height, width]}"
     counts = _decoded(code["counts"]) if isinstance(code["counts"], str) else code["counts"]
     if not isinstance(counts, list) or not all(type(n) is int and n >= 0 for n in counts):
-        return f"counts {short(code['counts'])}: not run lengths", []
-    if sum(counts) != height * width:
-        total = f"{sum(counts)} of {height * width} pixels"
-        return f"counts {short(code['counts'])}: {total}", []
-    return "", counts
+        return f"counts {short(code['counts'])}: not run lengths"
+    total = f"{sum(counts)} of {height * width} pixels"
+    return "" if sum(counts) == height * width else f"counts {short(code['counts'])}: {total}"
 
 
 def _decoded(text: str) -> list[int] | None:

@@ -1,0 +1,125 @@
+"""Labels of an image, whatever their format, and where its file is."""
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+from pycocotools import mask as rle
+
+from ropevit_mmdet._images import SUFFIXES, exif_orientation, open_image, why_unreadable
+from ropevit_mmdet.errors import UserError
+
+_SPLITS = {"train": "train", "training": "train", "trainval": "train", "val": "val"}
+_SPLITS |= {"valid": "val", "validation": "val", "test": "test", "testing": "test"}
+_MASK_DIRECTORIES = ("SegmentationObject", "SegmentationClass")  # of VOC
+
+
+class Labels(NamedTuple):
+    """The objects of an image, as `annotation` returns them."""
+
+    split: str
+    image: Path
+    objects: list[dict[str, Any]]
+    size: tuple[int, int] | None = None  # height and width that the label file states
+
+
+class ImageIndex:
+    """The image files below a directory, for label files that name them."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.reading = root, root  # the second: the label file that a reader is at
+        self.missing, self.classes = list[str](), list[str]()
+        self.skipped = Counter[str]()  # what is not converted
+        files = image_files(root)
+        self.files = [path for path in files if path.parent.name not in _MASK_DIRECTORIES]
+        self._by_stem: dict[str, list[Path]] = {}
+        for path in self.files:
+            self._by_stem.setdefault(path.stem.lower(), []).append(path)
+
+    def find(self, label: Path, name: str = "") -> Path | None:
+        """The image of a label file: named in it, or of its name; adds to `missing` if None."""
+        name = name.replace("\\", "/")
+        exact = label.parent / name
+        if name and exact.is_file():
+            return exact
+        paths = self.of_stem(Path(name or label).stem) or self.of_stem(label.stem)
+        split = split_of(label.parent)
+        near = [path for path in paths if path.parent == label.parent]
+        near = near or [path for path in paths if split_of(path.parent) == split] or paths
+        if len(near) == 1:
+            return near[0]
+        self.missing.append(f"{label} ({len(near)} images of this name)" if near else str(label))
+        return None
+
+    def of_stem(self, stem: str) -> list[Path]:
+        """The images of a name without suffix; case does not count."""
+        return self._by_stem.get(stem.lower(), [])
+
+
+def annotation(
+    name: str,
+    box: Sequence[float] | None = None,
+    *,
+    polygons: Sequence[Sequence[float]] = (),
+    mask: np.ndarray | None = None,
+    crowd: bool = False,
+) -> dict[str, Any]:
+    """A COCO annotation with a class name in place of ids; lengths are in pixels.
+
+    `box` is (x, y, width, height), by default that of the mask [H, W] or of polygons [x, y, ...].
+    """
+    fields: dict[str, Any] = {"name": name, "iscrowd": int(crowd)}
+    if mask is not None:
+        code = rle.encode(np.asfortranarray(mask, np.uint8))
+        fields |= {"segmentation": code | {"counts": code["counts"].decode()}}
+        area, around = float(rle.area(code)), rle.toBbox(code)
+    elif polygons:
+        fields["segmentation"] = [list(map(number, polygon)) for polygon in polygons]
+        contours = [np.array(polygon).reshape(-1, 2) for polygon in fields["segmentation"]]
+        area = sum(cv2.contourArea(points.astype(np.float32)) for points in contours)
+        low, high = (pick(np.concatenate(contours), axis=0) for pick in (np.min, np.max))
+        around = (*low, *(high - low))
+    elif box is not None:
+        area, around = box[2] * box[3], box
+    return fields | {"bbox": list(map(number, around if box is None else box)), "area": area}
+
+
+def image_files(root: Path) -> list[Path]:
+    """The image files below a directory, suffixes in any case."""
+    return sorted(path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES)
+
+
+def split_of(path: Path, default: str = "train") -> str:
+    """The split that the parts of a path name, the last one first: train, val or test."""
+    words = (
+        re.split(r"[\W_]|(?<=[a-z])20\d\d", part.lower()) for part in reversed(path.parts[-4:])
+    )
+    return next((_SPLITS[word] for part in words for word in part if word in _SPLITS), default)
+
+
+@lru_cache(1)
+def image_size(path: Path) -> tuple[int, int]:
+    """Height and width of an image file after its EXIF rotation."""
+    try:
+        with open_image(path) as image:
+            size = image.height, image.width
+            return size[::-1] if exif_orientation(image) >= 5 else size
+    except Exception as error:  # Pillow's parsers raise many types
+        raise UserError(f"image {path} cannot be read: {why_unreadable(error)}") from error
+
+
+def number(value: Any) -> float:
+    """A finite number of a label file; integers stay integers."""
+    value = float(value)
+    return int(value) if value == int(value) else value
+
+
+def read_lines(path: Path) -> Iterator[str]:
+    """The lines of a text file without those that are empty."""
+    lines = path.read_text(encoding="utf-8-sig").splitlines()
+    return (line.strip() for line in lines if line.strip())
