@@ -1,12 +1,14 @@
 # Your dataset in COCO's format: copy this file within its directory and set these four lines. As in
-# COCO, instances_NAME.json describes the images in <data_root>/NAME/; classes are its categories.
+# COCO, instances_NAME.json describes the images in <data_root>/NAME/, or next to the file as
+# Roboflow, CVAT and Label Studio write them; classes are its categories.
 # Example data: `ropevit make-shapes`
 data_root = "data/shapes/"
 train_ann = "annotations/instances_train.json"
 val_ann = "annotations/instances_val.json"
 classes = ("circle", "square", "triangle", "star", "ring")
 
-# Without masks use "./ropevit_retinanet.py", "./ropevit_fcos.py" or "./ropevit_atss.py".
+# Without masks use "./ropevit_retinanet.py", "./ropevit_fcos.py" or "./ropevit_atss.py"; with masks
+# also "./ropevit_eomt.py".
 _base_ = "./ropevit_maskrcnn.py"
 import os  # noqa: E402  mmengine parses a file that begins with an import differently
 
@@ -25,6 +27,9 @@ if "roi_head" in _base_.model:
     stages = _base_.model.roi_head.bbox_head  # a list in Cascade R-CNN
     stages = [{**s, **num_classes} for s in stages] if isinstance(stages, list) else num_classes
     heads = dict(roi_head=dict(bbox_head=stages, mask_head=num_classes))
+if "panoptic_head" in _base_.model:
+    things = dict(num_things_classes=len(classes))
+    heads = dict(panoptic_head=things, panoptic_fusion_head=things)
 frozen = "backbone" in _base_.model.backbone  # FrozenBackbone stores no activations
 model = dict(backbone={} if frozen else dict(with_cp=True), **heads)
 metainfo = dict(classes=classes)

@@ -17,6 +17,8 @@ from unittest import mock
 
 import torch
 from mmdet.registry import RUNNERS
+from mmengine.config import config
+from yapf.yapflib import yapf_api
 
 from ropevit_mmdet.engine import latest_checkpoint
 from ropevit_mmdet.engine.config import load_config, use_amp
@@ -28,7 +30,8 @@ from tests.tiny_coco import write_tiny
 FORKSERVER = multiprocessing.get_context("forkserver")
 FORKSERVER.set_forkserver_preload(["tests.fault_injection"])
 # mmengine formats configs for logs and checkpoints, which takes half of a short run.
-UNFORMATTED = mock.patch("mmengine.config.config.FormatCode", lambda text, **_: (text, False))
+FORMATTER = config if hasattr(config, "FormatCode") else yapf_api  # mmengine 0.10.7, or the fork
+UNFORMATTED = mock.patch.object(FORMATTER, "FormatCode", lambda text, **_: (text, False))
 TIMEOUT = 120  # seconds
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
 TRAIN = ("-m", "tests.fault_injection")

@@ -20,7 +20,7 @@ from ropevit_mmdet.weights.checkpoint import read_checkpoint
 from tests import oracle
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-FILES = sorted(CONFIGS.glob("*.py"))
+FILES = [path for path in sorted(CONFIGS.glob("*.py")) if "eomt" not in path.stem]
 COCO = [path for path in FILES if path.stem.startswith("ropevit_")]
 SMALL = "rope_vit_t14"
 COCO_IMAGES = 118_000  # of train2017, as ViTDet's 184,375 iterations of 64 for 100 epochs count
@@ -217,7 +217,7 @@ def test_uses_registered_types(path):
     assert config.test_evaluator.type == config.val_evaluator.type == "FastCocoMetric"
     assert METRICS.get(config.test_evaluator.type)
     assert config.randomness.seed is not None  # a resumed run needs it
-    assert dict(type="RoPEViTChecks") in config.custom_hooks
+    assert config.default_hooks.checks.type == "RoPEViTChecks" and "custom_hooks" not in config
 
 
 def test_the_coco_recipe_is_windowed():

@@ -13,8 +13,8 @@ default_hooks = dict(
     visualization=dict(type="DetVisualizationHook"),
     non_finite=dict(type="NonFiniteGuard", action="stop"),  # or "skip", with a count
     preemption=dict(type="PreemptionHook"),  # SIGTERM: saves and exits with 75
+    checks=dict(type="RoPEViTChecks"),  # before the first iteration
 )
-custom_hooks = [dict(type="RoPEViTChecks")]  # before the first iteration
 
 env_cfg = dict(
     cudnn_benchmark=False,

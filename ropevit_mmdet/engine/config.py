@@ -1,7 +1,8 @@
 """Reads configs and applies the options of the command line, before a run writes anything."""
 
+import difflib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from importlib.util import find_spec
 from inspect import signature
@@ -9,14 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmdet.registry import MODELS
+from mmdet.evaluation import CocoMetric
+from mmdet.registry import METRICS, MODELS
 from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 from torch import nn
 
-from ropevit_mmdet.compat.config import packaged_config
+from ropevit_mmdet.compat.config import metric_settings, packaged_config, type_name
 from ropevit_mmdet.datasets import innermost_datasets
+from ropevit_mmdet.engine.base_variables import ineffective_variables
 from ropevit_mmdet.errors import UserError
 
 # Top-level names that runners and commands read; all others are a config's own variables.
@@ -25,32 +28,60 @@ _READ_BY_RUNNER = {
     *"runner_type strategy model_wrapper_cfg find_unused_parameters sync_bn compile".split(),
     *"optimizer tta_model tta_pipeline custom_imports".split(),
 }
+# Of mmengine: a config removes them by `default_hooks = dict(NAME=None)`.
+_HOOKS = "runtime_info timer sampler_seed logger param_scheduler checkpoint".split()
+LOG_BACKENDS = {
+    "tensorboard": "TensorboardVisBackend",
+    "wandb": "WandbVisBackend",
+    "mlflow": "MLflowVisBackend",
+}
 
 
 def load_config(
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str] | Config,
     options: dict[str, Any] | Sequence[str] | None = None,
     *,
     work_dir: str | None = None,
     launcher: str = "none",
+    imports: bool = True,
 ) -> Config:
-    """Reads a config file or a packaged config, and applies the options of a command to it.
+    """Loads a config file or a packaged config, and applies the options of a command to it.
 
-    `options` are values by dotted key, or `KEY=VALUE` strings in the syntax of `DictAction`.
+    `path` may be a loaded config with a file name. `options` are values by dotted key, or
+    `KEY=VALUE` strings in the syntax of `DictAction`. Without `imports`, the modules of its
+    `custom_imports` are not imported.
     """
-    file: Any = Path(path) if Path(path).is_file() else packaged_config(str(path))
-    _require(file, f"config {path} is neither a file nor the name of a packaged config")
-    try:
-        config = Config.fromfile(file)
-    except Exception as error:  # a Python config may raise anything
-        cause = f"{type(error).__name__}: {_one_line(error.__cause__ or error)}"
-        raise UserError(f"config file {file} cannot be read: {cause}") from error
+    if isinstance(path, Config):
+        config, file = deepcopy(path), Path(path.filename)
+    else:
+        config, file = _read_file(path, imports)
     for key, value in _parsed(options or {}).items():
         _merge(config, key, value, file)
+    old = _settings_of_mmdet_2(config)
+    _require(
+        not old,
+        f"config file {file} is for MMDetection 2, by its {old}: see 'Migrating from MMDetection "
+        "2.x' in MMDetection's documentation, or start from a packaged config",
+    )
     _require("model" in config, f"config file {file} defines no model")
+    hooks = config.get("default_hooks") or {}
+    for name in [name for name, hook in hooks.items() if hook is None and name not in _HOOKS]:
+        del hooks[name]  # mmengine only knows how to remove its own
     config.launcher = launcher
     config.work_dir = work_dir or config.get("work_dir") or f"work_dirs/{file.stem}"
     return config
+
+
+def _read_file(path: str | os.PathLike[str], imports: bool) -> tuple[Config, Path]:
+    file: Any = Path(path) if Path(path).is_file() else packaged_config(str(path))
+    _require(file, f"config {path} is neither a file nor the name of a packaged config")
+    try:
+        config = Config.fromfile(file, import_custom_modules=imports)
+    except Exception as error:  # a Python config may raise anything
+        raise UserError(f"config file {file} {_why_unreadable(error)}") from error
+    ineffective = next(ineffective_variables(Path(file), _READ_BY_RUNNER), "")
+    _require(not ineffective, ineffective)
+    return config, file
 
 
 def build_detector(config: Config) -> nn.Module:
@@ -68,13 +99,13 @@ def use_amp(config: Config) -> None:
     """Enables mixed precision (`--amp`); keeps a `dtype` of the config."""
     wrapper = config.optim_wrapper
     _require(torch.cuda.is_available(), "--amp needs a GPU, and PyTorch finds none")
-    given = wrapper.get("type", "OptimWrapper")
+    given = type_name(wrapper) or "OptimWrapper"
     _require(
         given in ("OptimWrapper", "AmpOptimWrapper"), f"--amp cannot replace optim_wrapper {given}"
     )
     wrapper.type = "AmpOptimWrapper"
     wrapper.setdefault("loss_scale", "dynamic")
-    if "FSDP" in config.get("strategy", {}).get("type", ""):
+    if "FSDP" in type_name(config.get("strategy")):
         wrapper.setdefault("use_fsdp", True)  # a gradient scaler for shards
 
 
@@ -83,7 +114,7 @@ def check_full_precision(config: Config) -> None:
     wrapper = config.get("optim_wrapper") or {}
     settings = {"dtype", "loss_scale"} & wrapper.keys()
     _require(
-        not settings or wrapper.get("type", "OptimWrapper") != "OptimWrapper",
+        not settings or type_name(wrapper) not in ("", "OptimWrapper"),
         f"optim_wrapper.{min(settings, default='')} needs mixed precision: add --amp or remove it",
     )
 
@@ -103,20 +134,52 @@ def use_auto_scale_lr(config: Config) -> None:
     scaling.enable = True
 
 
-def use_tensorboard(config: Config) -> None:
-    """Also writes losses, learning rates and metrics for TensorBoard (`--tensorboard`)."""
-    _require(find_spec("tensorboard"), "--tensorboard needs a package: pip install tensorboard")
-    visualizer = config.setdefault("visualizer", ConfigDict(type="DetLocalVisualizer"))
-    backends = visualizer.setdefault("vis_backends", [ConfigDict(type="LocalVisBackend")])
-    if all("TensorboardVisBackend" not in backend["type"] for backend in backends):
-        backends.append(ConfigDict(type="TensorboardVisBackend"))
+def use_log(config: Config, names: Sequence[str]) -> None:
+    """Also writes losses, learning rates and metrics for these trackers (`--log`)."""
+    visualizer = config.get("visualizer") or dict(type="DetLocalVisualizer")
+    backends = list(visualizer.get("vis_backends") or [dict(type="LocalVisBackend")])
+    for name in names:
+        _require(find_spec(name), f"--log {name} needs a package: pip install {name}")
+        settings = ConfigDict(type=LOG_BACKENDS[name])
+        if name == "mlflow":  # refuses mmengine's default, a directory of files, since 3.7
+            settings.tracking_uri = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+        if settings.type not in map(type_name, backends):
+            backends.append(settings)
+    if names:
+        config.visualizer = dict(visualizer, vis_backends=backends)
+
+
+def use_early_stop(config: Config, patience: int) -> None:
+    """Ends a run after `patience` validations without a better box AP, and keeps the best weights.
+
+    Better is by 0.001, a tenth of a point. Replaces an EarlyStoppingHook of the config.
+    """
+    metrics = (
+        (METRICS.get(type_name(one)), one)
+        for one in metric_settings(config.get("val_evaluator") or ())
+    )
+    prefixes = (
+        one.get("prefix") or cls.default_prefix
+        for cls, one in metrics
+        if cls and issubclass(cls, CocoMetric) and "bbox" in (one.get("metric") or "bbox")
+    )
+    prefix = next(prefixes, None)
+    _require(prefix, "--early-stop needs a val_evaluator of boxes: CocoMetric or FastCocoMetric")
+    stop = ConfigDict(type="EarlyStoppingHook", monitor=f"{prefix}/bbox_mAP", min_delta=0.001)
+    stop.patience = patience
+    custom = [hook for hook in config.get("custom_hooks") or () if type_name(hook) != stop.type]
+    config.custom_hooks = [*custom, stop]
+    default = (config.get("default_hooks") or {}).items()
+    hooks = {name: hook for name, hook in default if type_name(hook) != stop.type}
+    saving = hooks.get("checkpoint") or dict(type="CheckpointHook")
+    config.default_hooks = {**hooks, "checkpoint": {"save_best": stop.monitor, **saving}}
 
 
 def use_show(config: Config, *, show: bool, show_dir: str | None, wait_time: float) -> None:
     """Draws predictions during a test, on the screen (`--show`) or into files (`--show-dir`)."""
     screen = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
     _require(not show or screen, "--show needs a screen (DISPLAY): use --show-dir DIRECTORY")
-    hook = config.get("default_hooks", {}).get("visualization")
+    hook: Any = (config.get("default_hooks") or {}).get("visualization")
     _require(hook, "--show and --show-dir need a hook in the config: DetVisualizationHook")
     hook.update(draw=True, show=show, wait_time=wait_time)
     if show_dir:
@@ -125,13 +188,13 @@ def use_show(config: Config, *, show: bool, show_dir: str | None, wait_time: flo
 
 def use_tta(config: Config) -> bool:
     """Tests on mirror images too, or by the config's TTA; returns whether masks were removed."""
+    _require("panoptic_head" not in config.model, "--tta: mmdet merges boxes, not masks")
     boxes_only = bool(config.model.get("roi_head", {}).get("mask_head"))
     if boxes_only:  # mmdet merges only boxes
         config.model.roi_head.update(mask_head=None, mask_roi_extractor=None)
-        evaluators = config.test_evaluator
-        for evaluator in evaluators if isinstance(evaluators, list) else [evaluators]:
-            if "segm" in evaluator.get("metric", ()):
-                evaluator.metric = "bbox"
+        for metric in metric_settings(config.test_evaluator):
+            if "segm" in metric.get("metric", ()):
+                metric["metric"] = "bbox"
     for dataset in innermost_datasets(config.test_dataloader.dataset):
         dataset.pipeline = config.get("tta_pipeline") or _mirror_pipeline(dataset.pipeline)
     merging = {"nms": {"type": "nms", "iou_threshold": 0.5}, "max_per_img": 100}
@@ -159,15 +222,35 @@ def _parsed(options: dict[str, Any] | Sequence[str]) -> dict[str, Any]:
 
 
 def _merge(config: Config, key: str, value: Any, file: Path) -> None:
-    option = f"--cfg-options {key}={value!r}"
-    _require(
-        "." in key or key not in config or key in _READ_BY_RUNNER,
-        f"{option} has no effect: {file} has already used this variable in other settings",
-    )
+    option, name = f"--cfg-options {key}={value!r}", key.partition(".")[0]
+    reason = f"{file} has already used this variable in other settings"
+    if name not in config:
+        close = difflib.get_close_matches(name, {*config.keys(), *_READ_BY_RUNNER}, n=1)
+        reason = f"nothing reads {name!r}" + "".join(f"; did you mean {one!r}?" for one in close)
+    _require(name in _READ_BY_RUNNER, f"{option} has no effect: {reason}")
     try:
         config.merge_from_dict({key: value})
     except (KeyError, TypeError, IndexError, AttributeError) as error:
         raise UserError(f"{option} does not fit {file}: {_one_line(error)}") from error
+
+
+def _why_unreadable(error: BaseException) -> str:
+    """The reason in one line; of custom imports, what Python did not find."""
+    cause = error.__cause__ or error
+    if not str(cause).startswith("Failed to import "):
+        return f"cannot be read: {type(error).__name__}: {_one_line(cause)}"
+    reason = cause.__context__ or cause
+    missing = isinstance(reason, ModuleNotFoundError)
+    hint = ": add its directory to PYTHONPATH, or install it" if missing else ""
+    return f"has custom_imports: {cause}: {_one_line(reason)}{hint}"
+
+
+def _settings_of_mmdet_2(config: Config) -> str:
+    data: Any = config.get("data")
+    keys = ["samples_per_gpu", "workers_per_gpu", *["train"] * ("train_dataloader" not in config)]
+    old = [f"data.{key}" for key in keys if isinstance(data, Mapping) and key in data]
+    keys = ["lr_config", "optimizer_config", "checkpoint_config"]
+    return ", ".join(old + [key for key in keys if isinstance(config.get(key), Mapping)])
 
 
 def _require(condition: Any, message: str) -> None:

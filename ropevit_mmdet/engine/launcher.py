@@ -8,6 +8,7 @@ import torch
 from mmengine.config import Config
 from torch import distributed
 
+from ropevit_mmdet.compat.config import type_name
 from ropevit_mmdet.errors import UserError
 
 
@@ -35,9 +36,9 @@ def launched(config: Config) -> Iterator[None]:
 
 
 def _problems(config: Config) -> Iterator[tuple[bool, str]]:
-    launcher, fsdp = config.launcher, "FSDP" in (config.get("strategy") or {}).get("type", "")
+    launcher, fsdp = config.launcher, "FSDP" in type_name(config.get("strategy"))
     hooks = [*(config.get("custom_hooks") or ()), *(config.get("default_hooks") or {}).values()]
-    ema = any(hook and hook.get("type") == "EMAHook" for hook in hooks)
+    ema = "EMAHook" in map(type_name, hooks)
     several = "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1"
     yield fsdp and ema, "EMAHook does not work with FSDP: remove EMAHook or `strategy`"
     yield (

@@ -9,6 +9,8 @@ import numpy as np
 from mmengine.config import Config
 from pycocotools.coco import COCO
 
+from ropevit_mmdet._images import ids_by_name
+from ropevit_mmdet.compat.config import metric_settings
 from ropevit_mmdet.errors import UserError
 from ropevit_mmdet.evaluation.result_file import ImageResult
 
@@ -21,18 +23,22 @@ class Annotations:
     Args:
         coco: An annotation file.
         names: The classes of the detector.
+        predicted: The results of the only images that count; by default all images count.
 
     Raises:
         UserError: If the file lacks one of the classes.
     """
 
-    def __init__(self, coco: COCO, names: Sequence[str]) -> None:
+    def __init__(
+        self, coco: COCO, names: Sequence[str], predicted: Sequence[ImageResult] | None = None
+    ) -> None:
         ids = {category["name"]: category["id"] for category in coco.dataset["categories"]}
         missing = [name for name in names if name not in ids]
         if missing:
             raise UserError(f"the annotations have no class {missing[0]!r}, but {', '.join(ids)}")
         self.coco, self.names = coco, tuple(names)
         self.category_ids = [ids[name] for name in names]
+        self.image_ids: list[Any] = [*coco.imgs] if predicted is None else [*self.match(predicted)]
 
     def of(self, image_id: int) -> Boxes:
         """Boxes (x, y, width, height) [M, 4], labels [M] and crowd flags [M] of an image."""
@@ -50,7 +56,7 @@ class Annotations:
             UserError: If results have images or categories that the annotations lack.
         """
         labels = dict(zip((*self.category_ids, *self.names), 2 * [*range(len(self.names))]))
-        files = {Path(image["file_name"]): image["id"] for image in self.coco.imgs.values()}
+        files = ids_by_name(self.coco.imgs.values())
         matched: dict[Hashable, Boxes] = {}
         for one in results:
             image_id = find_image(one.image, files) if isinstance(one.image, str) else one.image
@@ -70,9 +76,8 @@ def annotation_file(config: Config) -> Path:
     Raises:
         UserError: If the config names none.
     """
-    evaluators = config.get("test_evaluator") or []
-    evaluators = evaluators if isinstance(evaluators, list) else [evaluators]
-    files = [evaluator.ann_file for evaluator in evaluators if evaluator.get("ann_file")]
+    metrics = metric_settings(config.get("test_evaluator"))
+    files = [metric["ann_file"] for metric in metrics if metric.get("ann_file")]
     if not files:
         raise UserError("the config's test_evaluator has no ann_file with annotations")
     return Path(files[0])

@@ -36,7 +36,7 @@ def confusion_matrix(
     background = len(annotations.names)
     matrix = np.zeros((background + 1, background + 1), np.int64)
     empty = np.zeros((0, 4)), np.zeros(0, np.int64), np.zeros(0)
-    for image_id in annotations.coco.imgs:
+    for image_id in annotations.image_ids:
         boxes, labels, crowd = annotations.of(image_id)
         det_boxes, det_labels, scores = detections.get(image_id, empty)
         det_boxes, det_labels = det_boxes[scores >= score_thr], det_labels[scores >= score_thr]

@@ -1,6 +1,7 @@
 """Writes predictions as COCO results, the JSON file that evaluation servers and tools read."""
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 from mmdet.evaluation import DumpDetResults
@@ -22,12 +23,13 @@ class DumpCocoResults(DumpDetResults):
 
     def __init__(self, out_file: str, dataset: BaseDataset) -> None:
         super().__init__(out_file_path="results.pkl")  # mmengine accepts no other suffix
-        while not hasattr(dataset, "cat_ids") and hasattr(dataset, "dataset"):
-            dataset = dataset.dataset
-        if not hasattr(dataset, "cat_ids"):
-            raise UserError(f"--out {out_file} needs a COCO dataset; FILE.pkl does not")
-        self.out_file = out_file
-        self.cat_ids = dataset.cat_ids
+        self.out_file, all_ids = out_file, list(_category_ids(dataset))
+        if not all_ids[0] or any(ids != all_ids[0] for ids in all_ids):
+            raise UserError(
+                f"--out {out_file} needs a COCO dataset, or several of the same category ids; "
+                "FILE.pkl does not"
+            )
+        self.cat_ids = all_ids[0]
 
     def compute_metrics(self, results: list[dict[str, Any]]) -> dict[str, float]:
         detections = [one for sample in results for one in self._detections(sample)]
@@ -51,3 +53,13 @@ class DumpCocoResults(DumpDetResults):
         for detection, mask in zip(detections, predicted.get("masks", ())):
             detection["segmentation"] = {"size": mask["size"], "counts": mask["counts"].decode()}
         return detections
+
+
+def _category_ids(dataset: Any) -> Iterator[list[int] | None]:
+    """The category ids of each dataset in a wrapper, by label."""
+    inner = getattr(dataset, "datasets", None) or [getattr(dataset, "dataset", None)]
+    if hasattr(dataset, "cat_ids") or inner == [None]:
+        yield getattr(dataset, "cat_ids", None)
+        return
+    for part in inner:
+        yield from _category_ids(part)

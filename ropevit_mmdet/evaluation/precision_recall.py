@@ -46,7 +46,7 @@ def precision_recall(results: Sequence[ImageResult], annotations: Annotations) -
     detections = COCO(annotations.coco.dataset).loadRes(rows)
     evaluation = COCOeval_faster(annotations.coco, detections, "bbox")
     evaluation.params.catIds = annotations.category_ids
-    evaluation.params.imgIds = list(annotations.coco.imgs)
+    evaluation.params.imgIds = annotations.image_ids
     evaluation.params.iouThrs = np.array(IOUS)
     evaluation.params.maxDets = _MAX_DETECTIONS
     evaluation.evaluate()

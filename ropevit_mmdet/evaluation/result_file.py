@@ -28,13 +28,17 @@ class ImageResult:
     scores: np.ndarray
 
 
-def read_results(path: str | os.PathLike[str]) -> list[ImageResult]:
-    """Reads the detections of all images that have any.
+def read_results(path: str | os.PathLike[str]) -> tuple[list[ImageResult], tuple[str, ...]]:
+    """Reads detections, by image.
 
     Args:
         path: A JSON file: a list of results with `image_id`, `category_id`, `bbox` and `score`,
             with the ids of the annotation file; or a dictionary with such `annotations`, whose
             `images` and `categories` are matched by name.
+
+    Returns:
+        The images of a list that have detections, or all `images` of a dictionary; and the names of
+        its `categories`, () for a list.
 
     Raises:
         UserError: If the file does not exist or has another content.
@@ -47,7 +51,7 @@ def read_results(path: str | os.PathLike[str]) -> list[ImageResult]:
             files = {one["id"]: one["file_name"] for one in content["images"]}
             names = {one["id"]: one["name"] for one in content["categories"]}
             content = content["annotations"]
-        by_image: dict[Hashable, list] = {}
+        by_image: dict[Hashable, list] = {file: [] for file in files.values()}
         for one in content:
             category = names.get(one["category_id"], one["category_id"])
             fields = one["bbox"], category, one["score"]
@@ -58,6 +62,7 @@ def read_results(path: str | os.PathLike[str]) -> list[ImageResult]:
         ) from error
     results = []
     for image, detections in by_image.items():
-        boxes, categories, scores = zip(*detections)
-        results.append(ImageResult(image, np.array(boxes), [*categories], np.array(scores)))
-    return results
+        boxes, categories, scores = zip(*detections) if detections else ((), (), ())
+        array = np.array(boxes, float).reshape(-1, 4)
+        results.append(ImageResult(image, array, [*categories], np.array(scores, float)))
+    return results, tuple(names.values())

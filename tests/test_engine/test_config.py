@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
+from mmdet.evaluation import CocoMetric
+from mmdet.registry import VISBACKENDS
 from mmengine.config import Config
 
 from ropevit_mmdet.engine.config import (
@@ -11,8 +13,9 @@ from ropevit_mmdet.engine.config import (
     load_config,
     use_amp,
     use_auto_scale_lr,
+    use_early_stop,
+    use_log,
     use_show,
-    use_tensorboard,
     use_tta,
 )
 from ropevit_mmdet.errors import UserError
@@ -64,6 +67,11 @@ def test_tta_removes_the_mask_head():
     assert not use_tta(Config({**config.to_dict(), "model": {"bbox_head": {}}}))
 
 
+def test_tta_of_a_query_head_is_refused():
+    with pytest.raises(UserError, match="^--tta: mmdet merges boxes, not masks$"):
+        use_tta(Config({"model": {"panoptic_head": {}}}))
+
+
 def test_tta_reaches_every_dataset_inside_wrappers():
     parts = [{"pipeline": [{"type": "Load"}, {"type": "PackDetInputs"}]} for _ in range(2)]
     dataset = {"type": "ConcatDataset", "datasets": parts}
@@ -84,6 +92,14 @@ def show(config):
     use_show(config, show=False, show_dir="drawn", wait_time=1)
 
 
+def log(config):
+    use_log(config, ["wandb"])
+
+
+def early_stop(config):
+    use_early_stop(config, 5)
+
+
 ACCUMULATED = dict(
     auto_scale_lr=dict(base_batch_size=4, passes=1), optim_wrapper=dict(accumulative_counts=4)
 )
@@ -97,7 +113,10 @@ ACCUMULATED = dict(
         (check_full_precision, {"optim_wrapper": {"dtype": "bfloat16"}}, "dtype needs mixed"),
         (use_auto_scale_lr, {}, r"needs auto_scale_lr = dict\(base_batch_size"),
         (use_auto_scale_lr, ACCUMULATED, "accumulative_counts=4 is not the 1"),
-        (use_tensorboard, {}, "pip install tensorboard"),
+        (log, {}, "--log wandb needs a package: pip install wandb"),
+        (early_stop, {}, "--early-stop needs a val_evaluator of boxes"),
+        (early_stop, dict(val_evaluator=dict(type="CocoMetric", metric="segm")), "of boxes"),
+        (early_stop, dict(val_evaluator=dict(type="VOCMetric")), "of boxes"),
     ],
 )
 def test_options_that_do_not_fit_the_config(function, config, message, monkeypatch):
@@ -107,21 +126,54 @@ def test_options_that_do_not_fit_the_config(function, config, message, monkeypat
         function(Config(config))
 
 
-def test_the_tensorboard_backend_is_added_once(monkeypatch):
+@pytest.mark.parametrize("uri", [None, "http://127.0.0.1:5000"])
+def test_each_backend_is_added_once(uri, monkeypatch):
     monkeypatch.setattr("ropevit_mmdet.engine.config.find_spec", lambda name: name)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    if uri:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     config = Config({})
     for _ in range(2):
-        use_tensorboard(config)
-    types = [backend["type"] for backend in config.visualizer.vis_backends]
-    assert types == ["LocalVisBackend", "TensorboardVisBackend"]
+        use_log(config, ["tensorboard", "wandb", "mlflow"])
+    backends = config.visualizer.vis_backends
+    assert [one["type"].removesuffix("VisBackend") for one in backends] == [
+        *("Local", "Tensorboard", "Wandb", "MLflow")
+    ]
+    assert backends[-1].tracking_uri == (uri or "sqlite:///mlflow.db")
+    assert all(VISBACKENDS.get(one["type"]) for one in backends)
 
 
-def test_tensorboard_events_are_those_of_the_log(tmp_path):
+@pytest.mark.parametrize(
+    ("evaluator", "monitor"),
+    [
+        (dict(type="CocoMetric"), "coco/bbox_mAP"),
+        (dict(type="mmdet.FastCocoMetric", metric=["segm", "bbox"]), "coco/bbox_mAP"),
+        ([dict(type="VOCMetric"), dict(type=CocoMetric, prefix="mine")], "mine/bbox_mAP"),
+    ],
+)
+def test_early_stop_monitors_the_overall_box_ap(evaluator, monitor):
+    old = dict(type="EarlyStoppingHook", monitor="loss")
+    hooks = dict(checkpoint=dict(type="ResumableCheckpointHook"), stop=old)
+    config = Config(
+        dict(val_evaluator=evaluator, default_hooks=hooks, custom_hooks=[old, dict(type="EMAHook")])
+    )
+    use_early_stop(config, 3)
+    ema, stop = config.custom_hooks
+    assert ema.type == "EMAHook" and config.default_hooks.keys() == {"checkpoint"}
+    assert (stop.monitor, stop.patience, stop.min_delta) == (monitor, 3, 0.001)
+    assert config.default_hooks.checkpoint.save_best == monitor
+    use_early_stop(config, 4)
+    assert [hook.get("patience") for hook in config.custom_hooks] == [None, 4]
+
+
+def test_tensorboard_events_and_early_stop(tmp_path):
     events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     config = write_tiny(tmp_path)
     hook = ["default_hooks.logger.type=LoggerHook", "default_hooks.logger.interval=1"]
-    argv = ["train", config, "--work-dir", tmp_path / "run", "--tensorboard"]
-    ropevit(*argv, "--cfg-options", *hook)
+    argv = ["train", config, "--work-dir", tmp_path / "run", "--log", "tensorboard"]
+    argv += ["--early-stop", 1]  # after two validations of AP 0
+    ropevit(*argv, "--cfg-options", *hook, "train_cfg.max_iters=9", "train_cfg.val_interval=1")
+    assert [file.stem for file in tmp_path.glob("run/best_*.pth")] == ["best_coco_bbox_mAP_iter_1"]
     (file,) = tmp_path.glob("run/*/vis_data/events.out.tfevents.*")
     written = events.EventAccumulator(str(file)).Reload()
     lines = file.with_name("scalars.json").read_text().splitlines()
@@ -130,3 +182,40 @@ def test_tensorboard_events_are_those_of_the_log(tmp_path):
     assert [point.step for point in points] == [1, 2]
     assert [point.value for point in points] == pytest.approx(losses)
     assert "coco/bbox_mAP" in written.Tags()["scalars"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("data = dict(samples_per_gpu=2)", "is for MMDetection 2, by its data.samples_per_gpu"),
+        ("data = dict(train=dict())", "is for MMDetection 2, by its data.train"),
+        ("lr_config = dict(policy='step')", "is for MMDetection 2, by its lr_config"),
+        (
+            "custom_imports = dict(imports=['gone'])",
+            "No module named 'gone': add its dir",
+        ),
+        ("custom_imports = dict(imports=['needs_more'])", "needs_more: No module named 'zzz'"),
+        ("custom_imports = dict(imports=['fails'])", "fails: cannot import name"),
+    ],
+)
+def test_configs_that_cannot_be_used(text, message, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "needs_more.py").write_text("import zzz.inner")
+    (tmp_path / "fails.py").write_text("from json import gone")
+    (tmp_path / "mine.py").write_text(f"{text}\nmodel = dict()")
+    with pytest.raises(UserError, match=f"mine.py .*{message}"):
+        load_config(tmp_path / "mine.py")
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("resum=True", "nothing reads 'resum'; did you mean 'resume'"),
+        ("optim_wraper.optimizer.lr=1", "did you mean 'optim_wrapper'"),
+        ("max_iters=7", "has already used this variable"),
+        ("train_pipeline.0.type=X", "has already used this variable"),
+    ],
+)
+def test_options_without_effect(option, message):
+    with pytest.raises(UserError, match=rf"--cfg-options {option.split('=')[0]}=.* {message}"):
+        load_config("shapes_retinanet", [option])

@@ -11,7 +11,6 @@ from pycocotools import mask as rle
 from pycocotools.cocoeval import COCOeval
 
 from ropevit_mmdet import FastCocoMetric
-from ropevit_mmdet.evaluation import fast_coco_metric
 
 NUM_CLASSES = 6
 
@@ -70,37 +69,43 @@ def test_the_figures_are_those_of_coco_metric(metric, tmp_path):
         made.process({}, samples)
         figures.append(made.compute_metrics(made.results))
     slow, fast = figures
-    assert list(slow) == list(fast)
-    np.testing.assert_array_equal(list(slow.values()), list(fast.values()))
+    np.testing.assert_equal(fast, slow)
+    classes = [name.endswith("_precision") for name in fast]
+    assert classes == sorted(classes)  # figures of all classes first
     assert len(fast) == (6 if metric == "proposal" else 6 + NUM_CLASSES)
     assert 0.02 < next(iter(fast.values())) < 0.98
 
 
-@pytest.mark.parametrize("iou_type", ["bbox", "segm"])
-def test_unrounded_precision_and_recall(iou_type, tmp_path):
-    made, samples, _ = synthetic(tmp_path, iou_type)
-    made.cat_ids = made._coco_api.get_cat_ids()
+@pytest.mark.parametrize("metric", [["bbox", "segm"], ["segm"], ["proposal"]])
+def test_without_detections_all_figures_are_there(metric, tmp_path):
+    made, samples, _ = synthetic(tmp_path, metric, classwise=True)
     made.process({}, samples)
-    predictions = [prediction for _, prediction in made.results]
-    file = made.results2json(predictions, str(tmp_path / "results"))[iou_type]
-    evaluations = []
-    for evaluation_class in (COCOeval, fast_coco_metric._Evaluation):
-        rows = json.loads((tmp_path / file).read_text())
-        ground_truth = made._coco_api
-        evaluations.append(evaluation_class(ground_truth, ground_truth.loadRes(rows), iou_type))
-        evaluations[-1].evaluate()
-        evaluations[-1].accumulate()
-        evaluations[-1].summarize()
-    slow, fast = evaluations
-    for key in ("precision", "recall"):
-        np.testing.assert_allclose(slow.eval[key], fast.eval[key], rtol=0, atol=1e-12)
-    np.testing.assert_allclose(slow.stats, fast.stats, rtol=0, atol=1e-12)
-
-
-def test_no_detections_and_nothing_replaced(tmp_path):
-    made, samples, _ = synthetic(tmp_path, "bbox")
+    usual = made.compute_metrics(made.results)
+    made.results.clear()
     empty = dict(bboxes=torch.zeros(0, 4), labels=torch.zeros(0).long(), scores=torch.zeros(0))
-    made.process({}, [one | dict(pred_instances=empty) for one in samples])
-    assert made.compute_metrics(made.results) == {}
+    made.process({}, [one | dict(pred_instances=empty | dict(masks=[])) for one in samples])
+    figures = made.compute_metrics(made.results)
+    assert list(figures) == list(usual)
+    none = [name for name, value in figures.items() if np.isnan(value)]  # a class without objects
+    assert none == ([] if metric == ["proposal"] else [f"class {NUM_CLASSES - 1}_precision"])
+    assert not any(value for name, value in figures.items() if name not in none)
+
+
+def test_images_that_are_not_tested_do_not_count(tmp_path):
+    """As if the file had only the others."""
+    made, samples, _ = synthetic(tmp_path, "bbox")
+    made.process({}, samples[:7])
+    part = made.compute_metrics(made.results)
+    document = json.loads((tmp_path / "annotations.json").read_text())
+    ids = [one["img_id"] for one in samples[:7]]
+    document["images"] = [one for one in document["images"] if one["id"] in ids]
+    document["annotations"] = [one for one in document["annotations"] if one["image_id"] in ids]
+    (tmp_path / "part.json").write_text(json.dumps(document))
+    other = CocoMetric(ann_file=str(tmp_path / "part.json"), metric="bbox")
+    other.dataset_meta = made.dataset_meta
+    assert part == other.compute_metrics(made.results) != {}
+
+
+def test_mmdets_metric_is_unchanged():
     assert METRICS.get("FastCocoMetric") is FastCocoMetric
     assert CocoMetric.compute_metrics.__globals__["COCOeval"] is COCOeval

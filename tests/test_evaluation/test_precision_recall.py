@@ -7,14 +7,10 @@ import pytest
 from pycocotools.coco import COCO
 
 from ropevit_mmdet.errors import UserError
-from ropevit_mmdet.evaluation import (
-    Annotations,
-    ImageResult,
-    as_json,
-    confusion_matrix,
-    precision_recall,
-    read_results,
-)
+from ropevit_mmdet.evaluation.annotations import Annotations
+from ropevit_mmdet.evaluation.confusion_matrix import confusion_matrix
+from ropevit_mmdet.evaluation.precision_recall import as_json, precision_recall
+from ropevit_mmdet.evaluation.result_file import ImageResult, read_results
 from tests.test_evaluation.test_fast_coco_metric import synthetic
 
 NAMES = ("cat", "dog", "cow")
@@ -146,7 +142,9 @@ def test_result_files(tmp_path):
         dict(image_id=2, category_id=15, bbox=BOX, score=0.8),
     ]
     path.write_text(json.dumps(coco))
-    matrix = confusion_matrix(read_results(path), truth)
+    results, names = read_results(path)
+    assert names == ()
+    matrix = confusion_matrix(results, truth)
     assert matrix[0, 0] == matrix[1, 1] == 1 and matrix.sum() == 2
     predictions = dict(  # of `ropevit predict`, with its own ids
         images=[dict(id=7, file_name="data/val/2.png"), dict(id=8, file_name="data/val/1.png")],
@@ -157,9 +155,28 @@ def test_result_files(tmp_path):
         ],
     )
     path.write_text(json.dumps(predictions))
-    np.testing.assert_array_equal(confusion_matrix(read_results(path), truth), matrix)
+    results, names = read_results(path)
+    np.testing.assert_array_equal(confusion_matrix(results, truth), matrix)
     path.write_text("[]")
-    assert read_results(path) == []
+    assert read_results(path) == ([], ())
+
+
+def test_only_predicted_images_count(tmp_path):
+    """`ropevit predict` lists its images, also those without detections."""
+    names = ("dog", "cat")
+    truth = annotations([(1, "cat", BOX, False), (2, "dog", BOX, False)])
+    categories = [dict(id=i, name=name) for i, name in enumerate(names)]
+    document = dict(images=[dict(id=1, file_name="1.png")], categories=categories, annotations=[])
+    (tmp_path / "predictions.json").write_text(json.dumps(document))
+    results, found = read_results(tmp_path / "predictions.json")
+    assert found == names and len(results) == 1
+    predicted = Annotations(truth.coco, NAMES, results)
+    matrix = confusion_matrix(results, predicted)
+    assert (
+        matrix[0, 3] == matrix.sum() == 1
+    )  # the cat is missed, the image of the dog was not predicted
+    precision = precision_recall(results, predicted).precision
+    assert (precision[:, :, 0] == 0).all() and np.isnan(precision[:, :, 1]).all()
 
 
 @pytest.mark.parametrize("text", ["", "[1]", '{"a": 1}', '[{"image_id": 3}]'])

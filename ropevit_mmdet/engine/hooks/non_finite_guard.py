@@ -3,17 +3,17 @@
 import logging
 import math
 from collections.abc import Callable
-from functools import partial
+from functools import partial, update_wrapper
 from typing import Any, NoReturn
 
 import torch
 from mmdet.registry import HOOKS
-from mmengine.dist import all_gather_object, all_reduce, get_world_size
+from mmengine.dist import all_gather_object, all_reduce
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 
-from ropevit_mmdet.engine.hooks._latest_checkpoint import latest_checkpoint
+from ropevit_mmdet.engine.hooks._checkpoint_files import latest_checkpoint
 from ropevit_mmdet.errors import UserError
 
 
@@ -45,62 +45,56 @@ class NonFiniteGuard(Hook):
             raise UserError(f"NonFiniteGuard: action must be 'stop' or 'skip', got {action!r}")
         self.action, self.max_skips = action, max_skips
         self.skipped = self._in_a_row = 0
-        self._losses: dict[str, float] = {}  # not finite, since the last step
-        self._names: list[str] = []  # of parameters with a gradient
-        self._norms = torch.zeros(0)  # of their gradients at the last step
-        self._skipped_now = False
+        self._reset()
 
     def before_train(self, runner) -> None:
         self._model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        self._wrapper = runner.optim_wrapper
-        self._wrapper.step = partial(self._step, self._wrapper.step)
+        wrapper = self._wrapper = runner.optim_wrapper
+        wrapper.step = update_wrapper(partial(self._step, wrapper.step), wrapper.step)
+        # Else mmengine's schedulers warn of a first step that an accumulation or a skip delays.
+        wrapper._global_step = 0
 
     def after_train(self, runner) -> None:
-        del self._wrapper.step  # restores the method of the class
+        self._wrapper.step = self._wrapper.step.__wrapped__
 
     def after_train_iter(
         self, runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
-        if not math.isfinite(outputs["loss"].item()):
-            values = {key: v.item() for key, v in outputs.items() if "loss" in key}
-            parts = {key: v for key, v in values.items() if key != "loss" and not math.isfinite(v)}
-            self._losses |= parts or {"loss": values["loss"]}
-        if not self._wrapper.should_update():
-            if self._losses and self.action == "stop" and get_world_size() == 1:
-                self._measure()
-                self._stop(runner)  # now: a checkpoint would save the accumulated gradients
-            return
-        self.skipped += self._skipped_now
-        self._in_a_row = (self._in_a_row + 1) * self._skipped_now
-        broken = bool(self._losses) or not (self._skipped_now or self._finite())
+        losses = {key: value.item() for key, value in outputs.items() if "loss" in key}
+        self._losses |= {key: v for key, v in losses.items() if not math.isfinite(v)}
+        stepped, skipped = self._wrapper.should_update(), self._skipped
+        if stepped:
+            self.skipped += skipped
+            self._in_a_row = (self._in_a_row + 1) * skipped
+        broken = bool(self._losses) or not (skipped or self._finite())
         if self._in_a_row > self.max_skips or self.action == "stop" and _anywhere(broken):
             self._stop(runner)
-        if self._skipped_now or self._losses:
-            skipped = f"step skipped, {self.skipped} so far: " if self._skipped_now else ""
-            runner.logger.warning(f"iteration {runner.iter + 1}: {skipped}{self._description()}")
-        self._losses, self._skipped_now = {}, False
+        if stepped and (skipped or self._losses):
+            text = f"step skipped, {self.skipped} so far: " if skipped else ""
+            runner.logger.warning(f"iteration {runner.iter + 1}: {text}{self._description()}")
+        if stepped:
+            self._reset()
+
+    def _reset(self) -> None:
+        self._losses: dict[str, float] = {}  # not finite, since the last step
+        self._names: list[str] = []  # of parameters with a gradient
+        self._norms = torch.zeros(0)  # of their gradients at the step
+        self._skipped = False
 
     def _step(self, step: Callable[..., None], **kwargs) -> None:
         """Replaces `optim_wrapper.step` during training."""
-        scaled = self._is_scaled()
-        self._measure()
-        if scaled or self.action == "skip":
-            self._skipped_now = _anywhere(not self._finite())
-        if scaled or not self._skipped_now:  # a scaler skips the step itself, and lowers its scale
-            step(**kwargs)
-
-    def _measure(self) -> None:
-        gradients = {name: p.grad for name, p in self._model.named_parameters()}
-        named = [(name, g) for name, g in gradients.items() if g is not None and g.numel()]
-        self._names = [name for name, _ in named]
-        # Adam squares gradients: a norm that overflows is not finite either, unless it is scaled.
-        order = math.inf if self._is_scaled() else 2
-        norms = torch._foreach_norm([gradient for _, gradient in named], order) if named else []
-        self._norms = torch.stack(list(norms)) if named else torch.zeros(0)
-
-    def _is_scaled(self) -> bool:
         scaler = getattr(self._wrapper, "loss_scaler", None)
-        return scaler is not None and scaler.is_enabled()
+        scaled = scaler is not None and scaler.is_enabled()
+        gradients = {name: p.grad for name, p in self._model.named_parameters()}
+        named = {name: g for name, g in gradients.items() if g is not None and g.numel()}
+        if named:
+            # Adam squares gradients: a norm that overflows is not finite either, unless scaled.
+            norms = torch._foreach_norm(list(named.values()), math.inf if scaled else 2)
+            self._names, self._norms = list(named), torch.stack(list(norms))
+        if scaled or self.action == "skip":
+            self._skipped = _anywhere(not self._finite())
+        if scaled or not self._skipped:  # a scaler skips the step itself, and lowers its scale
+            step(**kwargs)
 
     def _finite(self) -> bool:
         return bool(self._norms.isfinite().all())  # waits for the device
@@ -121,12 +115,13 @@ class NonFiniteGuard(Hook):
         raise NonFiniteError(message)
 
     def _description(self) -> str:
-        losses = [f"{name} is {value}" for name, value in self._losses.items()]
+        parts = {key: v for key, v in self._losses.items() if key != "loss"} or self._losses
+        losses = ", ".join(f"{name} is {value}" for name, value in parts.items())
         finite = self._norms.isfinite().tolist()
         names = [name for name, fine in zip(self._names, finite, strict=True) if not fine]
         gradients = f"gradients that are not finite in {', '.join(names[:3])}" if names else ""
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-        return "; ".join(filter(None, [", ".join(losses), gradients + more]))
+        return "; ".join(filter(None, [losses, gradients + more]))
 
 
 def _anywhere(flag: bool) -> bool:

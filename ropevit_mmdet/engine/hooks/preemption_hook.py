@@ -1,32 +1,38 @@
 """PreemptionHook: on SIGTERM, saves a checkpoint and ends the run with exit status 75."""
 
+import multiprocessing
+import os
 import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
+import mmengine.runner._flexible_runner
+import mmengine.runner.runner
 import torch
 from mmdet.registry import HOOKS
+from mmengine.dataset import worker_init_fn
 from mmengine.dist import all_reduce, get_world_size
 from mmengine.hooks import Hook
 from mmengine.runner import IterBasedTrainLoop
 
-from ropevit_mmdet.engine.hooks._dataloader_workers import init_worker, use_worker_init
 from ropevit_mmdet.engine.hooks.resumable_checkpoint_hook import ResumableCheckpointHook
-from ropevit_mmdet.errors import UserError
 
 EXIT_STATUS = 75  # EX_TEMPFAIL of sysexits.h: try again
+INTERVAL = 5.0  # seconds between a worker's checks whether the main process exists
 
 
 @HOOKS.register_module()
 class PreemptionHook(Hook):
     """Ends a run after the iteration in which a signal arrives: saves, logs it, exits with 75.
 
-    Needs ResumableCheckpointHook: resumed by `--resume`, the run ends with the weights of one that
-    was never stopped. Processes of a distributed run agree on the step; with accumulated gradients
-    it is the next step of the optimizer. A validation that is due or running is completed before
-    the run ends, but its checkpoint is saved before that.
+    The run's ResumableCheckpointHook saves: resumed by `--resume`, the run ends with the weights of
+    one that was never stopped. Without one, this hook warns and leaves signals alone. Processes of
+    a distributed run agree on the step; with accumulated gradients it is the next step of the
+    optimizer. A validation that is due or running is completed before the run ends, but its
+    checkpoint is saved before that.
 
     Args:
         signals: names; Slurm's `--signal=USR1@120` sends SIGUSR1.
@@ -46,11 +52,11 @@ class PreemptionHook(Hook):
 
     def before_train(self, runner) -> None:
         hooks = [hook for hook in runner.hooks if isinstance(hook, ResumableCheckpointHook)]
-        if not hooks:
-            needed = "default_hooks.checkpoint.type='ResumableCheckpointHook'"
-            raise UserError(f"PreemptionHook needs {needed}")
-        self._checkpoint = hooks[0]
-        self._handlers = {number: signal.signal(number, self._receive) for number in self.signals}
+        if hooks:
+            self._checkpoint = hooks[0]
+            self._handlers = {n: signal.signal(n, self._receive) for n in self.signals}
+        else:
+            runner.logger.warning("PreemptionHook has no effect without ResumableCheckpointHook")
 
     def after_train(self, runner) -> None:
         for number, handler in self._handlers.items():
@@ -115,3 +121,32 @@ def _ends_or_validates(runner, done: int) -> bool:
         return False
     due = done >= loop.val_begin and done % loop.val_interval == 0
     return done >= loop.max_iters or (due and runner.val_loop is not None)
+
+
+def use_worker_init(function: Callable[..., None] = worker_init_fn) -> None:
+    """Sets the function that seeds the workers of the next data loaders; default: mmengine's."""
+    for module in (mmengine.runner.runner, mmengine.runner._flexible_runner):
+        module.default_worker_init_fn = function
+
+
+def init_worker(worker_id: int, *, ignored: Iterable[int], **settings) -> None:
+    """Seeds a worker as mmengine does, and has it ignore signals except its main process's SIGTERM.
+
+    A process manager signals every process of a job. PyTorch's workers end at once, and with them
+    the main process, by an exception at any place, before it could save. Systems that do not report
+    the sender of a signal (macOS) are excepted.
+    """
+    worker_init_fn(worker_id, **settings)
+    if hasattr(signal, "sigtimedwait"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, *ignored})
+        threading.Thread(target=_exit_with_main, daemon=True).start()
+
+
+def _exit_with_main() -> None:
+    """Ends a worker on SIGTERM of its main process, or when that is gone, even with a full pipe."""
+    main, parent = multiprocessing.parent_process(), os.getppid()  # differ by a fork server
+    while os.getppid() == parent:
+        received = signal.sigtimedwait({signal.SIGTERM}, INTERVAL)
+        if main and received and received.si_pid == main.pid:
+            break
+    os._exit(0)

@@ -18,12 +18,12 @@ from mmengine.dist import (
 from mmengine.hooks import CheckpointHook, EMAHook
 from mmengine.runner import EpochBasedTrainLoop, Runner
 
-from ropevit_mmdet.engine.hooks._atomic_checkpoints import atomic_checkpoints
-from ropevit_mmdet.engine.hooks._latest_checkpoint import latest_checkpoint
-from ropevit_mmdet.engine.hooks._random_states import random_states, set_random_states
-from ropevit_mmdet.engine.hooks._training_position import (
+from ropevit_mmdet.engine.hooks._checkpoint_files import atomic_checkpoints, latest_checkpoint
+from ropevit_mmdet.engine.hooks._training_state import (
     call_after_batches,
+    random_states,
     restart_workers,
+    set_random_states,
     skip_batches,
 )
 from ropevit_mmdet.errors import UserError
@@ -37,7 +37,8 @@ class ResumableCheckpointHook(CheckpointHook):
     """mmengine's CheckpointHook, with what a resumed run needs to end with the same weights.
 
     On a CPU, in one process, they are the same to the bit. Takes the arguments of mmengine's hook.
-    Outdated files are removed only after the new one is complete. Checkpoints also contain
+    Outdated files are removed only after the new one is complete. A run that another hook ends,
+    such as EarlyStoppingHook, saves its last checkpoint too. Checkpoints also contain
 
     - `random_states`: of Python, numpy and torch, of every process;
     - `gradients`: those accumulated so far, in the middle of an accumulation. A distributed run
@@ -65,16 +66,6 @@ class ResumableCheckpointHook(CheckpointHook):
             broadcast_object_list(chosen)
             runner._resume, runner._load_from = chosen
 
-    def before_train(self, runner: Runner) -> None:
-        super().before_train(runner)
-        if self.save_best:  # the message hub of a copied work dir names files of the original
-            if len(self.key_indicators) == 1:
-                path = self.best_ckpt_path  # type: ignore[has-type]
-                self.best_ckpt_path = self._in_out_dir(path)
-            else:
-                paths = self.best_ckpt_path_dict.items()  # type: ignore[has-type]
-                self.best_ckpt_path_dict = {key: self._in_out_dir(path) for key, path in paths}
-
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         if runner._resume:
             keys = ("random_states", "gradients", WITHIN_EPOCH)
@@ -95,17 +86,20 @@ class ResumableCheckpointHook(CheckpointHook):
             # The loop itself skips the batches that were trained on; states apply after those.
             call_after_batches(loop, runner.iter, partial(self._restore, runner))
 
+    def after_train(self, runner: Runner) -> None:
+        if self.save_last and getattr(runner.train_loop, "stop_training", False):
+            self.save_now(runner, runner.iter)
+        super().after_train(runner)
+
     def save_now(self, runner: Runner, done: int) -> None:
         """Saves a checkpoint after `done` iterations, outside of the interval, unless it exists."""
         if self._saved_iter == done:
             return
         meta = dict(epoch=runner.epoch, iter=done)
-        if not self.by_epoch:
-            self._save_checkpoint_with_step(runner, done, meta)
-        elif done == runner.iter:  # in a validation, between two epochs
-            self._save_checkpoint_with_step(runner, runner.epoch, meta)
-        else:
+        if self.by_epoch and done != runner.iter:  # not between two epochs
             self._save_within_epoch(runner, done, meta)
+        else:
+            self._save_checkpoint_with_step(runner, runner.epoch if self.by_epoch else done, meta)
 
     def save_within_val(self, runner: Runner) -> None:
         """Saves, during a validation, the state from which training continues after it."""
@@ -125,6 +119,9 @@ class ResumableCheckpointHook(CheckpointHook):
             self._before_val = None
         if not self.save_best:
             return super().after_val_epoch(runner, metrics)
+        # 'auto' is the first figure; those of classes come first in mmdet's CocoMetric.
+        figures = (metrics or {}).items()
+        metrics = dict(sorted(figures, key=lambda figure: figure[0].endswith("_precision")))
         # mmengine saves the best checkpoint, and the last one again, from here.
         self._position = dict(epoch=runner.epoch, iter=runner.iter)
         with atomic_checkpoints(), self._removing_last():
@@ -153,10 +150,6 @@ class ResumableCheckpointHook(CheckpointHook):
             if parameter.grad is not None
         }
 
-    def _in_out_dir(self, path: str | None) -> str | None:
-        path = path and self.file_backend.join_path(self.out_dir, os.path.basename(path))
-        return path if path and self.file_backend.isfile(path) else None
-
     def _save_checkpoint_with_step(
         self, runner: Runner, step: int, meta: dict[str, Any], interim: str | None = None
     ) -> None:
@@ -169,7 +162,7 @@ class ResumableCheckpointHook(CheckpointHook):
         with atomic_checkpoints(), self._removing_last():
             super()._save_checkpoint_with_step(runner, step, meta)
             if outdated and is_main_process():
-                self.file_backend.remove(self.file_backend.join_path(self.out_dir, outdated))
+                self.file_backend.remove(outdated)
         self._saved_iter = self._position["iter"]
         self._states, self._position = None, {}
 
@@ -183,14 +176,20 @@ class ResumableCheckpointHook(CheckpointHook):
 
     @contextmanager
     def _removing_last(self) -> Iterator[None]:
-        """Removes the files that mmengine's code removes in this context at its end."""
+        """Removes the files that mmengine's code removes in this context at its end.
+
+        Only in the directory of this run's checkpoints: a copied or moved work dir names those of
+        the original.
+        """
         backend: Any = self.file_backend
         outdated: list[str] = []
         self.file_backend: Any = copy.copy(backend)
+        self.file_backend.isfile = lambda path: not backend.isdir(path)  # DeepSpeed's are
         self.file_backend.remove = outdated.append
         yield
         self.file_backend = backend
-        for path in outdated:
+        for name in map(os.path.basename, outdated):
+            path = backend.join_path(self.out_dir, name)
             if backend.isfile(path):
                 backend.remove(path)
 
@@ -208,10 +207,10 @@ class ResumableCheckpointHook(CheckpointHook):
         """Restores random states and accumulated gradients of the checkpoint, once."""
         if self._resumed is None:
             return
-        states, gradients = self._resumed["random_states"], self._resumed["gradients"]
+        states, gradients = self._resumed["random_states"], self._resumed["gradients"] or {}
         self._resumed = None
         if states is not None and len(states) == get_world_size():
             set_random_states(states[get_rank()])
         for name, parameter in runner.model.named_parameters():
-            if gradients is not None and name in gradients:
+            if name in gradients:
                 parameter.grad = gradients[name].to(parameter.device, copy=True)

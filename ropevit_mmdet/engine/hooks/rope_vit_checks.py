@@ -1,32 +1,39 @@
 """RoPEViTChecks: checks at the start of a run, and boxes decoded in float32 during it."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from mmdet.registry import HOOKS
+from mmdet.registry import DATASETS, HOOKS
+from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
+from mmengine.runner import find_latest_checkpoint
 from torch import nn
 
+from ropevit_mmdet.datasets import innermost_datasets
 from ropevit_mmdet.engine.float32_decoding import float32_decoding
+from ropevit_mmdet.engine.hooks._resumed_settings import resume_warning
 from ropevit_mmdet.errors import UserError
+from ropevit_mmdet.evaluation.fast_coco_metric import zero_figures
 from ropevit_mmdet.models.backbones.rope_vit import RoPEViT
-from ropevit_mmdet.weights.checkpoint import read_checkpoint
-from ropevit_mmdet.weights.hub import resolve_weights
+from ropevit_mmdet.weights.checkpoint import read_pretrained
+from ropevit_mmdet.weights.detector_checkpoint import check_start, has_backbone, skip_init
 
 # Heads whose num_classes is the dataset's; that of an RPN is 1.
 _HEAD = re.compile(r"(^|\.)(bbox|mask)_head(\.\d+)?$")
+_MASK_HEAD = re.compile(r"^(roi_head\.mask_head(\.\d+)?|panoptic_head)$")
 
 
 @HOOKS.register_module()
 class RoPEViTChecks(Hook):
     """Stops a run whose config contradicts itself, its dataset or its checkpoint.
 
-    Compares the heads' strides with the neck's, their number of classes with the dataset's, and the
-    preprocessor's normalization with the checkpoint's. Warns if the batch size differs from the one
-    of the learning rate. While the run trains, validates or tests, `float32_decoding` is active.
+    Compares the heads' strides with the neck's, their number of classes and their masks with the
+    dataset's, and the preprocessor's normalization with the checkpoint's. Warns if the batch size
+    differs from the one of the learning rate, or the settings of a resumed run from those of its
+    checkpoint. While the run trains, validates or tests, `float32_decoding` is active.
     """
 
     def __init__(self) -> None:
@@ -35,26 +42,46 @@ class RoPEViTChecks(Hook):
     def before_run(self, runner) -> None:
         model = _bare(runner.model)
         check_strides(model)
-        loads = getattr(runner, "_load_from", None) or getattr(runner, "_resume", False)
-        if not loads:  # else nothing reads the backbone's own checkpoint
+        start, resume = getattr(runner, "_load_from", None), getattr(runner, "_resume", False)
+        if resume and start is None:
+            start = find_latest_checkpoint(runner.work_dir)
+        if start is None:
             check_normalization(model)
+        elif not runner._has_loaded:  # a FlexibleRunner has
+            checkpoint = check_start(model, dict(load_from=start, resume=resume))
+            if has_backbone(model, checkpoint):
+                skip_init(model)
+
+    def after_load_checkpoint(self, runner, checkpoint: dict[str, Any]) -> None:
+        if not runner._resume:
+            return
+        if warning := resume_warning(checkpoint, runner.cfg, runner.world_size):
+            runner.logger.warning(warning)
 
     def before_train(self, runner) -> None:
-        for loop in (runner.train_loop, runner.val_loop):
-            if loop is not None:
-                check_num_classes(_bare(runner.model), loop.dataloader.dataset)
-        scaling = runner.cfg.get("auto_scale_lr", {})
+        self._decode_in_float32(runner)
+        for loop in filter(None, (runner.train_loop, runner.val_loop)):
+            _check_dataset(runner.model, loop.dataloader.dataset)
+        check_masks(_bare(runner.model), runner.train_loop.dataloader.dataset)
+        scaling = runner.cfg.get("auto_scale_lr") or {}
         passes = runner.cfg.get("optim_wrapper", {}).get("accumulative_counts", 1)
-        batch_size = runner.train_dataloader.batch_size
+        # batch_size of a data loader is None where the config has a batch_sampler
+        batch_size = getattr(runner.train_dataloader.batch_sampler, "batch_size", None)
         if warning := batch_warning(scaling, runner.world_size, batch_size, passes):
             runner.logger.warning(warning)
-        self._decode_in_float32(runner)
 
     def before_val(self, runner) -> None:
         self._decode_in_float32(runner)
 
+    def after_val_epoch(self, runner, metrics: dict[str, float] | None = None) -> None:
+        """Without detections CocoMetric returns no figures, and schedulers that need one fail."""
+        if metrics is not None:
+            for name, value in zero_figures(runner.val_loop.evaluator.metrics).items():
+                if not any(known.endswith(name) for known in metrics):
+                    metrics[name] = value
+
     def before_test(self, runner) -> None:
-        check_num_classes(_bare(runner.model), runner.test_loop.dataloader.dataset)
+        _check_dataset(runner.model, runner.test_loop.dataloader.dataset)
         self._decode_in_float32(runner)
 
     def _decode_in_float32(self, runner) -> None:
@@ -70,11 +97,7 @@ class RoPEViTChecks(Hook):
 def batch_warning(
     auto_scale_lr: Mapping, processes: int, per_process: int | None, passes: int = 1
 ) -> str | None:
-    """Returns a warning if the effective batch size is not the config's, else None.
-
-    `base_batch_size` and `per_process` count the images of one forward pass; `passes` is
-    `accumulative_counts`, of the run and in `auto_scale_lr`.
-    """
+    """A warning if the effective batch size is not the config's; `passes` are accumulated."""
     base, base_passes = auto_scale_lr.get("base_batch_size"), auto_scale_lr.get("passes", passes)
     batch = processes * (per_process or 0)
     if base is None or not batch or (batch, passes) == (base, base_passes):
@@ -91,19 +114,41 @@ def batch_warning(
     )
 
 
-def check_num_classes(model: nn.Module, dataset: Any) -> None:
+def check_config_classes(model: nn.Module, config: Config, splits: Sequence[str]) -> None:
+    """Applies `check_num_classes` to the datasets of a config, before any of them is built."""
+    for split in splits:
+        loader = config.get(f"{split}_dataloader")
+        for dataset in innermost_datasets(loader["dataset"]) if loader else ():
+            cls = dataset["type"]
+            cls = DATASETS.get(cls) if isinstance(cls, str) else cls
+            given = {key: value for key, value in (dataset.get("metainfo") or {}).items() if value}
+            check_num_classes(model, {**getattr(cls, "METAINFO", {}), **given})
+
+
+def check_num_classes(model: nn.Module, metainfo: Mapping[str, Any]) -> None:
     """Compares the number of classes of every box and mask head with the dataset's."""
-    metainfo = getattr(dataset, "metainfo", {})
     classes = metainfo.get("thing_classes", metainfo.get("classes"))  # the former if panoptic
-    if classes is None:
+    if classes is None or isinstance(classes, str):  # the name of a file
         return
     for name, module in model.named_modules():
-        number = getattr(module, "num_classes", None)
-        if _HEAD.search(name) and number not in (None, len(classes)):
+        panoptic = bool(name) and hasattr(module, "num_things_classes")
+        key = "num_things_classes" if panoptic else "num_classes"
+        number = getattr(module, key, None)
+        if (panoptic or _HEAD.search(name)) and number not in (None, len(classes)):
             raise UserError(
-                f"{name}.num_classes is {number}, but the dataset has {len(classes)} classes: set "
-                f"num_classes={len(classes)}, or metainfo = dict(classes=(...)) of the dataset"
+                f"{name}.{key} is {number}, but the dataset has {len(classes)} classes: set "
+                f"{key}={len(classes)}, or metainfo = dict(classes=(...)) of the dataset"
             )
+
+
+def check_masks(model: nn.Module, dataset: Any) -> None:
+    """Checks that the pipeline loads masks if a mask head trains with them."""
+    heads = [name for name, _ in model.named_modules() if _MASK_HEAD.search(name)]
+    if heads and not _loads_masks(dataset):
+        raise UserError(
+            f"{heads[0]} trains with masks, but train_pipeline loads none: set "
+            "dict(type='LoadAnnotations', with_bbox=True, with_mask=True) there"
+        )
 
 
 def check_strides(model: nn.Module) -> None:
@@ -113,7 +158,8 @@ def check_strides(model: nn.Module) -> None:
         return
     for key, actual, has_ranges in _strides_of_heads(model):
         expected = tuple(strides)[: len(actual)] if "featmap_strides" in key else tuple(strides)
-        if actual != expected:
+        of_one_level = len(actual) == 1 and actual[0] in strides  # a mask branch's
+        if actual != expected and not of_one_level:
             ranges = ", and adapt its regress_ranges, also in pixels" if has_ranges else ""
             raise UserError(
                 f"{key} is {list(actual)}, but the neck's strides are {list(strides)} pixels; "
@@ -125,10 +171,9 @@ def check_normalization(model: nn.Module) -> None:
     """Compares the preprocessor's mean, std and channel order with the backbone's checkpoint."""
     backbone = getattr(model, "backbone", None)
     backbone = getattr(backbone, "backbone", backbone)  # in a FrozenBackbone
-    init_cfg = getattr(backbone, "init_cfg", None)
-    if not isinstance(backbone, RoPEViT) or not init_cfg or init_cfg.get("type") != "Pretrained":
+    if not isinstance(backbone, RoPEViT) or not (checkpoint := read_pretrained(backbone.init_cfg)):
         return
-    stats = read_checkpoint(resolve_weights(init_cfg["checkpoint"])).rgb_stats
+    stats = checkpoint.rgb_stats
     preprocessor: Any = model.data_preprocessor
     if stats is None or not hasattr(preprocessor, "mean"):
         return
@@ -144,6 +189,19 @@ def check_normalization(model: nn.Module) -> None:
             f"bgr_to_rgb={rgb}, other than the rgb_stats of the checkpoint; set there\n"
             f"    mean={expected['mean']},\n    std={expected['std']},\n    bgr_to_rgb=True,"
         )
+
+
+def _check_dataset(model: Any, dataset: Any) -> None:
+    check_num_classes(_bare(model), getattr(dataset, "metainfo", {}))
+
+
+def _loads_masks(dataset: Any) -> bool:
+    """Also of a dataset inside wrappers; True if it has no pipeline to read."""
+    inner = getattr(dataset, "datasets", None) or filter(None, [getattr(dataset, "dataset", None)])
+    parts = [_loads_masks(part) for part in inner]
+    steps = getattr(getattr(dataset, "pipeline", None), "transforms", None)
+    own = steps is None or any(getattr(step, "with_mask", False) for step in steps)
+    return any(parts) if parts else own
 
 
 def _bare(model: Any) -> nn.Module:

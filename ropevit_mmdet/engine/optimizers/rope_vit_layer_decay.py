@@ -5,20 +5,19 @@ The rule is detectron2's for ViTDet (`modeling/backbone/utils.py` and `vit.py`,
 the base rate, the embedding at rate ** (n + 1), everything else at the base rate.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from mmdet.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS, OPTIMIZERS
-from mmengine.dist import all_reduce
 from mmengine.logging import MMLogger
 from mmengine.model import is_model_wrapper
 from torch import nn
-from torch.distributed.fsdp import FullyShardedDataParallel
 
 from ropevit_mmdet.errors import UserError
-from ropevit_mmdet.models.backbones.rope_vit import RoPEViT
+from ropevit_mmdet.models.backbones import FrozenBackbone, RoPEViT
 from ropevit_mmdet.models.layers.norm import LayerScale
+from ropevit_mmdet.models.layers.rope import MixedRope
 
 _EMBEDDING = ("patch_embed", "pos_embed", "cls_token", "reg_tokens", "pre_norm")
 _NO_DECAY = ("pos_embed", "cls_token", "reg_tokens")
@@ -29,13 +28,15 @@ _NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase
 class RoPEViTLayerDecay:
     """Builds an optimizer wrapper whose learning rates decay by layer of the RoPEViT.
 
-    Norms, biases, the position embedding, special tokens and LayerScale have no weight decay.
+    Norms, biases, the position embedding, special tokens, LayerScale and learned frequencies of the
+    RoPE have no weight decay.
     Frozen parameters are skipped. A table of the layers is logged.
 
     Args:
         optim_wrapper_cfg: as in mmengine; `lr` of its `optimizer` is the base rate. Without a
             `weight_decay`, the optimizer's default applies.
-        paramwise_cfg: `dict(layer_decay_rate=0.7)`; 1 for no decay.
+        paramwise_cfg: `dict(layer_decay_rate=0.7)`; 1 for no decay. `custom_keys` as in mmengine
+            (`lr_mult`, `decay_mult` by a part of the name) for parameters outside the backbone.
     """
 
     def __init__(
@@ -45,18 +46,23 @@ class RoPEViTLayerDecay:
         self.optimizer_cfg = dict(self.wrapper_cfg.pop("optimizer"))
         paramwise_cfg = dict(paramwise_cfg or {})
         self.rate: Any = paramwise_cfg.get("layer_decay_rate")
+        self.custom_keys: Mapping[str, Any] = paramwise_cfg.get("custom_keys", {})
         valid = isinstance(self.rate, (int, float)) and 0 < self.rate <= 1
-        if not valid or len(paramwise_cfg) > 1 or "lr" not in self.optimizer_cfg:
+        valid &= paramwise_cfg.keys() <= {"layer_decay_rate", "custom_keys"}
+        if not valid or "lr" not in self.optimizer_cfg:
             raise UserError(
-                "RoPEViTLayerDecay needs optimizer=dict(lr=...) and only paramwise_cfg="
-                f"dict(layer_decay_rate=...), above 0 and at most 1; got {paramwise_cfg}"
+                "RoPEViTLayerDecay needs optimizer=dict(lr=...) and only paramwise_cfg=dict("
+                "layer_decay_rate=..., custom_keys=...), the rate above 0 and at most 1; got "
+                f"{paramwise_cfg}"
             )
 
     def __call__(self, model: Any) -> Any:
         model = model.module if is_model_wrapper(model) else model
         optimizer = OPTIMIZERS.build({**self.optimizer_cfg, "params": self.param_groups(model)})
-        table = group_table(model, optimizer.param_groups)
-        MMLogger.get_current_instance().info(f"\n{table}")
+        lines = [f"{'layer':>5} {'lr':>10} {'weight decay':>12}"]
+        for group in optimizer.param_groups:
+            lines.append(f"{group['layer']:5} {group['lr']:10.3e} {group['weight_decay']:12g}")
+        MMLogger.get_current_instance().info("\n".join(["", *lines]))
         wrapper = {"type": "OptimWrapper", **self.wrapper_cfg}
         return OPTIM_WRAPPERS.build(wrapper, default_args=dict(optimizer=optimizer))
 
@@ -65,17 +71,29 @@ class RoPEViTLayerDecay:
         prefix, backbone = _find_backbone(model)
         depth = len(backbone.blocks)
         undecayed = _undecayed(model)
-        groups: dict[tuple[int, bool], dict[str, Any]] = {}
+        groups: dict[tuple, dict[str, Any]] = {}
         for name, parameter in model.named_parameters():
             if not parameter.requires_grad:
                 continue
             in_backbone = name.startswith(prefix)
             layer = layer_of(name.removeprefix(prefix), depth) if in_backbone else depth + 1
-            lr = self.optimizer_cfg["lr"] * self.rate ** (depth + 1 - layer)
-            decay = {"weight_decay": 0.0} if name in undecayed else {}
+            custom = {} if in_backbone else self._custom(name)
+            lr_mult = custom.get("lr_mult", 1.0)
+            lr = self.optimizer_cfg["lr"] * self.rate ** (depth + 1 - layer) * lr_mult
+            decay = {}
+            if name in undecayed:
+                decay = {"weight_decay": 0.0}
+            elif "decay_mult" in custom and "weight_decay" in self.optimizer_cfg:
+                decay = {"weight_decay": self.optimizer_cfg["weight_decay"] * custom["decay_mult"]}
             group = dict(params=[], layer=layer, lr=lr, **decay)
-            groups.setdefault((layer, not decay), group)["params"].append(parameter)
+            key = (layer, -lr_mult, -decay.get("weight_decay", math.inf))
+            groups.setdefault(key, group)["params"].append(parameter)
         return [groups[key] for key in sorted(groups)]
+
+    def _custom(self, name: str) -> Mapping[str, Any]:
+        """The settings of the longest custom key in a parameter's name, as in mmengine."""
+        keys = [key for key in self.custom_keys if key in name]
+        return self.custom_keys[max(sorted(keys), key=len)] if keys else {}
 
 
 def layer_of(name: str, depth: int) -> int:
@@ -86,23 +104,11 @@ def layer_of(name: str, depth: int) -> int:
     return {**dict.fromkeys(_EMBEDDING, 0), "norm": depth + 1}[part]
 
 
-def group_table(model: nn.Module, groups: list[dict[str, Any]]) -> str:
-    """Layer, learning rate, weight decay and number of parameters, a line per group."""
-    counts = torch.tensor([sum(p.numel() for p in group["params"]) for group in groups])
-    if any(isinstance(module, FullyShardedDataParallel) for module in model.modules()):
-        all_reduce(counts)  # of the shards of all processes
-    lines = [f"{'layer':>5} {'lr':>10} {'weight decay':>12} {'parameters':>12}"]
-    for group, count in zip(groups, counts.tolist(), strict=True):
-        lines.append(
-            f"{group['layer']:5} {group['lr']:10.3e} {group['weight_decay']:12g} {count:12,}"
-        )
-    return "\n".join(lines)
-
-
 def _find_backbone(model: nn.Module) -> tuple[str, RoPEViT]:
     for name, module in model.named_modules():
-        if isinstance(module, RoPEViT):
-            return f"{name}." if name else "", module
+        backbone = module.backbone if isinstance(module, FrozenBackbone) else module
+        if isinstance(backbone, RoPEViT):
+            return f"{name}." if name else "", backbone
     raise UserError(f"RoPEViTLayerDecay: there is no RoPEViT in {type(model).__name__}")
 
 
@@ -112,6 +118,6 @@ def _undecayed(model: nn.Module) -> set[str]:
         for name, _ in module.named_parameters(recurse=False):
             special = name in _NO_DECAY and isinstance(module, RoPEViT)
             bias = "bias" in name.split("_")  # in_proj_bias of attention as well
-            if special or bias or isinstance(module, (*_NORMS, LayerScale)):
+            if special or bias or isinstance(module, (*_NORMS, LayerScale, MixedRope)):
                 names.add(f"{prefix}.{name}" if prefix else name)
     return names

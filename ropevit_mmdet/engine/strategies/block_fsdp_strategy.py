@@ -18,6 +18,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from ropevit_mmdet.errors import UserError
 from ropevit_mmdet.models.layers.block import Block
+from ropevit_mmdet.weights.state_dict import unwrapped
 
 
 @FUNCTIONS.register_module()
@@ -65,6 +66,9 @@ class BlockFSDPStrategy(FSDPStrategy):
         """Clips by the norm of all shards, also in processes whose own shard is frozen."""
         norm = self.model.clip_grad_norm_(**wrapper.clip_grad_kwargs)
         wrapper.message_hub.update_scalar("train/grad_norm", float(norm))
+
+    def load_model_state_dict(self, state_dict: dict, **kwargs: Any) -> None:
+        super().load_model_state_dict(unwrapped(state_dict), **kwargs)
 
     def load_optim_state_dict(self, state_dict: dict) -> None:
         shards = FullyShardedDataParallel.optim_state_dict_to_load(

@@ -1,6 +1,7 @@
 """A loss or gradient that is not finite: named, or skipped and counted."""
 
 import math
+from functools import partial
 from types import SimpleNamespace
 
 import mmengine.optim.optimizer.amp_optimizer_wrapper as amp_module
@@ -15,6 +16,7 @@ from ropevit_mmdet.engine.hooks import non_finite_guard
 from ropevit_mmdet.engine.hooks.non_finite_guard import NonFiniteError, NonFiniteGuard
 
 NAN, INF = math.nan, math.inf
+STOP = dict(type="NonFiniteGuard")
 SKIP = dict(type="NonFiniteGuard", action="skip")
 
 
@@ -28,29 +30,19 @@ class Model(BaseModel):
 
     def forward(self, factor, mode="loss"):
         x = torch.ones(2, 3)
-        second = self.second(x).square().mean()
-        if not self.finite_loss:
-            second = second * factor
-        elif not math.isfinite(float(factor)):
-            second = second + _NaNGradient.apply(self.second.weight).sum()
+        weight = self.second.weight
+        if self.finite_loss:
+            weight = weight * 1
+            weight.register_hook(lambda gradient: gradient * factor.item())
+        second = nn.functional.linear(x, weight, self.second.bias).square().mean()
+        second = second if self.finite_loss else second * factor
         return dict(loss_first=self.first(x).square().mean(), loss_second=second, acc=factor)
 
 
-class _NaNGradient(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x):
-        return torch.zeros_like(x)
-
-    @staticmethod
-    def backward(ctx, gradient):
-        return gradient * math.nan
-
-
-def run(directory, factors, *, guard=None, model=None, wrapper=None, **settings):
+def run(directory, factors, *, guard=STOP, model=None, wrapper=None, **settings):
     """Trains on a batch per factor; the runner, with the `error` of the guard or None."""
     model = model or Model()
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
-    guard = dict(type="NonFiniteGuard") if guard is None else guard
     runner = Runner(
         model,
         work_dir=str(directory),
@@ -62,9 +54,10 @@ def run(directory, factors, *, guard=None, model=None, wrapper=None, **settings)
         ),
         train_cfg=dict(type="IterBasedTrainLoop", max_iters=len(factors)),
         optim_wrapper=wrapper or OptimWrapper(optimizer, **settings),
+        param_scheduler=dict(type="ConstantLR", factor=1.0, by_epoch=False),
         default_hooks=dict(
             checkpoint=dict(type="ResumableCheckpointHook", by_epoch=False, interval=1),
-            **({"non_finite": guard} if guard else {}),
+            non_finite=guard,
         ),
         default_scope="mmdet",
         log_level="WARNING",
@@ -103,12 +96,7 @@ def test_stop_at_a_gradient_with_a_finite_loss(tmp_path, clip_grad):
     assert runner.error.startswith(expected)
 
 
-def test_stop_within_an_accumulation(tmp_path):
-    runner = run(tmp_path, [1, 1, 1, 1, NAN, 1, 1, 1], accumulative_counts=4)
-    assert "iteration 5: loss_second is nan; gradients that" in runner.error
-    assert "iter_4.pth" in runner.error and not (tmp_path / "iter_5.pth").exists()
-
-
+@pytest.mark.filterwarnings("error:.*optimizer.step")  # of mmengine's schedulers
 @pytest.mark.parametrize("accumulated", [1, 2])
 def test_skipped_steps_change_nothing(tmp_path, accumulated):
     factors, bad = [1, 2, 3, 4], {1: [NAN], 2: [NAN, 1.0, 1.0, INF]}[accumulated]
@@ -135,25 +123,15 @@ def test_too_many_skipped_steps_in_a_row_stop(tmp_path):
     assert "There is no checkpoint yet" in run(tmp_path / "c", [INF]).error
 
 
-def test_a_run_is_the_same_with_and_without_the_guard(tmp_path):
-    states = []
-    for name, guard in (("a", {}), ("b", None)):
-        torch.manual_seed(0)
-        runner = run(tmp_path / name, [1, 2, 3], guard=guard, clip_grad=dict(max_norm=0.1))
-        assert "step" not in vars(runner.optim_wrapper)
-        states.append(runner.model.state_dict())
-    torch.testing.assert_close(*states, rtol=0, atol=0)
-
-
 @pytest.fixture
 def scaled(monkeypatch):
     """Builds mmengine's wrapper for mixed precision with a scaler for CPUs."""
     monkeypatch.setattr(amp_module, "is_cuda_available", lambda: True)
+    monkeypatch.setattr(amp_module, "GradScaler", partial(torch.amp.GradScaler, "cpu"))
 
     def build(model, **settings):
-        wrapper = AmpOptimWrapper(optimizer=torch.optim.AdamW(model.parameters(), lr=0.01))
-        wrapper.loss_scaler = torch.amp.GradScaler("cpu", **settings)
-        return wrapper
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+        return AmpOptimWrapper(optimizer=optimizer, loss_scale=settings or "dynamic")
 
     return build
 
@@ -176,15 +154,8 @@ def test_steps_that_a_scaler_skips_are_counted_until_there_are_too_many(tmp_path
     assert runner.error.startswith("iteration 4, after 2 skipped steps: gradients that")
 
 
-def test_a_loss_that_is_not_finite_under_a_scaler(tmp_path, scaled):
-    model = Model()
-    error = run(tmp_path, [1, NAN, 1], model=model, wrapper=scaled(model)).error
-    assert error.startswith("iteration 2: loss_second is nan; gradients that are not finite in")
-
-
 def test_processes_decide_together_and_each_is_described(tmp_path, monkeypatch):
     """The loss of another process is infinite."""
-    monkeypatch.setattr(non_finite_guard, "get_world_size", lambda: 2)
     monkeypatch.setattr(non_finite_guard, "all_reduce", lambda number, how: number.fill_(1))
     monkeypatch.setattr(
         non_finite_guard, "all_gather_object", lambda own: [own, "loss_mask is inf"]

