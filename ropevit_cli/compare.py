@@ -1,4 +1,4 @@
-"""Compares backbones under one detection config: tables of AP and cost, and plots.
+"""Compares backbones under one detection config: a table of AP and cost, and plots.
 
 Each NAME=SOURCE is trained and tested with the same config, seeds and data order. SOURCE is a
 birder checkpoint (path, URL or birder://NAME), 'scratch', or a config whose model.backbone is
@@ -26,24 +26,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from mmengine.config import DictAction
-
-    from ropevit_mmdet.apis.compare import Run, check_base, parse_variants
-    from ropevit_mmdet.apis.compare.experiment import check_directories
-    from ropevit_mmdet.apis.compare.table import split_evaluator
+    from ropevit_mmdet.apis.compare import Run, check_base, check_directories, parse_variants
+    from ropevit_mmdet.datasets import check_datasets
     from ropevit_mmdet.engine.config import load_config
 
     base = load_config(args.config, args.cfg_options)
     check_base(base)
-    pairs = [option.split("=", 1) for option in args.cfg_options]
-    options = {key: DictAction._parse_iterable(value) for key, value in pairs}
-    options["test_evaluator"] = split_evaluator(base.test_evaluator)
+    check_datasets(base)
     root = Path(args.work_dir or f"work_dirs/compare_{Path(args.config).stem}")
     variants = parse_variants(args.variants, base)
     runs = [
-        Run(one.name, args.config, options | one.options, seed)
+        Run(name, config, seed=seed)
         for seed in range(args.seeds)
-        for one in variants
+        for name, config in variants.items()
     ]
     check_directories(runs, root)
     results, failed = train_and_test(runs, root)
@@ -56,42 +51,35 @@ def run(args: argparse.Namespace) -> int:
 
 def train_and_test(runs: list, root: Path) -> tuple[dict[str, list[dict]], dict[str, str]]:
     """Returns the results by backbone, and the error of each that failed."""
-    from ropevit_mmdet.apis.compare.experiment import COMMAND, result_of
+    from ropevit_mmdet.apis.compare import result_of
     from ropevit_mmdet.errors import UserError
 
-    results: dict[str, list[dict]] = {run.name: [] for run in runs}
+    results: dict[str, list[dict]] = {}
     failed: dict[str, str] = {}
-    started = time.monotonic()
-    for index, run in enumerate(runs):
-        if run.name in failed:
+    for index, one in enumerate(runs):
+        if one.name in failed:
             continue
-        minutes = (time.monotonic() - started) / max(index, 1) * (len(runs) - index) / 60
-        log(f"{index} of {len(runs)} runs done" + f", {minutes:.0f} minutes left" * (index > 0))
+        log(f"{index} of {len(runs)} runs done")
         try:
-            result = result_of(run, root, COMMAND, log)
+            results.setdefault(one.name, []).append(result_of(one, root, log))
         except UserError as error:
             log(str(error))
-            failed[run.name] = str(error)
-            del results[run.name]
-            continue
-        results[run.name].append(result)
-        metric, value = next(iter(result["metrics"].items()))
-        log(f"{run.directory}: {metric} {'none' if value is None else f'{value:.1%}'}")
+            failed[one.name] = str(error)
+            del results[one.name]
     return results, failed
 
 
 def write(results: dict[str, list[dict]], failed: dict[str, str], root: Path) -> None:
-    """Measures the costs and writes tables and plots."""
+    """Measures the costs and writes table and plots."""
     from ropevit_mmdet._output import atomic_file
-    from ropevit_mmdet.apis.compare import measure_costs, plot_cost, table
+    from ropevit_mmdet.apis.compare import markdown, measure_costs, plot_cost, rows_of
     from ropevit_mmdet.visualization import plot_runs, read_run
 
     directories = [root / f"{name}-seed0" for name in results]
     costs = dict(zip(results, measure_costs(directories, log), strict=True))
-    rows = table.rows_of(results, costs)
+    rows = rows_of(results, costs)
     texts = {
-        "md": table.markdown(rows) + "".join(f"\nWithout {n}: {e}\n" for n, e in failed.items()),
-        "csv": table.comma_separated(rows),
+        "md": markdown(rows) + "".join(f"\nWithout {n}: {e}\n" for n, e in failed.items()),
         "json": json.dumps(rows, indent=1, allow_nan=False) + "\n",
     }
     for suffix, text in texts.items():
@@ -102,7 +90,7 @@ def write(results: dict[str, list[dict]], failed: dict[str, str], root: Path) ->
     metrics = [key for one in logs for entry in one.val for key in entry if key.endswith("_mAP")]
     plot_runs(logs, root / "learning_curves.png", metric=(metrics or ["coco/bbox_mAP"])[0])
     print(texts["md"])
-    print(f"tables and plots: {root}/comparison.md, .csv, .json, *.png")
+    print(f"table and plots: {root}/comparison.md, .json, *.png")
 
 
 def log(message: str) -> None:

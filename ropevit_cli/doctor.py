@@ -27,19 +27,9 @@ def _lines(report: dict[str, Any]) -> Iterator[str]:
     machine = report["machine"]
     yield "Machine"
     gpus = machine["gpus"] or ["no NVIDIA GPU: everything works except --amp, slowly"]
-    for text in (machine["python"], machine["system"], *gpus):
-        yield f"        {text}"
+    yield from (f"        {text}" for text in (machine["python"], machine["system"], *gpus))
     yield "Packages"
-    for name, version in sorted(report["versions"].items()):
-        yield f"        {name} {version}"
-    yield "Imports"
-    for module, error in report["imports"].items():
-        if not error:
-            yield f"  OK    {module}"
-        else:
-            yield (
-                f"  --    {module} ({error})" if error.startswith("needs ") else f"  FAIL  {module}"
-            )
+    yield from (f"        {name} {text}" for name, text in sorted(report["versions"].items()))
     yield "Findings" if report["findings"] else "No findings."
     for finding in report["findings"]:
         yield f"  {finding['level']}  {finding['text']}"

@@ -1,22 +1,19 @@
 """Export a detector to ONNX, or its backbone and neck to ONNX or torch.export's .pt2, for images
-of any height and width. The file is compared with PyTorch before it is written.
+of any height and width. OUT is *.onnx, or *.pt2 with --format torch; it is compared with PyTorch
+before it is written.
 """
 
 import argparse
 from functools import partial
 from pathlib import Path
 
-from ropevit_cli._arguments import add_cfg_options, add_config
+from ropevit_cli._arguments import add_cfg_options, add_detector, detector_arguments
 
 HELP = "export a detector to ONNX or torch.export"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_config(parser)
-    parser.add_argument("checkpoint", help="checkpoint of a detector")
-    parser.add_argument(
-        "out", type=Path, help="file to write: *.onnx, or *.pt2 with --format torch"
-    )
+    add_detector(parser, "OUT")
     parser.add_argument(
         "--part",
         choices=("detector", "features"),
@@ -28,21 +25,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from ropevit_mmdet.apis.predict import Detector
+    from ropevit_mmdet.apis import Detector
     from ropevit_mmdet.deploy import check_request, export_model
-    from ropevit_mmdet.engine.config import load_config
+    from ropevit_mmdet.engine.detector_config import detector_config
 
+    config, checkpoint, (out,) = detector_arguments(args, 1)
+    path = Path(out)
     part = args.part or ("detector" if args.format == "onnx" else "features")
-    check_request(args.out, part, args.format)
-    config = load_config(args.config, args.cfg_options)
-    detector = Detector(config, args.checkpoint, "cpu")
+    check_request(path, part, args.format)
+    settings = detector_config(config, checkpoint, args.cfg_options)
+    detector = Detector(checkpoint, config=settings, device="cpu")
     export_model(
         detector.model,
-        config,
-        detector.names,
-        args.out,
+        settings,
+        detector.classes,
+        path,
         part=part,
         file_format=args.format,
         report=partial(print, flush=True),  # tracing takes a minute
     )
-    print(f"wrote {args.out}, {args.out.stat().st_size / 1e6:.1f} MB")
+    print(f"wrote {path}, {path.stat().st_size / 1e6:.1f} MB")

@@ -6,7 +6,7 @@ HELP = "print what a checkpoint is and the config lines that fit it"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", help="a path, a URL, birder://NAME or hf://OWNER/REPO/FILE")
+    parser.add_argument("file", help="a path, a URL, birder://NAME, timm://NAME or hf://O/R/FILE")
     parser.add_argument("--image", metavar="IMAGE", help="print the classes predicted for it")
     parser.add_argument("--arch", metavar="NAME", help="its architecture, where several fit")
     parser.add_argument("--top", type=int, default=5, help="classes to print (default: 5)")
@@ -21,13 +21,13 @@ def run(args: argparse.Namespace) -> None:
     archs = choose_archs(checkpoint, args.arch)
     for word, text in describe(checkpoint, archs):
         print(f"{word:14}{text}")
-    if checkpoint.origin == "birder" and archs:
+    if checkpoint.origin != "mmengine" and archs:
         name, *others = archs
         print("\n# on top of configs/ropevit_maskrcnn.py")
         if others:
             print(f"# the weights fit {' and '.join(archs)}: choose with --arch")
         print(config_lines(checkpoint, archs[name], args.file))
-    elif checkpoint.origin == "birder":
+    elif checkpoint.origin != "mmengine":
         print("\nno config lines: set the architecture with arch=dict(...)")
     if args.image:
         _print_classes(args)

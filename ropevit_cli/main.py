@@ -12,9 +12,9 @@ import sys
 from collections.abc import Sequence
 
 COMMANDS = (
-    *("train", "test", "predict", "check-data", "browse", "make-shapes", "inspect", "weights"),
-    *("features", "plot", "compare", "benchmark", "export", "publish", "doctor", "mmdet"),
-)
+    "train test predict adapt convert check-data browse make-shapes inspect weights "
+    "features plot compare benchmark export publish doctor mmdet"
+).split()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -23,7 +23,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns the exit status; an error in what the user named exits with 2.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
-    args = build_parser(argv[:1] if argv and argv[0] in COMMANDS else COMMANDS).parse_args(argv)
+    parser = build_parser(argv[:1] if argv and argv[0] in COMMANDS else COMMANDS)
+    args, unknown = parser.parse_known_args(argv)
+    if unknown and ("rest" not in args or any(one.startswith("-") for one in unknown)):
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    elif unknown:  # positional arguments that follow an option
+        args.rest += unknown
     try:
         if args.command == "doctor":  # must work where ropevit_mmdet cannot be imported
             return args.run(args)

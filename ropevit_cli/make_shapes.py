@@ -20,20 +20,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seed", type=int, default=0, help="of all images (default: 0)")
     parser.add_argument("--workers", type=int, help="processes (default: the processors, max. 8)")
-    parser.add_argument("--overwrite", action="store_true", help="replace another shapes dataset")
 
 
 def run(args: argparse.Namespace) -> None:
-    from tqdm import tqdm
-
     from ropevit_mmdet.datasets.shapes import generate
 
     names = ("num_train", "num_val", "num_test", "size", "non_square", "seed", "workers")
-    parameters = {name: getattr(args, name) for name in (*names, "overwrite")}
-    total = args.num_train + args.num_val + args.num_test
-    with tqdm(desc="rendering", total=total, unit="image", disable=None, leave=False) as bar:
-        summary = generate(args.root, **parameters, progress=bar.update)
-    print(f"{args.root}: {'already complete' if summary['reused'] else 'written'}")
+    summary = generate(args.root, **{name: getattr(args, name) for name in names})
+    print(f"{args.root}:")
     for split, counts in summary["splits"].items():
         objects = ", ".join(f"{count} {name}" for name, count in counts["objects"].items())
         total = sum(counts["objects"].values())

@@ -63,7 +63,7 @@ def choose_tool(name: str, tools: dict[str, Path]) -> Path:
     matches = [name] if name in tools else [path for path in tools if path.endswith(f"/{name}")]
     if len(matches) == 1:
         return tools[matches[0]]
-    short = {path.rpartition("/")[2]: path for path in tools}
+    short = [path.rpartition("/")[2] for path in tools]
     close = matches or difflib.get_close_matches(name.rpartition("/")[2], short, n=3)
     hint = f"; did you mean {' or '.join(close)}?" if close else ""
     raise UserError(f"mmdet has {len(matches) or 'no'} tools named {name!r}{hint}")

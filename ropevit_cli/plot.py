@@ -50,45 +50,49 @@ def plot_curves(args: argparse.Namespace) -> None:
         runs.append(read_run(path, name) if named else read_run(text))
     plot_runs(runs, args.out, metric=args.metric, x=args.x)
     for one in runs:
-        parts = []
-        if one.train:
-            parts.append(f"loss {one.train[-1]['loss']:.4g} at iteration {one.train[-1]['step']}")
-        measured = [v for v in one.val if not math.isnan(v.get(args.metric, math.nan))]
+        parts = [f"loss {e['loss']:.4g} at iteration {e['step']}" for e in one.train[-1:]]
+        measured = [entry for entry in one.val if not math.isnan(entry.get(args.metric, math.nan))]
         if measured:
             best = max(measured, key=lambda entry: entry[args.metric])
             parts.append(f"best {args.metric} {best[args.metric]:.3f} at iteration {best['step']}")
         print(f"{one.name}: {', '.join(parts)}")
-    if not any(args.metric in entry for one in runs for entry in one.val):
-        print(f"no {args.metric} in the logs")
     print(f"figure: {args.out}")
 
 
 def plot_results(args: argparse.Namespace) -> None:
     """Plots the results of a test and writes their numbers."""
     import json
+    import sys
 
-    from ropevit_mmdet import evaluation
     from ropevit_mmdet._output import check_output_directory, output_directory
+    from ropevit_mmdet.apis.detector import config_classes
     from ropevit_mmdet.apis.ground_truth import read_coco
-    from ropevit_mmdet.apis.predict import class_names
     from ropevit_mmdet.engine.config import load_config
+    from ropevit_mmdet.evaluation.annotations import Annotations, annotation_file
+    from ropevit_mmdet.evaluation.confusion_matrix import confusion_matrix
+    from ropevit_mmdet.evaluation.precision_recall import IOUS, as_json, precision_recall
+    from ropevit_mmdet.evaluation.result_file import read_results
     from ropevit_mmdet.visualization import plot_confusion_matrix, plot_precision_recall
+    from ropevit_mmdet.weights.detector_checkpoint import check_classes
 
     thresholds = dict(score_thr=args.score_thr, tp_iou_thr=args.tp_iou_thr)
     check_output_directory(args.out_dir)
     config = load_config(args.config, args.cfg_options)
-    names = class_names(config, {})
-    results = evaluation.read_results(args.paths[0])
-    annotations = evaluation.Annotations(read_coco(evaluation.annotation_file(config)), names)
-    matrix = evaluation.confusion_matrix(results, annotations, **thresholds)
-    curves = evaluation.precision_recall(results, annotations)
+    names = config_classes(config)
+    results, saved = read_results(args.paths[0])
+    if warning := check_classes(saved, names, args.paths[0]):
+        sys.stderr.write(f"warning: {warning}\n")
+    coco = read_coco(annotation_file(config))
+    annotations = Annotations(coco, names, results if saved else None)
+    matrix = confusion_matrix(results, annotations, **thresholds)
+    curves = precision_recall(results, annotations)
     with output_directory(args.out_dir) as directory:
         title = f"scores from {args.score_thr}, IoU from {args.tp_iou_thr}"
         plot_confusion_matrix(matrix, names, directory / "confusion_matrix.png", title)
         path = directory / "precision_recall.png"
-        plot_precision_recall(names, curves.recall, curves.precision, evaluation.IOUS, path)
-        numbers = json.dumps(evaluation.as_json(matrix, curves, **thresholds))
+        plot_precision_recall(names, curves.recall, curves.precision, IOUS, path)
+        numbers = json.dumps(as_json(matrix, curves, **thresholds))
         (directory / "results.json").write_text(numbers + "\n")
-    for index, iou in enumerate(evaluation.IOUS):
+    for index, iou in enumerate(IOUS):
         print(f"box AP at IoU {iou}: {curves.average(index):.3f}")
     print(f"figures and results.json: {args.out_dir}")

@@ -1,17 +1,19 @@
-"""Detects objects in images and videos; writes overlays and predictions.json."""
+"""Detects objects in images and videos; writes overlays and predictions.json.
+
+A file that cannot be used is named and skipped; the exit status is then 1.
+"""
 
 import argparse
+import sys
 
-from ropevit_cli._arguments import add_cfg_options, add_config, positive_int
+from ropevit_cli._arguments import add_cfg_options, add_detector, detector_arguments, positive_int
 
 HELP = "detect objects in images and videos"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add_config(parser)
-    add("checkpoint", help="checkpoint of a detector")
-    add("images", nargs="+", help="images, videos, directories, or patterns: 'shots/**/*.jpg'")
+    add_detector(parser, "IMAGE...")
     add("--out-dir", default="outputs", help="directory to write (default: outputs)")
     add("--device", help="cpu, cuda:0 ... (default: the first GPU, else the CPU)")
     add("--score-thr", type=float, default=0.3, help="drop lower scores (default: 0.3)")
@@ -25,42 +27,44 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_cfg_options(parser)
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> int:
     from pathlib import Path
 
     from tqdm import tqdm
 
-    from ropevit_mmdet._images import check_readable, find_images
+    from ropevit_mmdet._images import find_images
     from ropevit_mmdet._output import check_output_directory
     from ropevit_mmdet.apis import Detector, GroundTruth, predict_files
     from ropevit_mmdet.apis.predict import OVERLAY_DIRECTORY, RESULT_FILE
-    from ropevit_mmdet.engine.config import load_config
+    from ropevit_mmdet.engine.detector_config import detector_config
     from ropevit_mmdet.errors import UserError
 
     check_output_directory(args.out_dir)
-    config = load_config(args.config, args.cfg_options)
-    images = find_images(args.images)
-    bar: dict = dict(unit="image", disable=None)
-    for path in tqdm(images, desc="checking", leave=False, **bar):
-        check_readable(path)  # before hours of prediction
-    detector = Detector(config, args.checkpoint, args.device)
-    truth = GroundTruth(args.ann_file, detector.names) if args.ann_file else None
+    config, checkpoint, names = detector_arguments(args, 1, more=True)
+    images = find_images(names)
+    settings = detector_config(config, checkpoint, args.cfg_options)
+    detector = Detector(checkpoint, config=settings, device=args.device)
+    truth = GroundTruth(args.ann_file, detector.classes) if args.ann_file else None
     if truth and (known := truth.count_known(images)) < len(images):
         if not known:
             raise UserError(f"{args.ann_file} has none of the images")
         print(f"{args.ann_file} has {known} of the {len(images)} images")
+    bar: dict = dict(desc="predicting", unit="image", disable=None)
     options = ("score_thr", "top_k", "classes", "every", "batch_size")
-    number = predict_files(
+    number, skipped = predict_files(
         detector,
         images,
         args.out_dir,
         truth=truth,
-        progress=lambda items, total: tqdm(items, total=total, desc="predicting", **bar),
+        progress=lambda items, total: tqdm(items, total=total, **bar),
         **{name: getattr(args, name) for name in options},
     )
     min_score = max(args.score_thr, detector.min_score)
-    print(f"{number} objects in {len(images)} images, scores of {min_score} and up")
+    print(f"{number} objects in {len(images) - len(skipped)} images, scores of {min_score} and up")
     if min_score > args.score_thr:
         print(f"the config's score_thr drops scores below {min_score}; --cfg-options changes it")
     print(f"overlays: {Path(args.out_dir) / OVERLAY_DIRECTORY}")
     print(f"results:  {Path(args.out_dir) / RESULT_FILE}")
+    for message in skipped:
+        sys.stderr.write(f"skipped: {message}\n")
+    return 1 if skipped else 0

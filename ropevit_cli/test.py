@@ -3,7 +3,12 @@
 import argparse
 from typing import TYPE_CHECKING
 
-from ropevit_cli._arguments import add_cfg_options, add_config, add_launcher
+from ropevit_cli._arguments import (
+    add_cfg_options,
+    add_detector,
+    add_launcher,
+    detector_arguments,
+)
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -12,8 +17,7 @@ HELP = "evaluate a detector"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_config(parser)
-    parser.add_argument("checkpoint", help="checkpoint of a detector")
+    add_detector(parser)
     parser.add_argument("--work-dir", help="directory for logs and metrics")
     parser.add_argument(
         "--out",
@@ -48,42 +52,52 @@ def evaluate(args: argparse.Namespace) -> dict[str, float]:
     from ropevit_mmdet.engine.launcher import launched
     from ropevit_mmdet.evaluation.dump_coco_results import DumpCocoResults
 
-    with launched(config := prepare(args)):
-        boxes_only = args.tta and use_tta(config)
+    config, warnings = prepare(args)
+    with launched(config):
+        if args.tta and use_tta(config):
+            warnings.append("--tta merges only boxes: no masks are predicted or evaluated")
         runner = RUNNERS.build(config)
-        if boxes_only:
-            runner.logger.warning("--tta merges only boxes: no masks are predicted or evaluated")
-        if args.out and args.out.endswith(".json"):
-            dataset = runner.test_loop.dataloader.dataset
-            runner.test_evaluator.metrics.append(DumpCocoResults(args.out, dataset))
-        elif args.out:
-            runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=args.out))
-        return runner.test()
+        for warning in warnings:
+            runner.logger.warning(warning)
+        if not args.out:
+            return runner.test()
+        dataset = runner.test_loop.dataloader.dataset
+        as_json = args.out.endswith(".json")
+        dump = DumpCocoResults(args.out, dataset) if as_json else DumpDetResults(args.out)
+        runner.test_evaluator.metrics.append(dump)
+        metrics = runner.test()
+        if dump.results:  # a MultiDatasetsEvaluator evaluates no more metrics than datasets
+            dump.evaluate(len(dataset))
+        return metrics
 
 
-def prepare(args: argparse.Namespace) -> "Config":
-    """Returns the config of the run, after all checks that are possible before it writes."""
+def prepare(args: argparse.Namespace) -> "tuple[Config, list[str]]":
+    """Returns the config of the run, and warnings, after all checks that need no work dir."""
     from ropevit_mmdet._output import check_output_directory
-    from ropevit_mmdet.datasets import check_datasets
-    from ropevit_mmdet.engine.config import build_detector, load_config, use_show
+    from ropevit_mmdet.datasets import check_datasets, compare_classes
+    from ropevit_mmdet.engine.config import build_detector, use_show
+    from ropevit_mmdet.engine.config_checks import check_config
+    from ropevit_mmdet.engine.detector_config import detector_config
     from ropevit_mmdet.weights.checkpoint import check_fit
     from ropevit_mmdet.weights.detector_checkpoint import read_detector_checkpoint
 
-    config = load_config(
-        args.config, args.cfg_options, work_dir=args.work_dir, launcher=args.launcher
+    given, checkpoint, _ = detector_arguments(args)
+    config = detector_config(
+        given, checkpoint, args.cfg_options, work_dir=args.work_dir, launcher=args.launcher
     )
     check_output_directory(config.work_dir)
-    config.load_from = args.checkpoint
+    config.load_from = checkpoint
     config.resume = False
     if config.launcher == "none":  # only training is sharded; a checkpoint has the full model
         config.pop("strategy", None)
         config.pop("runner_type", None)
     if args.show or args.show_dir:
         use_show(config, show=args.show, show_dir=args.show_dir, wait_time=args.wait_time)
+    warnings = check_config(config, ("test",))
     check_datasets(config, ("test",))
-    weights = read_detector_checkpoint(args.checkpoint)["state_dict"]
-    check_fit(build_detector(config).state_dict(), weights, args.checkpoint)
-    return config
+    content = read_detector_checkpoint(checkpoint)
+    check_fit(build_detector(config).state_dict(), content["state_dict"], checkpoint)
+    return config, warnings + compare_classes(config, "test", content, checkpoint)
 
 
 def _results_file(name: str) -> str:

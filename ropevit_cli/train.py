@@ -3,7 +3,7 @@
 import argparse
 from typing import TYPE_CHECKING
 
-from ropevit_cli._arguments import add_cfg_options, add_config, add_launcher
+from ropevit_cli._arguments import add_cfg_options, add_config, add_launcher, positive_int
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -21,9 +21,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="scale the learning rate by the batch size, from the config's base_batch_size",
     )
     parser.add_argument(
+        "--log",
+        nargs="+",
+        action="extend",
+        default=[],
+        choices=["tensorboard", "wandb", "mlflow"],
+        help="also write losses, learning rates and AP for these trackers",
+    )
+    parser.add_argument(
         "--tensorboard",
-        action="store_true",
-        help="also write for TensorBoard: tensorboard --logdir WORK_DIR",
+        action="append_const",
+        dest="log",
+        const="tensorboard",
+        help="the same as --log tensorboard; then: tensorboard --logdir WORK_DIR",
+    )
+    parser.add_argument(
+        "--early-stop",
+        nargs="?",
+        const=5,
+        type=positive_int,
+        metavar="PATIENCE",
+        help="end after this many validations without a better box AP (default: 5)",
     )
     parser.add_argument(
         "--resume",
@@ -40,50 +58,67 @@ def run(args: argparse.Namespace) -> None:
     from mmdet.registry import RUNNERS
 
     from ropevit_mmdet.engine.launcher import launched
+    from ropevit_mmdet.engine.progress_bar import progress_bar
     from ropevit_mmdet.engine.work_dir_lock import lock_work_dir
+    from ropevit_mmdet.weights.detector_checkpoint import skip_init
 
-    config = prepare(args)
+    config, warnings, has_all = prepare(args)
     with lock_work_dir(config.work_dir, args.launcher), launched(config):
         if args.resume == "auto":  # again: the previous run may have saved until now
             resume_newest(config)
-        RUNNERS.build(config).train()
+        runner = RUNNERS.build(config)
+        for warning in warnings:
+            runner.logger.warning(warning)
+        if has_all:
+            skip_init(runner.model)
+        with progress_bar(runner):
+            runner.train()
 
 
-def prepare(args: argparse.Namespace) -> "Config":
-    """Returns the config of the run, after all checks that are possible before it writes."""
+def prepare(args: argparse.Namespace) -> "tuple[Config, list[str], bool]":
+    """All checks that need no work dir.
+
+    Returns:
+        The config of the run, warnings, and whether `load_from` has all weights of the backbone.
+    """
     from ropevit_mmdet._output import check_output_directory
-    from ropevit_mmdet.datasets import check_datasets
+    from ropevit_mmdet.datasets import check_datasets, compare_classes
     from ropevit_mmdet.engine import config as options
-    from ropevit_mmdet.engine.hooks.rope_vit_checks import check_normalization, check_strides
-    from ropevit_mmdet.weights.detector_checkpoint import check_start
+    from ropevit_mmdet.engine.config_checks import check_config
+    from ropevit_mmdet.engine.hooks import rope_vit_checks as checks
+    from ropevit_mmdet.weights.detector_checkpoint import check_start, has_backbone
 
-    config = options.load_config(
-        args.config, args.cfg_options, work_dir=args.work_dir, launcher=args.launcher
-    )
+    run = dict(work_dir=args.work_dir, launcher=args.launcher)
+    config = options.load_config(args.config, **run)
+    options.use_log(config, args.log)  # first: --cfg-options may set its back-ends
+    config = options.load_config(config, args.cfg_options, **run)
     check_output_directory(config.work_dir)
     (options.use_amp if args.amp else options.check_full_precision)(config)
     if args.auto_scale_lr:
         options.use_auto_scale_lr(config)
-    if args.tensorboard:
-        options.use_tensorboard(config)
+    if args.early_stop:
+        options.use_early_stop(config, args.early_stop)
     if args.resume is None and config.get("resume") and not config.get("load_from"):
         args.resume = "auto"
     if args.resume == "auto":
         resume_newest(config)
     elif args.resume:
         config.resume, config.load_from = True, args.resume
+    warnings = check_config(config, ("train", "val"))
     check_datasets(config, ("train", "val"))
     model = options.build_detector(config)
-    check_strides(model)
+    checks.check_strides(model)
+    checks.check_config_classes(model, config, ("train", "val"))
     if not config.get("load_from"):
-        check_normalization(model)
-    check_start(model, config)
-    return config
+        checks.check_normalization(model)
+    checkpoint = check_start(model, config)
+    warnings += compare_classes(config, "train", checkpoint, str(config.get("load_from")))
+    return config, warnings, has_backbone(model, checkpoint)
 
 
 def resume_newest(config: "Config") -> None:
     """Continues from the newest checkpoint of the work dir, or starts if there is none."""
-    from ropevit_mmdet.engine.hooks.resumable_checkpoint_hook import latest_checkpoint
+    from ropevit_mmdet.engine.hooks import latest_checkpoint
 
     newest = latest_checkpoint(config.work_dir)
     config.resume = newest is not None

@@ -1,9 +1,11 @@
-"""What the commands call, usable from Python: predict, browse, features, compare, benchmark."""
+"""What the commands call, usable from Python: detector, adapt, predict, browse, features ..."""
 
+from ropevit_mmdet.apis.adaptation import adapt
 from ropevit_mmdet.apis.browse import PipelineOutput, RenderedImage
-from ropevit_mmdet.apis.features import FeatureSource, from_checkpoint, from_detector
+from ropevit_mmdet.apis.detector import Detector, choose_device
+from ropevit_mmdet.apis.features import FeatureSource, load_features
 from ropevit_mmdet.apis.ground_truth import GroundTruth
-from ropevit_mmdet.apis.predict import Detector, choose_device, predict_files
+from ropevit_mmdet.apis.predict import predict_files
 
 __all__ = [
     "Detector",
@@ -11,8 +13,8 @@ __all__ = [
     "GroundTruth",
     "PipelineOutput",
     "RenderedImage",
+    "adapt",
     "choose_device",
-    "from_checkpoint",
-    "from_detector",
+    "load_features",
     "predict_files",
 ]

@@ -13,6 +13,7 @@ from mmengine.dataset import pseudo_collate
 from mmengine.runner import set_random_seed
 
 from ropevit_mmdet.apis.features import denormalize
+from ropevit_mmdet.compat.config import type_name
 from ropevit_mmdet.datasets import check_datasets, innermost_datasets
 from ropevit_mmdet.errors import UserError
 from ropevit_mmdet.visualization.overlays import draw_sample
@@ -93,4 +94,5 @@ def _load_annotations_first(dataset: ConfigDict) -> None:
     """Moves LoadAnnotations to the second place: test pipelines have it after Resize."""
     for inner in innermost_datasets(dataset):
         steps = inner.get("pipeline", [])
-        steps[1:] = sorted(steps[1:], key=lambda step: not step.type.endswith("LoadAnnotations"))
+        later = [not type_name(step).endswith("LoadAnnotations") for step in steps]
+        steps[1:] = [steps[i] for i in sorted(range(1, len(steps)), key=later.__getitem__)]

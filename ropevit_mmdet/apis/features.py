@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,7 +11,7 @@ from mmengine.config import Config
 from PIL import Image
 from torch import Tensor
 
-from ropevit_mmdet.apis.predict import Detector, choose_device
+from ropevit_mmdet.apis.detector import Detector, choose_device, collate
 from ropevit_mmdet.errors import UserError
 from ropevit_mmdet.models.backbones.rope_vit import RoPEViT
 from ropevit_mmdet.weights.checkpoint import read_checkpoint
@@ -30,66 +30,39 @@ class FeatureSource(NamedTuple):
     prepare: Callable[[np.ndarray], tuple[Tensor, np.ndarray]]
 
 
-def from_checkpoint(
+def load_features(
     checkpoint: str,
-    arch: str | Mapping[str, Any] | None = None,
+    config: Config | None = None,
     *,
+    arch: str | Mapping[str, Any] | None = None,
     size: int | None = None,
     device: str | None = None,
 ) -> FeatureSource:
-    """Loads the encoder of a birder checkpoint; its RoPE is fitted to the pretraining grid.
+    """Loads the backbone of a checkpoint.
 
     Args:
-        checkpoint: path, URL or `birder://NAME`.
-        arch: as in `RoPEViT`; by default identified from the weights.
-        size: the longer side of an image in pixels, by default that of the training; both sides
-            are rounded to patches.
+        checkpoint: a birder checkpoint (path, URL or `birder://NAME`), whose RoPE is fitted to the
+            pretraining grid; or a detector's, whose test pipeline prepares images, with padding.
+        config: of the detector, as in `Detector`.
+        arch: of a birder checkpoint, as in `RoPEViT`; by default identified from the weights.
+        size: the longer side of an image in pixels for a birder checkpoint, by default that of the
+            training; both sides are rounded to patches.
         device: as PyTorch names it; by default the first GPU, else the CPU.
 
     Raises:
-        UserError: not a birder checkpoint, or one without image size or statistics.
+        UserError: a checkpoint without image size or statistics, or a detector without a RoPEViT.
     """
-    place = choose_device(device)
+    if config is not None:
+        return _of_detector(Detector(checkpoint, config=config, device=device))
     content = read_checkpoint(resolve_weights(checkpoint))
-    if content.origin != "birder" or content.img_size is None or content.rgb_stats is None:
-        raise UserError(
-            f"{checkpoint} is not a birder checkpoint with image size and statistics; give a "
-            "detector's config before its checkpoint"
-        )
-    chosen: Any = arch or identify(content)[1]
-    backbone = RoPEViT(chosen, pretrain_img_size=content.img_size)
+    if content.origin == "mmengine":
+        return _of_detector(Detector(checkpoint, device=device))
+    if content.img_size is None or content.rgb_stats is None:
+        raise UserError(f"{checkpoint} is no birder checkpoint with image size and statistics")
+    backbone = RoPEViT(arch or identify(content)[1], pretrain_img_size=content.img_size)  # type: ignore[arg-type]
     backbone.load_pretrained(checkpoint)
-    backbone = backbone.to(place).eval()
-    mean, std = (torch.tensor(content.rgb_stats[key], device=place) for key in ("mean", "std"))
-    longer = size or max(content.img_size)
-
-    def prepare(pixels: np.ndarray) -> tuple[Tensor, np.ndarray]:
-        height, width = pixels.shape[:2]
-        scale = longer / max(height, width) / backbone.patch_size
-        sides = [max(1, round(scale * side)) * backbone.patch_size for side in (width, height)]
-        resized = np.array(Image.fromarray(pixels).resize(sides, Image.Resampling.BICUBIC))
-        image = torch.from_numpy(resized).to(place) / 255
-        return ((image - mean) / std).permute(2, 0, 1)[None], resized
-
-    return FeatureSource(backbone, prepare)
-
-
-def from_detector(config: Config, checkpoint: str, *, device: str | None = None) -> FeatureSource:
-    """Loads the backbone of a trained detector; its test pipeline prepares images, with padding.
-
-    Raises:
-        UserError: a detector without a RoPEViT; see also `Detector`.
-    """
-    detector = Detector(config, checkpoint, device)
-    backbone, preprocessor = detector.model.backbone, detector.model.data_preprocessor
-    if not isinstance(backbone, RoPEViT):
-        raise UserError(f"the detector's backbone is a {type(backbone).__name__}, not a RoPEViT")
-
-    def prepare(pixels: np.ndarray) -> tuple[Tensor, np.ndarray]:
-        image = preprocessor(detector.pack([pixels]), False)["inputs"]
-        return image, denormalize(image[0], preprocessor)
-
-    return FeatureSource(backbone, prepare)
+    backbone = backbone.to(choose_device(device)).eval()
+    return _of_encoder(backbone, content.rgb_stats, size or max(content.img_size))
 
 
 def denormalize(image: Tensor, preprocessor: Any) -> np.ndarray:
@@ -99,3 +72,32 @@ def denormalize(image: Tensor, preprocessor: Any) -> np.ndarray:
     pixels = image.clamp(0, 255).round().byte().permute(1, 2, 0).cpu().numpy()
     # Pipelines load BGR; only the preprocessor converts channels.
     return pixels if preprocessor._channel_conversion else pixels[:, :, ::-1].copy()
+
+
+def _of_encoder(
+    backbone: RoPEViT, stats: Mapping[str, Sequence[float]], longer: int
+) -> FeatureSource:
+    device = next(backbone.parameters()).device
+    mean, std = (torch.tensor(stats[key], device=device) for key in ("mean", "std"))
+
+    def prepare(pixels: np.ndarray) -> tuple[Tensor, np.ndarray]:
+        height, width = pixels.shape[:2]
+        scale = longer / max(height, width) / backbone.patch_size
+        sides = [max(1, round(scale * side)) * backbone.patch_size for side in (width, height)]
+        resized = np.array(Image.fromarray(pixels).resize(sides, Image.Resampling.BICUBIC))
+        image = torch.from_numpy(resized).to(device) / 255
+        return ((image - mean) / std).permute(2, 0, 1)[None], resized
+
+    return FeatureSource(backbone, prepare)
+
+
+def _of_detector(detector: Detector) -> FeatureSource:
+    backbone, preprocessor = detector.model.backbone, detector.model.data_preprocessor
+    if not isinstance(backbone, RoPEViT):
+        raise UserError(f"the detector's backbone is a {type(backbone).__name__}, not a RoPEViT")
+
+    def prepare(pixels: np.ndarray) -> tuple[Tensor, np.ndarray]:
+        image = preprocessor(collate([detector.prepare(pixels[:, :, ::-1])]), False)["inputs"]
+        return image, denormalize(image[0], preprocessor)
+
+    return FeatureSource(backbone, prepare)

@@ -2,20 +2,13 @@
 
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from mmcv.transforms import Compose
-from mmdet.registry import DATASETS
 from mmdet.structures import DetDataSample
-from mmdet.utils import get_test_pipeline_cfg
-from mmengine.config import Config
-from mmengine.model.utils import revert_sync_batchnorm
 from mmengine.structures import InstanceData
 from PIL import Image
 from pycocotools import mask as rle
@@ -29,100 +22,13 @@ from ropevit_mmdet._images import (
     read_images,
 )
 from ropevit_mmdet._output import output_directory
+from ropevit_mmdet.apis.detector import Detector
 from ropevit_mmdet.apis.ground_truth import GroundTruth
-from ropevit_mmdet.datasets import innermost_datasets
-from ropevit_mmdet.engine.config import build_detector
-from ropevit_mmdet.engine.float32_decoding import float32_decoding
 from ropevit_mmdet.errors import UserError
-from ropevit_mmdet.models.backbones.frozen_backbone import FrozenBackbone
 from ropevit_mmdet.visualization.overlays import draw_sample
-from ropevit_mmdet.weights.checkpoint import check_fit
-from ropevit_mmdet.weights.detector_checkpoint import read_detector_checkpoint
 
 OVERLAY_DIRECTORY = "overlays"
 RESULT_FILE = "predictions.json"
-
-
-class Detector:
-    """A detector with its weights, class names and test pipeline.
-
-    Args:
-        config: the config of the detector.
-        checkpoint: path or URL of a checkpoint that fits the config's model exactly.
-        device: as PyTorch names it; by default the first GPU, else the CPU.
-
-    Attributes:
-        model: the model in eval mode, without the wrapper of a frozen backbone.
-        names: the class name of each label.
-        min_score: the score below which the model itself drops detections.
-
-    Raises:
-        UserError: a checkpoint or device that cannot be used.
-    """
-
-    def __init__(self, config: Config, checkpoint: str, device: str | None = None) -> None:
-        self.device = choose_device(device)
-        loaded = read_detector_checkpoint(checkpoint)
-        model: Any = build_detector(config)
-        check_fit(model.state_dict(), loaded["state_dict"], str(checkpoint))
-        model.load_state_dict(loaded["state_dict"])
-        if isinstance(getattr(model, "backbone", None), FrozenBackbone):
-            model.backbone = model.backbone.backbone
-        self.model: Any = revert_sync_batchnorm(model).to(self.device).eval()
-        float32_decoding(self.model)
-        self.names = class_names(config, loaded)
-        settings = config.model.get("test_cfg") or {}
-        self.min_score: float = settings.get("rcnn", settings).get("score_thr", 0.0)
-        steps = get_test_pipeline_cfg(config.copy())
-        steps = [step for step in steps if "Annotations" not in step["type"]]
-        steps[0] = {**steps[0], "type": "mmdet.LoadImageFromNDArray"}
-        self._pipeline = Compose(steps)
-
-    @torch.no_grad()
-    def predict(
-        self, images: Sequence[np.ndarray], *, score_thr: float = 0.3
-    ) -> list[InstanceData]:
-        """Detects objects in a batch of RGB images [H, W, 3], uint8.
-
-        Returns:
-            For each image, best first and on the CPU: `bboxes` [N, 4] (x1, y1, x2, y2) in its
-            pixels, `labels`, `scores` and, of a detector with masks, `masks` [N, H, W].
-        """
-        found = [one.pred_instances for one in self.model.test_step(self.pack(images))]
-        found = [one[one.scores >= score_thr].cpu() for one in found]
-        return [one[one.scores.argsort(descending=True, stable=True)] for one in found]
-
-    def pack(self, images: Sequence[np.ndarray]) -> dict[str, list[Any]]:
-        """Runs the test pipeline; returns the input of the model's data preprocessor."""
-        arrays = [np.ascontiguousarray(image[:, :, ::-1]) for image in images]  # mmdet loads BGR
-        packed = [self._pipeline({"img": array, "img_id": 0}) for array in arrays]
-        return {key: [one[key] for one in packed] for key in ("inputs", "data_samples")}
-
-
-def choose_device(name: str | None) -> torch.device:
-    """Returns a device by name, by default the first GPU, else the CPU.
-
-    Raises:
-        UserError: PyTorch does not know the device or cannot use it here.
-    """
-    name = name or ("cuda:0" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.zeros(1, device=name).item()
-    except Exception as error:  # every backend has its own error
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        raise UserError(f"device {name!r} cannot be used here: {reason}") from error
-    return torch.device(name)
-
-
-def class_names(config: Config, checkpoint: dict[str, Any]) -> tuple[str, ...]:
-    """Returns the class names in a checkpoint, else those of the config's test data."""
-    meta = (checkpoint.get("meta") or {}).get("dataset_meta") or {}
-    names = meta.get("classes") or meta.get("CLASSES")
-    if not names:
-        dataset = next(innermost_datasets(config.test_dataloader.dataset))
-        names = dataset.get("metainfo", {}).get("classes")
-        names = names or DATASETS.get(dataset.type).METAINFO["classes"]
-    return (names,) if isinstance(names, str) else tuple(names)
 
 
 def predict_files(
@@ -137,7 +43,7 @@ def predict_files(
     batch_size: int = 1,
     truth: GroundTruth | None = None,
     progress: Callable[..., Iterable[InputImage]] = lambda images, total: images,
-) -> int:
+) -> tuple[int, list[str]]:
     """Writes `<out_dir>/overlays/*` and `<out_dir>/predictions.json`, all or nothing.
 
     pycocotools loads the JSON file; its annotations have scores. Images of videos have a `frame`.
@@ -155,62 +61,85 @@ def predict_files(
         progress: wraps the iterator over images; gets their number too.
 
     Returns:
-        The number of detections.
+        The number of detections, and a message for each image that was skipped.
 
     Raises:
-        UserError: an image that cannot be read, or a class that the detector does not have.
+        UserError: not one image can be used, or a class that the detector does not have.
     """
-    names = detector.names
+    names = detector.classes
     if unknown := sorted(set(classes or ()) - set(names)):
         raise UserError(f"the detector has no class {unknown}; its classes: {list(names)}")
+    labels = {i for i, name in enumerate(names) if not classes or name in classes}
     categories = [{"id": i, "name": name} for i, name in enumerate(names, start=1)]
     result: dict[str, list] = {"images": [], "categories": categories, "annotations": []}
-    wanted = torch.tensor([i for i, name in enumerate(names) if not classes or name in classes])
-    images = iter(progress(read_images(paths, every), count_images(paths, every)))
-    with (
-        output_directory(out_dir) as directory,
-        closing(_OverlayWriter(directory / OVERLAY_DIRECTORY, every)) as overlays,
-    ):
-        while batch := list(islice(images, batch_size)):
-            predictions = detector.predict([one.pixels for one in batch], score_thr=score_thr)
-            for image, found in zip(batch, predictions, strict=True):
-                kept = found[torch.isin(found.labels, wanted)][:top_k]
-                overlays.write(image, _overlay(image, kept, names, truth))
-                _append(result, image, kept)
+    skipped: list[str] = []
+    images = progress(_images(paths, every, skipped), count_images(paths, every))
+    prepared = _prepared(detector, images, truth, skipped)
+    videos: dict[Path, VideoWriter] = {}
+    with output_directory(out_dir) as directory:
+        (directory / OVERLAY_DIRECTORY).mkdir()
+        while batch := list(islice(prepared, batch_size)):
+            samples = detector.detect([packed for *_, packed in batch], score_thr=score_thr)
+            for image, annotated, _ in batch:
+                found = _kept(samples.pop(0).pred_instances, labels, top_k)
+                sample = DetDataSample(pred_instances=found)
+                if annotated is not None:
+                    sample.gt_instances = annotated
+                overlay = draw_sample(image.pixels, sample, truth.names if truth else names)
+                path = directory / OVERLAY_DIRECTORY / overlay_name(image.path)
+                _write_overlay(path, overlay, image, videos, every)
+                _append(result, image, found)
+        for video in videos.values():
+            video.close()
+        if not result["images"]:
+            raise UserError("; ".join(skipped[:3]) or "the videos have no frames")
         (directory / RESULT_FILE).write_text(json.dumps(result) + "\n", encoding="utf-8")
-    return len(result["annotations"])
+    return len(result["annotations"]), skipped
 
 
-class _OverlayWriter:
-    """Writes the overlays of images as images and those of a video as a video."""
-
-    def __init__(self, directory: Path, every: int) -> None:
-        directory.mkdir()
-        self.directory, self.every = directory, every
-        self._video: VideoWriter | None = None
-
-    def write(self, image: InputImage, overlay: np.ndarray) -> None:
-        path = self.directory / overlay_name(image.path)
-        if image.frame is None:
-            Image.fromarray(overlay).save(path, quality=92)
-            return
-        if image.frame == 0:
-            self.close()
-            self._video = VideoWriter(path, Video(image.path).fps / self.every)
-        self._video.write(overlay)  # type: ignore[union-attr]
-
-    def close(self) -> None:
-        if self._video is not None:
-            self._video.close()
+def _images(paths: Sequence[Path], every: int, skipped: list[str]) -> Iterator[InputImage]:
+    """The images of files and videos; `skipped` gets why a file is none."""
+    for path in paths:
+        try:
+            yield from read_images([path], every)
+        except UserError as error:
+            skipped.append(str(error))
 
 
-def _overlay(
-    image: InputImage, found: InstanceData, names: Sequence[str], truth: GroundTruth | None
-) -> np.ndarray:
-    sample = DetDataSample(pred_instances=found)
-    if truth and image.frame is None and (annotated := truth.of(image.path)) is not None:
-        sample.gt_instances = annotated
-    return draw_sample(image.pixels, sample, truth.names if truth else names)
+def _prepared(
+    detector: Detector, images: Iterable[InputImage], truth: GroundTruth | None, skipped: list[str]
+) -> Iterator[tuple[InputImage, InstanceData | None, dict[str, Any]]]:
+    """Each image with its ground truth and the input of the detector."""
+    for image in images:
+        annotated = None
+        try:
+            packed = detector.prepare(image.pixels[:, :, ::-1], image.path)
+            if truth and image.frame is None:
+                annotated = truth.of(image.path, image.pixels.shape[:2])
+            yield image, annotated, packed
+        except UserError as error:
+            skipped.append(str(error))
+
+
+def _write_overlay(
+    path: Path, overlay: np.ndarray, image: InputImage, videos: dict[Path, VideoWriter], every: int
+) -> None:
+    """Writes the overlay of an image, or adds that of a frame to its video."""
+    if image.frame is None:
+        Image.fromarray(overlay).save(path, quality=92)
+        return
+    if path not in videos:
+        videos[path] = VideoWriter(path, Video(image.path).fps / every)
+    videos[path].write(overlay)
+
+
+def _kept(found: InstanceData, labels: set[int], top_k: int | None) -> InstanceData:
+    """The best detections of some labels, masks as run lengths: together they are large."""
+    keep = [i for i, label in enumerate(found.labels.tolist()) if label in labels][:top_k]
+    kept = InstanceData(**{key: found[key][keep] for key in ("bboxes", "labels", "scores")})
+    if "masks" in found:
+        kept.masks = [rle.encode(np.asfortranarray(found.masks[i], dtype=np.uint8)) for i in keep]
+    return kept
 
 
 def _append(result: dict[str, list], image: InputImage, found: InstanceData) -> None:
@@ -231,7 +160,7 @@ def _append(result: dict[str, list], image: InputImage, found: InstanceData) -> 
             "score": round(scores[index], 5),
         }
         if "masks" in found:
-            code = rle.encode(np.asfortranarray(found.masks[index], dtype=np.uint8))
+            code = found.masks[index]
             fields["area"] = int(rle.area(code))
             fields["segmentation"] = code | {"counts": code["counts"].decode("ascii")}
         result["annotations"].append(fields)

@@ -1,7 +1,7 @@
 """Export to ONNX and torch.export, and publishing of checkpoints."""
 
 from ropevit_mmdet.deploy.export import FORMATS, PARTS, check_request, export_model
-from ropevit_mmdet.deploy.publish import Published, publish_checkpoint
+from ropevit_mmdet.deploy.publish import Published, publish_checkpoint, publish_model
 
 __all__ = [
     "FORMATS",
@@ -10,4 +10,5 @@ __all__ = [
     "check_request",
     "export_model",
     "publish_checkpoint",
+    "publish_model",
 ]

@@ -17,6 +17,7 @@ from mmdet.models.task_modules.coders import DeltaXYWHBBoxCoder
 from mmdet.models.task_modules.prior_generators import AnchorGenerator
 from torch import Tensor, nn
 
+from ropevit_mmdet.compat.config import type_name
 from ropevit_mmdet.deploy.features import DynamicFeatures, pad_to_multiple
 
 
@@ -56,7 +57,7 @@ class DynamicDetector(nn.Module):
         )
         levels = [self._candidates(*level) for level in zip(logits, deltas, priors)]
         scores, labels, deltas, priors = (torch.cat(parts) for parts in zip(*levels))
-        boxes = self._clip(self.head.bbox_coder.decode(priors, deltas), size)
+        boxes = self.head.bbox_coder.decode(priors, deltas, max_shape=size)
         return self._nms(boxes, scores, labels)
 
     def _candidates(self, logits: Tensor, deltas: Tensor, priors: Tensor) -> tuple[Tensor, ...]:
@@ -75,13 +76,6 @@ class DynamicDetector(nn.Module):
         anchors = indices // classes
         deltas = deltas[0].permute(1, 2, 0).reshape(-1, 4)
         return best, indices % classes, deltas[anchors], priors[anchors]
-
-    def _clip(self, boxes: Tensor, size: tuple[int, int]) -> Tensor:
-        if not self.head.bbox_coder.clip_border:
-            return boxes
-        height, width = (torch.full((1,), side, dtype=boxes.dtype) for side in size)
-        limit = torch.cat((width, height, width, height)).to(boxes.device)
-        return torch.minimum(boxes.clamp(min=0), limit)
 
     def _nms(self, boxes: Tensor, scores: Tensor, labels: Tensor) -> Detections:
         valid = scores > self.score_thr
@@ -106,7 +100,7 @@ def unsupported_detector(model: Any) -> list[str]:
     supported = {
         type(head.prior_generator).__name__: type(head.prior_generator) is AnchorGenerator,
         type(head.bbox_coder).__name__: type(head.bbox_coder) is DeltaXYWHBBoxCoder,
-        f"test_cfg.nms={cfg.get('nms')}": nms.pop("type", "nms") == "nms"
+        f"test_cfg.nms={cfg.get('nms')}": type_name({"type": nms.pop("type", "nms")}) == "nms"
         and {"iou_threshold"} <= nms.keys() <= {"iou_threshold", "class_agnostic", "split_thr"},
         f"test_cfg.nms_pre={cfg.get('nms_pre')}": cfg.get("nms_pre", -1) > 0,
         f"test_cfg.max_per_img={cfg.get('max_per_img')}": cfg.get("max_per_img", -1) > 0,

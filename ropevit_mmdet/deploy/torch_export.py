@@ -1,4 +1,4 @@
-"""`torch.export`: tracing with dynamic height and width, .pt2 files, and a runner."""
+"""`torch.export`: tracing with dynamic height and width, and .pt2 files."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 from torch.fx.experimental import _config as shape_config
-
-from ropevit_mmdet.deploy.check import Run
 
 MAX_SIDE = 16384  # pixels; torch.export needs a bound
 
@@ -40,12 +38,7 @@ def to_bytes(program: torch.export.ExportedProgram, metadata: Mapping[str, str])
     return buffer.getvalue()
 
 
-def runner(data: bytes) -> Run:
-    """Returns a function that runs a .pt2 file of backbone and neck."""
-    module = torch.export.load(io.BytesIO(data)).module()
-
-    @torch.no_grad()
-    def run(image: Tensor, score_thr: float | None = None) -> list[Tensor]:
-        return list(module(image))
-
-    return run
+@torch.no_grad()
+def run(data: bytes, image: Tensor, score_thr: float | None = None) -> list[Tensor]:
+    """Runs a .pt2 file of backbone and neck."""
+    return list(torch.export.load(io.BytesIO(data)).module()(image))

@@ -1,7 +1,7 @@
 """Figures: overlays of detections, feature maps, curves of runs, and evaluation results."""
 
 from ropevit_mmdet.visualization._figure_file import COLORS, check_png, line_style, save_figure
-from ropevit_mmdet.visualization.feature_maps import ImageFeatures, plot_features, plot_heads
+from ropevit_mmdet.visualization.feature_maps import MAX_ROWS, ImageFeatures, plot_features
 from ropevit_mmdet.visualization.features import BlockFeatures, block_features, principal_colors
 from ropevit_mmdet.visualization.overlays import contact_sheet, draw_sample
 from ropevit_mmdet.visualization.results_figure import plot_confusion_matrix, plot_precision_recall
@@ -12,6 +12,7 @@ __all__ = [
     "COLORS",
     "BlockFeatures",
     "ImageFeatures",
+    "MAX_ROWS",
     "RunLog",
     "block_features",
     "check_png",
@@ -21,7 +22,6 @@ __all__ = [
     "line_style",
     "plot_confusion_matrix",
     "plot_features",
-    "plot_heads",
     "plot_precision_recall",
     "plot_runs",
     "principal_colors",

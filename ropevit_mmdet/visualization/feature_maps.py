@@ -1,9 +1,8 @@
-"""Figures of a backbone's features per block: components, attention, token norms, single heads."""
+"""Figure of a backbone's features per block: components, attention, token norms."""
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -19,14 +18,11 @@ MAX_ROWS = 48  # of a figure
 _SIDE = 2.5  # inches of a panel
 
 
-@dataclass(frozen=True)
-class ImageFeatures:
+class ImageFeatures(NamedTuple):
     """An image as the network receives it, RGB [H, W, 3], with its features at some blocks."""
 
     name: str
     pixels: np.ndarray
-    patch: tuple[int, int]
-    patch_size: int
     blocks: list[BlockFeatures]
 
 
@@ -48,7 +44,9 @@ def plot_features(
     common = [principal_colors([one.patches for one in of_block])
               for of_block in zip(*(image.blocks for image in images))]  # fmt: skip
     rows = [(number, i) for number, image in enumerate(images) for i in range(len(image.blocks))]
-    figure, axes = _grid(len(rows), 5 + joint, width=1.1 * _SIDE, height=_SIDE)
+    columns, side = 5 + joint, _SIDE * len(rows)
+    figure = Figure(figsize=(1.1 * _SIDE * columns, side + 0.4), layout="constrained")
+    axes = figure.subplots(len(rows), columns, squeeze=False)
     for (number, i), row in zip(rows, axes, strict=True):
         image, panels = images[number], iter(row)
         block = image.blocks[i]
@@ -56,9 +54,7 @@ def plot_features(
         _show_map(next(panels), principal_colors([block.patches])[0], "components")
         if joint:
             _show_map(next(panels), common[i][number], "components in common")
-        special = float(block.special_attention.sum(dim=1).mean())
-        title = f"attention ({special:.0%} to special)"
-        _show_attention(next(panels), image, block.attention.mean(dim=0).numpy(), title)
+        _show_attention(next(panels), image, block)
         norms, axis = block.patches.norm(dim=-1).numpy(), next(panels)
         shown = _show_map(axis, norms, "token norms", cmap="viridis")
         figure.colorbar(shown, ax=axis, shrink=0.8).ax.tick_params(labelsize=7)
@@ -66,29 +62,11 @@ def plot_features(
     save_figure(figure, path, dpi=100)
 
 
-def plot_heads(images: Sequence[ImageFeatures], path: str | os.PathLike[str]) -> None:
-    """Writes a PNG with a row per image and block: the attention of the patch per head."""
-    rows = [(image, block) for image in images for block in image.blocks]
-    heads = len(rows[0][1].attention)
-    figure, axes = _grid(len(rows), 1 + heads, width=0.8 * _SIDE, height=0.8 * _SIDE)
-    for (image, block), row in zip(rows, axes, strict=True):
-        _show_image(row[0], image, block)
-        for head, axis in enumerate(row[1:]):
-            title = f"head {head} ({float(block.special_attention[head].sum()):.0%} to special)"
-            _show_attention(axis, image, block.attention[head].numpy(), title)
-    save_figure(figure, path, dpi=80)
-
-
-def _grid(rows: int, columns: int, *, width: float, height: float) -> tuple[Figure, np.ndarray]:
-    figure = Figure(figsize=(width * columns, height * rows + 0.4), layout="constrained")
-    return figure, figure.subplots(rows, columns, squeeze=False)
-
-
 def _show_image(axis: Axes, image: ImageFeatures, block: BlockFeatures) -> None:
-    axis.imshow(image.pixels, extent=_extent(image))
+    axis.imshow(image.pixels, extent=_extent(image, block))
     axis.set_title(plain(shortened(image.name, 28)), fontsize=9)
     axis.set_ylabel(f"block {block.block}{' (windowed)' * block.windowed}", fontsize=9)
-    _frame_patch(axis, image.patch)
+    _frame_patch(axis, block.patch)
     axis.set(xticks=[], yticks=[])
 
 
@@ -100,15 +78,16 @@ def _show_map(axis: Axes, values: np.ndarray, title: str, **settings: Any) -> Ax
     return shown
 
 
-def _show_attention(axis: Axes, image: ImageFeatures, weights: np.ndarray, title: str) -> None:
+def _show_attention(axis: Axes, image: ImageFeatures, block: BlockFeatures) -> None:
     """Draws weights over the gray image, with colors by their square root; NaN is transparent."""
-    gray = image.pixels.mean(axis=2) * 0.5 + 90
-    axis.imshow(gray, extent=_extent(image), cmap="gray", vmin=0, vmax=255)
+    gray, weights = image.pixels.mean(axis=2) * 0.5 + 90, block.attention.mean(dim=0).numpy()
+    axis.imshow(gray, extent=_extent(image, block), cmap="gray", vmin=0, vmax=255)
     shares = np.sqrt(weights / np.nanmax(weights))
     colors = matplotlib.colormaps["inferno"](shares)
     colors[..., 3] = np.nan_to_num(0.5 + 0.45 * shares)
-    _show_map(axis, colors, title)
-    _frame_patch(axis, image.patch)
+    special = float(block.special_attention.sum(dim=1).mean())
+    _show_map(axis, colors, f"attention ({special:.0%} to special)")
+    _frame_patch(axis, block.patch)
 
 
 def _show_histogram(axis: Axes, norms: np.ndarray, special: np.ndarray, num_registers: int) -> None:
@@ -136,7 +115,7 @@ def _frame_patch(axis: Axes, patch: tuple[int, int]) -> None:
         axis.add_patch(frame)
 
 
-def _extent(image: ImageFeatures) -> tuple[float, float, float, float]:
+def _extent(image: ImageFeatures, block: BlockFeatures) -> tuple[float, float, float, float]:
     """The sides of the image in patches, to align it with its feature maps."""
     height, width = image.pixels.shape[:2]
-    return 0, width / image.patch_size, height / image.patch_size, 0
+    return 0, width / block.patch_size, height / block.patch_size, 0

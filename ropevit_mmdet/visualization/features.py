@@ -20,7 +20,13 @@ from ropevit_mmdet.errors import UserError
 from ropevit_mmdet.models.backbones.rope_vit import RoPEViT
 from ropevit_mmdet.models.layers.block import Attention, Block
 from ropevit_mmdet.models.layers.rope import Segment
-from ropevit_mmdet.models.layers.windows import WindowGroup, merge_windows, to_grid, window_groups
+from ropevit_mmdet.models.layers.windows import (
+    merge_windows,
+    split_windows,
+    to_grid,
+    to_window_order,
+    window_groups,
+)
 
 
 @dataclass(frozen=True)
@@ -34,6 +40,8 @@ class BlockFeatures:
 
     block: int
     windowed: bool
+    patch: tuple[int, int]  # (row, column)
+    patch_size: int
     patches: Tensor  # [rows, columns, C]
     special: Tensor  # [S, C]
     attention: Tensor  # [h, rows, columns]
@@ -60,7 +68,7 @@ def block_features(
         UserError: a block or patch that does not exist.
     """
     rows, columns = (-(-side // backbone.patch_size) for side in image.shape[-2:])
-    row, column = patch or center((rows, columns))
+    row, column = patch or (rows // 2, columns // 2)
     depth = len(backbone.blocks)
     in_image = 0 <= row < rows and 0 <= column < columns
     if not in_image or not set(blocks) <= {*range(-depth, depth)}:
@@ -68,9 +76,6 @@ def block_features(
             f"the backbone has blocks 0 to {depth - 1} and the image {rows} rows and {columns} "
             f"columns of patches; got blocks {list(blocks)} and patch {row} {column}"
         )
-    groups = window_groups((rows, columns), backbone.window_size)
-    order = torch.arange(rows * columns).view(1, -1, 1)
-    index = int(to_grid(order, groups)[0, row, column, 0])  # of the patch in window order
     calls: dict[nn.Module, tuple] = {}
 
     def keep(block: nn.Module, args: tuple, y: Tensor) -> None:
@@ -80,29 +85,46 @@ def block_features(
         for number in blocks:
             hooks.enter_context(backbone.blocks[number].register_forward_hook(keep))
         backbone(image)
+    groups = window_groups((rows, columns), backbone.window_size)
+    num_special = backbone.arch.num_special_tokens
+    order = to_window_order(torch.arange(rows * columns).view(1, rows, columns, 1), groups)
+    merged = torch.cat((order.new_full((1, num_special, 1), -1), order), dim=1)
+    split = split_windows(merged, groups, num_special)
     features = []
     for number in blocks:
         block = cast(Block, backbone.blocks[number])
         x, segments, y = calls[block]
-        features.append(_features(number % depth, block, x, segments, y, groups, index))
+        windowed = sum(segment.windows for segment in segments) > 1
+        places = (split if windowed else merged)[0, :, 0]
+        weights, of_window = _attention(row * columns + column, block, x, segments, places)
+        attention = weights.new_full((len(weights), rows * columns), float("nan"))
+        attention[:, of_window[num_special:]] = weights[:, num_special:]
+        y = (merge_windows(y, groups, num_special) if windowed else y).cpu()
+        features.append(
+            BlockFeatures(
+                block=number % depth,
+                windowed=windowed,
+                patch=(row, column),
+                patch_size=backbone.patch_size,
+                patches=to_grid(y[:, num_special:], groups)[0],
+                special=y[0, :num_special],
+                attention=attention.view(-1, rows, columns),
+                special_attention=weights[:, :num_special],
+            )
+        )
     return features
-
-
-def center(grid: Sequence[int]) -> tuple[int, int]:
-    """The (row, column) of the patch at the center of a grid."""
-    return grid[0] // 2, grid[1] // 2
 
 
 def attention_weights(
     attention: Attention, x: Tensor, segment: Segment, queries: slice = slice(None)
-) -> tuple[Tensor, Tensor]:
-    """Weights [B * windows, h, queries, tokens] and values [B * windows, h, tokens, D].
+) -> Tensor:
+    """Weights [B * windows, h, queries, tokens].
 
     `x` [B, windows * tokens, C] is the normalized input of the block in the windows of one segment.
     """
-    q, k, v = attention.heads(attention.qkv(x), segment)
+    q, k, _ = attention.heads(attention.qkv(x), segment)
     scores = q[:, :, queries] @ k.transpose(-2, -1) * q.shape[-1] ** -0.5
-    return scores.to(torch.promote_types(scores.dtype, torch.float32)).softmax(dim=-1), v
+    return scores.to(torch.promote_types(scores.dtype, torch.float32)).softmax(dim=-1)
 
 
 def principal_colors(feature_maps: Sequence[Tensor]) -> list[np.ndarray]:
@@ -125,40 +147,18 @@ def principal_colors(feature_maps: Sequence[Tensor]) -> list[np.ndarray]:
     return [part.view(*one.shape[:2], 3).numpy() for part, one in zip(parts, feature_maps)]
 
 
-def _features(
-    number: int,
-    block: Block,
-    x: Tensor,
-    segments: Sequence[Segment],
-    y: Tensor,
-    groups: tuple[WindowGroup, ...],
-    index: int,
-) -> BlockFeatures:
-    """Features of a block with input x and output y; index: of the patch in window order."""
-    windows = [segment for segment in segments for _ in range(segment.windows)]
-    num_patches = sum(group.windows * group.patches for group in groups)
-    num_special = (x.shape[1] - num_patches) // len(windows)
-    first_patch = first_token = 0
-    for window in windows:
-        patches = window.tokens - num_special
-        if index < first_patch + patches:
-            break
-        first_patch += patches
-        first_token += window.tokens
-    tokens = block.norm1(x[:, first_token : first_token + window.tokens])
-    query = num_special + index - first_patch
-    segment = window._replace(windows=1)
-    weights, _ = attention_weights(block.attn, tokens, segment, slice(query, query + 1))
-    weights = weights[0, :, 0]  # [h, tokens]
-    placed = weights.new_full((1, num_patches, len(weights)), float("nan"))
-    placed[0, first_patch : first_patch + patches] = weights[:, num_special:].T
-    if len(windows) > 1:
-        y = merge_windows(y, groups, num_special)
-    return BlockFeatures(
-        block=number,
-        windowed=len(windows) > 1,
-        patches=to_grid(y[:, num_special:], groups)[0].cpu(),
-        special=y[0, :num_special].cpu(),
-        attention=to_grid(placed, groups)[0].permute(2, 0, 1).cpu(),
-        special_attention=weights[:, :num_special].cpu(),
-    )
+def _attention(
+    patch: int, block: Block, x: Tensor, segments: Sequence[Segment], places: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The attention [h, tokens] of a patch in a block with input x, and the places of the tokens.
+
+    `places` [tokens] are the indices of the patches in the grid; -1 for special tokens.
+    """
+    windows = [segment._replace(windows=1) for segment in segments for _ in range(segment.windows)]
+    sizes = [window.tokens for window in windows]
+    parts = zip(windows, x.split(sizes, dim=1), places.split(sizes))
+    window, tokens, of_window = next(part for part in parts if patch in part[2])
+    query = of_window.tolist().index(patch)
+    tokens = block.norm1(tokens)
+    weights = attention_weights(block.attn, tokens, window, slice(query, query + 1))
+    return weights[0, :, 0].cpu(), of_window

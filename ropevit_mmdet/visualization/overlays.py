@@ -1,22 +1,24 @@
-"""Overlays of objects over images, drawn by mmdet's visualizer."""
+"""Overlays of objects over images: masks, boxes and names."""
 
 from collections.abc import Sequence
+from typing import Any
 
+import cv2
 import mmcv
 import numpy as np
 import torch
+from matplotlib.font_manager import findfont
 from mmdet.models.utils import mask2ndarray
 from mmdet.structures import DetDataSample
-from mmdet.structures.bbox import HorizontalBoxes, get_box_tensor
-from mmdet.visualization import DetLocalVisualizer
+from mmdet.structures.bbox import get_box_tensor
 from mmengine.structures import InstanceData
 from PIL import Image, ImageColor, ImageOps
-from torchvision.utils import make_grid
+from pycocotools import mask as rle
+from torchvision.utils import draw_bounding_boxes, make_grid
 
-from ropevit_mmdet.visualization._figure_file import COLORS, plain
+from ropevit_mmdet.visualization._figure_file import COLORS
 
 _LONG_SIDE = 960  # pixels; images of up to half of it are enlarged
-_ALPHA = 0.5  # of boxes and masks
 
 
 def draw_sample(image: np.ndarray, sample: DetDataSample, names: Sequence[str]) -> np.ndarray:
@@ -24,8 +26,8 @@ def draw_sample(image: np.ndarray, sample: DetDataSample, names: Sequence[str]) 
 
     Args:
         image: RGB pixels [H, W, 3], uint8.
-        sample: with `gt_instances`, `pred_instances` or both, boxes and masks in pixels. Its
-            `ignored_instances` are labelled "ignored".
+        sample: with `gt_instances`, `pred_instances` or both, boxes and masks in pixels; masks may
+            be a list of run lengths too. Its `ignored_instances` are labelled "ignored".
         names: the class name of each label.
 
     Returns:
@@ -33,32 +35,17 @@ def draw_sample(image: np.ndarray, sample: DetDataSample, names: Sequence[str]) 
         truth at the left and the prediction at the right.
     """
     factor = max(1, _LONG_SIDE // max(image.shape))
-    drawn = DetDataSample()
-    if "gt_instances" in sample:
-        drawn.gt_instances = _enlarged(sample.gt_instances, factor, image.shape)
-    if "labels" in sample.get("ignored_instances", ()):
-        ignored = _enlarged(sample.ignored_instances, factor, image.shape)
-        ignored.labels = ignored.labels * 0 + len(names)
-        drawn.gt_instances = InstanceData.cat([drawn.gt_instances, ignored])
-    if "pred_instances" in sample:
-        drawn.pred_instances = _enlarged(sample.pred_instances, factor, image.shape)
-    colors = [ImageColor.getrgb(COLORS[i % len(COLORS)]) for i in range(len(names) + 1)]
-    visualizer = DetLocalVisualizer(
-        "overlay", bbox_color=colors, text_color="white", mask_color=colors, alpha=_ALPHA
-    )
-    visualizer.dataset_meta = {"classes": [plain(name) for name in (*names, "ignored")]}
-    state = np.random.get_state()
-    np.random.seed(0)  # the visualizer varies the colors of masks at random
-    visualizer.add_datasample(
-        "overlay",
-        mmcv.imrescale(image, factor),
-        drawn,
-        draw_gt="gt_instances" in drawn,
-        draw_pred="pred_instances" in drawn,
-        pred_score_thr=-1,  # callers choose the objects
-    )
-    np.random.set_state(state)
-    return visualizer.get_image()
+    panels = []
+    for part in ("gt_instances", "pred_instances"):
+        if part in sample:
+            panel = mmcv.imrescale(image, factor) if factor > 1 else image.copy()
+            panel = _draw(panel, sample.get(part), factor, names)
+            if part == "gt_instances" and "labels" in sample.get("ignored_instances", ()):
+                ignored = sample.ignored_instances.new()
+                ignored.labels = torch.full_like(ignored.labels, len(names))
+                panel = _draw(panel, ignored, factor, [*names, "ignored"])
+            panels.append(panel)
+    return np.concatenate(panels, axis=1)
 
 
 def contact_sheet(images: Sequence[np.ndarray], *, cell: int = 480) -> np.ndarray:
@@ -68,16 +55,59 @@ def contact_sheet(images: Sequence[np.ndarray], *, cell: int = 480) -> np.ndarra
     return make_grid(cells, nrow=4, padding=cell // 60, pad_value=255).permute(1, 2, 0).numpy()
 
 
-def _enlarged(instances: InstanceData, factor: int, shape: tuple[int, ...]) -> InstanceData:
-    """Boxes and masks for an image of a shape after enlargement; clips boxes and pads masks."""
-    result = instances.new()
-    if "bboxes" in instances:
-        boxes = HorizontalBoxes(get_box_tensor(instances.bboxes) * factor)
-        boxes.clip_((shape[0] * factor - 1, shape[1] * factor - 1))
-        result.bboxes = boxes.tensor
-    if "masks" in instances:
-        masks = mask2ndarray(instances.masks).astype(bool)
-        bottom, right = np.subtract(shape[:2], masks.shape[1:])
-        masks = np.pad(masks, ((0, 0), (0, bottom), (0, right)))
-        result.masks = masks.repeat(factor, axis=1).repeat(factor, axis=2)
-    return result
+def _draw(
+    image: np.ndarray, instances: InstanceData, factor: int, names: Sequence[str]
+) -> np.ndarray:
+    """Renders objects over an image, which is enlarged by a factor; masks in place."""
+    if not len(instances):
+        return image
+    colors = [ImageColor.getrgb(COLORS[i % len(COLORS)]) for i in range(len(names))]
+    boxes = get_box_tensor(instances.bboxes).float().clone()
+    labels = instances.labels.tolist()
+    for index, label in enumerate(labels if "masks" in instances else ()):
+        bounds = _blend(image, _mask(instances.masks, index), factor, colors[label])
+        if not boxes[index].any():  # some detectors predict only masks
+            boxes[index] = torch.tensor(bounds)
+    height, width = image.shape[:2]
+    boxes = (boxes * factor).clamp(torch.zeros(4), torch.tensor([width, height] * 2) - 1)
+    texts = [names[label] for label in labels]
+    if "scores" in instances:
+        texts = [f"{one} {score:.1%}" for one, score in zip(texts, instances.scores.tolist())]
+    long_side = max(height, width)
+    drawn = draw_bounding_boxes(
+        torch.from_numpy(image).permute(2, 0, 1),
+        boxes,
+        texts,
+        [colors[label] for label in labels],
+        width=max(2, long_side // 480),
+        font=findfont("DejaVu Sans"),
+        font_size=max(12, long_side // 70),
+        label_colors="white",
+        label_background_colors="black",
+        fill_labels=True,
+    )
+    return drawn.permute(1, 2, 0).contiguous().numpy()
+
+
+def _mask(masks: Any, index: int) -> np.ndarray:
+    """One of many masks, without a copy of the others."""
+    one = rle.decode(masks[index]) if isinstance(masks, list) else masks[index : index + 1]
+    return one.astype(bool) if isinstance(masks, list) else mask2ndarray(one)[0].astype(bool)
+
+
+def _blend(
+    image: np.ndarray, mask: np.ndarray, factor: int, color: Sequence[int]
+) -> tuple[int, int, int, int]:
+    """Renders a mask [H, W] over an image enlarged by a factor, in place; returns its bounds."""
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    if not rows.size:
+        return 0, 0, 0, 0
+    top, bottom, left, right = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
+    part = mask[top:bottom, left:right].repeat(factor, axis=0).repeat(factor, axis=1)
+    covered = image[top * factor : bottom * factor, left * factor : right * factor]
+    covered[part] = covered[part] // 2 + np.array(color, np.uint8) // 2
+    modes = cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE
+    outlines = cv2.findContours(part.astype(np.uint8), *modes)[0]
+    offset = (int(left * factor), int(top * factor))
+    cv2.drawContours(image, outlines, -1, (255, 255, 255), 1, offset=offset)
+    return left, top, right, bottom

@@ -9,7 +9,7 @@ from PIL import Image
 from ropevit_mmdet.apis.browse import PipelineOutput, spread_indices
 from ropevit_mmdet.engine.config import load_config
 from tests.commands import fails, ropevit
-from tests.tiny_coco import write_tiny
+from tests.tiny_coco import write_python_style, write_tiny
 
 GREEN = (40, 200, 90)  # distinct channels
 
@@ -60,18 +60,14 @@ def test_masks_are_where_the_pipeline_packs_them(config):
         assert image.path.endswith(".png") and image.overlay.shape == (720, 960, 3)
         assert_covered(at(image.overlay, 10, 20))
         np.testing.assert_allclose(at(image.overlay, 53, 20), GREEN, atol=1)
+    first = rendered(config)[0].overlay
+    assert_covered(at(first, 60, 50))  # by the mask of the crowd, an ignored region
 
     flip = dict(type="RandomFlip", prob=1.0)
     config.train_dataloader.dataset.pipeline.insert(3, flip)
     for image in rendered(config)[1::2]:
         assert_covered(at(image.overlay, 53, 20))
         np.testing.assert_allclose(at(image.overlay, 10, 20), GREEN, atol=1)
-
-
-def test_ignored_regions_are_rendered(config):
-    first, second, *_ = rendered(config)
-    assert_covered(at(first.overlay, 60, 50))  # by the mask of the crowd
-    np.testing.assert_allclose(at(second.overlay, 60, 40), GREEN, atol=1)
 
 
 @pytest.mark.parametrize("bgr_to_rgb", [True, False])
@@ -90,12 +86,16 @@ def test_batches_are_denormalized_after_the_preprocessor(config, bgr_to_rgb):
     assert rendered(config, "val", batch=True)[1].overlay.shape[:2] != second.shape[:2]
 
 
-def test_dataset_wrappers_are_rendered(config):
+def test_python_style_configs_and_dataset_wrappers_are_rendered(path, tmp_path, config):
+    style = load_config(write_python_style(path, tmp_path / "style.py"))
+    for split in ("train", "val"):
+        (one,), (other,) = rendered(config, split, 1), rendered(style, split, 1)
+        np.testing.assert_array_equal(one.overlay, other.overlay)
     inner = config.train_dataloader.dataset
     config.train_dataloader.dataset = dict(type="RepeatDataset", times=3, dataset=inner)
-    images = rendered(config, number=None)
-    assert [one.index for one in images] == list(range(12))
-    assert len({one.file_name for one in images}) == 12
+    images = rendered(config, number=4)
+    assert [one.index for one in images] == [0, 4, 7, 11]
+    assert [one.file_name for one in images][-1] == "000011_4.png"
 
 
 @pytest.mark.parametrize("batch", [False, True])

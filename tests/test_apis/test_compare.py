@@ -2,19 +2,25 @@
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 from mmdet.registry import MODELS
+from mmengine.config import Config
 from PIL import Image
 
-from ropevit_mmdet.apis.compare import check_base, cost, experiment, parse_variants
+from ropevit_mmdet.apis.compare import (
+    check_base,
+    cost,
+    experiment,
+    parse_variants,
+)
+from ropevit_mmdet.compat.config import type_name
 from ropevit_mmdet.engine.config import build_detector, load_config
 from tests import oracle
 from tests.commands import fails, ropevit
-from tests.test_apis.test_table import COST
-from tests.tiny_coco import write_tiny
+from tests.test_apis.test_compare_report import COST
+from tests.tiny_coco import write_python_style, write_tiny
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 BASE = CONFIGS / "shapes_compare.py"
@@ -36,10 +42,26 @@ def base():
     return load_config(BASE)
 
 
-def derived(base, spec, path=BASE):
+def write_rope_vit(directory):
+    """The tiny config with a RoPE ViT that detects nothing."""
+    path = write_tiny(directory)
+    text = path.read_text().replace("strides=[16, 32]", "strides=[14, 28]")
+    parts = (
+        "    backbone=dict(type='RoPEViT', pretrain_img_size=56, arch=dict(patch_size=14,"
+        " num_layers=2, num_heads=2, hidden_dim=32, mlp_dim=64)),\n"
+        "    neck=dict(type='SimpleFeaturePyramid', in_channels=32, out_channels=16,"
+        " scale_factors=(1, 0.5), num_outs=2),\n"
+    )
+    start, end = text.index("    backbone="), text.index("    bbox_head=")
+    text = text[:start] + parts + text[end:]
+    path.write_text(text.replace("score_thr=0.0", "score_thr=0.99"))
+    return path
+
+
+def derived(base, spec):
     """The config of a variant."""
-    ((_, options),) = parse_variants([spec], base)
-    return load_config(path, options)
+    (config,) = parse_variants([spec], base).values()
+    return config
 
 
 def detector(base, spec):
@@ -55,27 +77,27 @@ def test_a_checkpoint_sets_architecture_statistics_and_window(base, checkpoint):
     config, model = detector(base, f"ours={checkpoint}")
     backbone = config.model.backbone
     assert backbone.arch == "rope_vit_t14" and backbone.init_cfg.checkpoint == str(checkpoint)
-    assert config.model.neck.in_channels == 192
     expected = [round(255 * value, 4) for value in oracle.RGB_STATS["mean"]]
     assert config.model.data_preprocessor.mean == expected
     model.backbone.init_weights()  # strict: the architecture is right
     assert config.train_cfg == base.train_cfg and config.model.rpn_head == base.model.rpn_head
 
 
-def test_rope_interpolation_keeps_the_angle_per_patch_of_the_training(base, checkpoint):
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        (dict(rope_interpolation=224), 224),
+        (dict(rope_interpolation=448), 448),
+        (dict(arch="rope_vit_t14", pretrain_img_size=112), 448 * 2),
+        (dict(arch="rope_vit_t16", pretrain_img_size=112), 448 / 16 / 7 * 224),
+        (dict(rope_interpolation="none"), "none"),
+    ],
+)
+def test_rope_interpolation_keeps_the_angle_per_patch(base, checkpoint, changes, expected):
     """The base config gives it in pixels, for the grid of its own weights."""
-
-    def backbone(**changes):
-        base.model.backbone.update(changes)
-        return derived(base, f"ours={checkpoint}").model.backbone
-
-    for pixels, grid in ((224, 16), (448, 32)):
-        assert backbone(rope_interpolation=pixels).rope_interpolation == 14 * grid
-    ours = backbone(arch="rope_vit_t14", pretrain_img_size=112)
-    assert ours.rope_interpolation == 448 * 2 and ours.window_size == 16
-    ours = backbone(arch="rope_vit_t16", rope_interpolation=448)
-    assert ours.rope_interpolation == 448 / 16 / 7 * 224
-    assert backbone(rope_interpolation="none").rope_interpolation == "none"
+    base.model.backbone.update({"rope_interpolation": 448} | changes)
+    backbone = derived(base, f"ours={checkpoint}").model.backbone
+    assert backbone.rope_interpolation == expected and backbone.window_size == 16
 
 
 @pytest.mark.parametrize(
@@ -104,42 +126,50 @@ def test_scratch_has_neither_weights_nor_layer_decay(base):
 
 
 def test_variants_of_a_frozen_base_are_frozen(base, checkpoint):
-    path = CONFIGS / "shapes_frozen.py"
+    frozen = load_config(CONFIGS / "shapes_frozen.py")
     for spec in (f"ours={checkpoint}", RESNET, "none=scratch"):
-        model = build_detector(derived(load_config(path), spec, path))
+        model = build_detector(derived(frozen, spec))
         assert type(model.backbone).__name__ == "FrozenBackbone"
         assert not any(p.requires_grad for p in model.backbone.parameters())
     base.model.backbone.frozen_stages = 6
     assert derived(base, RESNET).model.backbone.type == "FrozenBackbone"
 
 
-@pytest.mark.parametrize(
-    "specs", [["nothing"], ["a=scratch", "a=scratch"], ["_a=scratch"], ["a=missing.py"]]
-)
-def test_invalid_variants_are_errors(base, specs):
-    with pytest.raises(ValueError, match=f"{specs[0]}.*give NAME=CHECKPOINT|config missing.py"):
-        parse_variants(specs, base)
-
-
-@pytest.mark.parametrize(("key", "value"), [("neck", "FPN"), ("test_evaluator", "VOCMetric")])
-def test_unsuitable_base_configs_are_errors(base, key, value):
+def test_invalid_variants_and_unsuitable_base_configs_are_errors(base):
+    for specs in (["nothing"], ["a=scratch", "a=scratch"], ["_a=scratch"], ["a=missing.py"]):
+        with pytest.raises(ValueError, match=f"{specs[0]}.*give NAME=CHECKPOINT|config missing"):
+            parse_variants(specs, base)
     check_base(base)
-    (base.model.neck if key == "neck" else base.test_evaluator).type = value
-    with pytest.raises(ValueError, match="base config needs a RoPEViT, a SimpleFeaturePyramid and"):
-        check_base(base)
+    for part in (base.model.neck, base.test_evaluator):
+        part.type, before = "Other", part.type
+        with pytest.raises(ValueError, match="base config needs a RoPEViT, a SimpleFeaturePyramid"):
+            check_base(base)
+        part.type = before
 
 
 def test_several_feature_maps_need_a_neck_that_fits_the_heads(base, tmp_path):
     path = tmp_path / "several.py"
     path.write_text(f"{SEVERAL})")
-    with pytest.raises(ValueError, match="ResNet makes feature maps .* set one out_index or add"):
+    with pytest.raises(ValueError, match="ResNet makes feature maps .* set one out_index"):
         parse_variants([f"a={path}"], base)
     path.write_text(f"{SEVERAL}, {FPN})")
-    with pytest.raises(ValueError, match=r"heads need feature maps of strides \[7, 14, 28\]"):
+    with pytest.raises(ValueError, match=r"or a model.neck of strides \[7, 14, 28\]"):
         parse_variants([f"a={path}"], base)
     base.model.neck.update(out_strides=(8, 16, 32))
     neck = derived(base, f"a={path}").model.neck
     assert neck.type == "FPN" and "in_stride" not in neck
+
+
+def test_python_style_configs_are_those_of_strings(tmp_path):
+    """The text of a run names the classes."""
+    base = load_config(write_python_style(write_rope_vit(tmp_path), tmp_path / "style.py"))
+    check_base(base)
+    for name, variant in parse_variants(["none=scratch", RESNET], base).items():
+        (tmp_path / "run.py").write_text(experiment._settings(experiment.Run(name, variant)))
+        config = Config.fromfile(tmp_path / "run.py")
+        expected = "RoPEViT" if name == "none" else "ResNet"
+        assert type(build_detector(config).backbone).__name__ == expected
+        assert type_name(config.test_evaluator) == "CocoMetric"
 
 
 def test_imports_that_register_a_backbone_are_part_of_its_runs(base, tmp_path, monkeypatch):
@@ -164,46 +194,31 @@ def test_imports_that_register_a_backbone_are_part_of_its_runs(base, tmp_path, m
 
 def test_a_feature_map_of_stride_32_is_resampled_to_the_strides_of_a_coco_config(tmp_path):
     """The neck's layers make 8 at most, the finest stride is 3.5."""
-    path, config = tmp_path / "resnet.py", CONFIGS / "ropevit_maskrcnn.py"
+    path, base = tmp_path / "resnet.py", load_config(CONFIGS / "ropevit_maskrcnn.py")
     path.write_text("model = dict(backbone=dict(type='ResNet', depth=18, out_indices=(3,)))")
-    neck = MODELS.build(derived(load_config(config), f"a={path}", config).model.neck)
+    neck = MODELS.build(derived(base, f"a={path}").model.neck)
     assert neck.own_strides == (8, 8, 16, 32, 64)
     with torch.no_grad():
         maps = neck(torch.zeros(1, 512, 28, 28))
     assert [896 / level.shape[-1] for level in maps] == [3.5, 7, 14, 28, 56]
 
 
-def test_time_is_read_after_the_gpu_has_finished(monkeypatch):
-    order = []
-    detector = cost.RunDetector.__new__(cost.RunDetector)
-    detector.device, detector._batch = torch.device("cuda"), lambda index: None
-    detector.model = SimpleNamespace(test_step=lambda batch: order.append("work"))
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: order.append("wait"))
-    assert detector.seconds(0) >= 0 and order == ["wait", "work", "wait"]
-
-
 @pytest.fixture
 def comparison(tmp_path, checkpoint, monkeypatch):
     """The command line of a comparison so short that no object is detected, and its directory."""
     # Not in new processes, which test_experiment.py covers: their imports take seconds.
-    monkeypatch.setattr(experiment, "_start", lambda command, _: experiment.execute(command[-1]))
+    monkeypatch.setattr(experiment, "_start", experiment.execute)
     monkeypatch.setattr(experiment, "_end_with_input", lambda: None)
     monkeypatch.setattr(cost, "in_new_process", lambda function, *args: function(*args))
     monkeypatch.setattr(cost, "IMAGES", 1)
-    annotations = write_tiny(tmp_path).parent / "data" / "annotations.json"
-    config = tmp_path / "base.py"
-    config.write_text(
-        "_base_ = './tiny.py'\n"
-        "arch = dict(patch_size=14, num_layers=2, num_heads=2, hidden_dim=32, mlp_dim=64)\n"
-        "model = dict(backbone=dict(_delete_=True, type='RoPEViT', arch=arch,"
-        " pretrain_img_size=56),"
-        " neck=dict(_delete_=True, type='SimpleFeaturePyramid', in_channels=32, out_channels=16,"
-        " scale_factors=(1, 0.5), num_outs=2),"
-        " bbox_head=dict(anchor_generator=dict(strides=[14, 28])), test_cfg=dict(score_thr=0.99))\n"
-        "train_cfg = dict(max_iters=2, val_interval=1)\n"
-        "default_hooks = dict(logger=dict(type='LoggerHook', interval=1))\n"
-        "test_evaluator = dict(ann_file='nowhere.json')\n"
-    )
+    config = write_rope_vit(tmp_path)
+    annotations = tmp_path / "data" / "annotations.json"
+    with config.open("a") as file:
+        file.write(
+            "test_evaluator = dict(type='CocoMetric', ann_file='nowhere.json', metric='bbox')\n"
+            "train_cfg = dict(type='IterBasedTrainLoop', max_iters=2, val_interval=1)\n"
+            "default_hooks['logger'] = dict(type='LoggerHook', interval=1)\n"
+        )
     argv = ["compare", config, f"ours={checkpoint}", RESNET, "--seeds", "1"]
     argv += ["--work-dir", tmp_path / "out"]
     return [*argv, "--cfg-options", f"test_evaluator.ann_file={annotations}"], tmp_path / "out"
@@ -213,7 +228,7 @@ def test_the_command_compares_and_continues(comparison, monkeypatch, capsys):
     argv, root = comparison
     assert ropevit(*argv) == 0
     errors = capsys.readouterr().err
-    assert "1 of 2 runs done" in errors and "ours-seed0: box/bbox_mAP 0.0%" in errors
+    assert "1 of 2 runs done" in errors and errors.count("running, log in") == 2
     rows = json.loads((root / "comparison.json").read_text())
     assert [(row["name"], row["seeds"]) for row in rows] == [("ours", 1), ("resnet", 1)]
     for row in rows:
@@ -225,7 +240,7 @@ def test_the_command_compares_and_continues(comparison, monkeypatch, capsys):
             assert min(image.size) > 300
 
     monkeypatch.setattr("ropevit_mmdet.apis.compare.measure_costs", lambda *_: [COST, COST])
-    monkeypatch.setattr(experiment, "_start", lambda command, log: 1)
+    monkeypatch.setattr(experiment, "_start", lambda directory: 1)
     with_another = [*argv[:2], "none=scratch", *argv[2:]]
     assert ropevit(*with_another) == 1  # keeps the results of the others
     errors = capsys.readouterr().err
@@ -242,8 +257,10 @@ def test_the_command_compares_and_continues(comparison, monkeypatch, capsys):
 
 def test_the_command_checks_sources_and_directories_first(tmp_path, capsys):
     root = tmp_path / "out"
-    argv = ["compare", BASE, "--work-dir", root]
+    argv = ["compare", write_rope_vit(tmp_path), "--work-dir", root]
     assert "nowhere.pt" in fails(capsys, *argv, "a=nowhere.pt")
+    gone = ["--cfg-options", "val_dataloader.dataset.ann_file=gone.json"]
+    assert "gone.json does not exist" in fails(capsys, *argv, "a=scratch", *gone)
     assert not root.exists()
     (root / "a-seed0").mkdir(parents=True)
     (root / "a-seed0" / "run.py").write_text("other = True")

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from ropevit_mmdet._images import read_image
-from ropevit_mmdet.apis import from_checkpoint, from_detector
+from ropevit_mmdet.apis import load_features
 from ropevit_mmdet.engine.config import build_detector, load_config
 from ropevit_mmdet.visualization import block_features
 from tests import oracle
@@ -30,11 +30,10 @@ def test_the_command_on_a_birder_checkpoint(tmp_path, image, capsys):
     checkpoint = oracle.write_checkpoint(net, tmp_path)
     out, arch = tmp_path / "out" / "a.png", ["--arch", json.dumps(config)]
     argv = ["features", checkpoint, image, image.parent / "*.png", "--out", out, *arch]
-    ropevit(*argv, "--blocks", "0", "-1", "--per-head", "--size", "112")
-    for file in (out, tmp_path / "out" / "a_heads.png"):
-        with Image.open(file) as figure:
-            assert figure.format == "PNG" and min(figure.size) > 200
-    source = from_checkpoint(str(checkpoint), config, size=112, device="cpu")
+    ropevit(*argv, "--blocks", "0", "-1", "--size", "112")
+    with Image.open(out) as figure:
+        assert figure.format == "PNG" and min(figure.size) > 200
+    source = load_features(str(checkpoint), arch=config, size=112, device="cpu")
     inputs, shown = source.prepare(read_image(image))
     assert inputs.shape == (1, 3, 70, 112) and shown.shape == (70, 112, 3)  # 5 x 8 patches
     mean, std = (torch.tensor(oracle.RGB_STATS[key]).view(3, 1, 1) for key in ("mean", "std"))
@@ -60,7 +59,7 @@ def test_images_of_a_detector_go_through_its_pipeline(tmp_path, image, bgr_to_rg
     config.model.data_preprocessor.bgr_to_rgb = bgr_to_rgb
     model = build_detector(config)
     torch.save({"state_dict": model.state_dict()}, tmp_path / "tiny.pth")
-    source = from_detector(config, str(tmp_path / "tiny.pth"), device="cpu")
+    source = load_features(str(tmp_path / "tiny.pth"), config, device="cpu")
     pixels = read_image(image)
     inputs, shown = source.prepare(pixels)
     assert inputs.shape == (1, 3, 64, 64) and shown.shape == (64, 64, 3)  # 43 x 64, padded
@@ -73,7 +72,7 @@ def test_images_of_a_detector_go_through_its_pipeline(tmp_path, image, bgr_to_rg
 
     wrapper = dict(type="FrozenBackbone", backbone=config.model.backbone)
     config.model.backbone = dict(wrapper, cache_dir=str(tmp_path / "maps"))
-    frozen = from_detector(config, str(tmp_path / "tiny.pth"), device="cpu")
+    frozen = load_features(str(tmp_path / "tiny.pth"), config, device="cpu")
     same = block_features(frozen.backbone, frozen.prepare(pixels)[0])
     torch.testing.assert_close(same[0].patches, features[0].patches, rtol=0, atol=0)
     assert not (tmp_path / "maps").exists()
@@ -81,6 +80,6 @@ def test_images_of_a_detector_go_through_its_pipeline(tmp_path, image, bgr_to_rg
     config = load_config(write_tiny(tmp_path / "resnet"))
     torch.save({"state_dict": build_detector(config).state_dict()}, tmp_path / "other.pth")
     with pytest.raises(ValueError, match="backbone is a ResNet, not a RoPEViT"):
-        from_detector(config, str(tmp_path / "other.pth"))
-    with pytest.raises(ValueError, match="give a detector's config before its checkpoint"):
-        from_checkpoint(str(tmp_path / "tiny.pth"))
+        load_features(str(tmp_path / "other.pth"), config)
+    with pytest.raises(ValueError, match="contains no config: pass one"):
+        load_features(str(tmp_path / "tiny.pth"))

@@ -3,8 +3,6 @@
 import json
 from pathlib import Path
 
-import pytest
-
 from ropevit_cli.mmdet import choose_tool, find_tools, tools_directory
 from tests.commands import fails, ropevit
 from tests.processes import run_python
@@ -38,42 +36,42 @@ for name, argv in commands.items():
 """
 
 
-@pytest.fixture(scope="module")
-def directory(tmp_path_factory):
-    """Where the commands below ran; NAME.txt has the output of one, NAME.status its status."""
-    directory = tmp_path_factory.mktemp("tools")
-    config = write_tiny(directory)
-    checkpoint, results = directory / "run/iter_2.pth", directory / "results.pkl"
-    option, dataset = "--cfg-options", "val_dataloader.dataset"
+def test_tools_run(tmp_path):
+    config, data = write_tiny(tmp_path), "val_dataloader.dataset"
+    checkpoint, results = tmp_path / "run/iter_2.pth", tmp_path / "results.pkl"
+    option = "--cfg-options"
     commands = {
-        "train": ["train", config, "--work-dir", directory / "run"],
-        "test": ["test", config, checkpoint, "--work-dir", directory / "run", "--out", results],
+        "train": ["train", config, "--work-dir", tmp_path / "run"],
+        "test": ["test", config, checkpoint, "--work-dir", tmp_path / "run", "--out", results],
         "config": ["print_config", ROOT / "configs/shapes_retinanet.py"],
         "flops": ["get_flops", ROOT / "configs/shapes_maskrcnn.py", "--num-images", 1, option]
-        + [f"{dataset}.data_root={directory}/data/", f"{dataset}.ann_file=annotations.json"]
-        + [f"{dataset}.data_prefix.img=images/", f"{dataset}.metainfo.classes=(dark,light)"]
+        + [f"{data}.data_root={tmp_path}/data/", f"{data}.ann_file=annotations.json"]
+        + [f"{data}.data_prefix.img=images/", f"{data}.metainfo.classes=(dark,light)"]
         + ["val_dataloader.num_workers=0", "val_dataloader.persistent_workers=False"],
         "metric": ["eval_metric", config, results],
-        "matrix": ["confusion_matrix", config, results, directory / "matrix"],
-        "analysis": ["analyze_results", config, results, directory / "analysis", "--topk", 1],
-        "browse": ["analysis_tools/browse_dataset", config, "--output-dir", directory / "browsed"]
+        "matrix": ["confusion_matrix", config, results, tmp_path / "matrix"],
+        "analysis": ["analyze_results", config, results, tmp_path / "analysis", "--topk", 1],
+        "browse": ["analysis_tools/browse_dataset", config, "--output-dir", tmp_path / "browsed"]
         + ["--not-show", option, "visualizer.name=browser"],
-        "publish": ["publish_model", checkpoint, directory / "small.pth"],
+        "publish": ["publish_model", checkpoint, tmp_path / "small.pth"],
     }
-    commands = json.dumps({name: [str(arg) for arg in argv] for name, argv in commands.items()})
-    done = run_python("-c", FORKED, directory, commands)
+    argvs = json.dumps({name: [str(arg) for arg in argv] for name, argv in commands.items()})
+    done = run_python("-c", FORKED, tmp_path, argvs)
     assert done.returncode == 0, done.stderr[-2000:]
-    return directory
-
-
-@pytest.fixture
-def output(directory):
-    def read(name):
-        text = (directory / f"{name}.txt").read_text()
-        assert (directory / f"{name}.status").read_text() == "0", text[-2000:]
-        return text
-
-    return read
+    texts = {name: (tmp_path / f"{name}.txt").read_text() for name in commands}
+    for name, text in texts.items():
+        assert (tmp_path / f"{name}.status").read_text() == "0", text[-2000:]
+    for name, word in dict(
+        test="Iter(test)",  # loads by plain `torch.load`, which needs our allow-list
+        config="SimpleFeaturePyramid",
+        flops="Params: 1.56",  # torch.jit.trace works on RoPEViT
+        metric="'coco/bbox_mAP'",
+        publish="small-",
+    ).items():
+        assert word in texts[name]
+    assert (tmp_path / "matrix" / "confusion_matrix.png").stat().st_size > 1000
+    assert len(list((tmp_path / "analysis").glob("*/*.png"))) == 2
+    assert len(list((tmp_path / "browsed").glob("*.png"))) == 4
 
 
 def test_tools_by_path_and_by_its_end(capsys):
@@ -83,40 +81,6 @@ def test_tools_by_path_and_by_its_end(capsys):
     assert "deployment/mmdet_handler" not in TOOLS  # no program: TorchServe imports it
     for name in ("misc/print_config", "print_config", "print_config.py"):
         assert choose_tool(name, TOOLS) == TOOLS["misc/print_config"]
-
-
-@pytest.mark.parametrize(
-    ("name", "words"),
-    [
-        ("analyse_logs", "no tools named 'analyse_logs'; did you mean analyze_logs?"),
-        ("browse_dataset", "analysis_tools/browse_dataset or analysis_tools/mot/browse_dataset"),
-    ],
-)
-def test_wrong_name(name, words, capsys):
-    assert words in fails(capsys, "mmdet", name, "--help")
-
-
-def test_config_and_flops(output):
-    assert "SimpleFeaturePyramid" in output("config")
-    flops = output("flops")  # torch.jit.trace works on RoPEViT
-    assert "Flops: " in flops and "Params: 1.56" in flops
-
-
-def test_train_test_and_publish(output):
-    """mmdet's tool loads the checkpoint by plain `torch.load`, which needs our allow-list."""
-    output("train")
-    assert "Iter(test)" in output("test")
-    assert "small-" in output("publish")
-
-
-def test_analysis_of_results(directory, output):
-    assert "'coco/bbox_mAP'" in output("metric")
-    output("matrix")
-    assert (directory / "matrix" / "confusion_matrix.png").stat().st_size > 1000
-    output("analysis")
-    assert len(list((directory / "analysis").glob("*/*.png"))) == 2
-
-
-def test_browse(directory, output):
-    output("browse")
-    assert len(list((directory / "browsed").glob("*.png"))) == 4
+    assert "did you mean analyze_logs?" in fails(capsys, "mmdet", "analyse_logs", "--help")
+    words = "analysis_tools/browse_dataset or analysis_tools/mot/browse_dataset"
+    assert words in fails(capsys, "mmdet", "browse_dataset")

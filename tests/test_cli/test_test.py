@@ -78,6 +78,40 @@ def test_tta_merges_views(trained, tmp_path):
     assert scores["mirrored"] != pytest.approx(scores["plain"])
 
 
+@pytest.mark.parametrize("form", ["[metric]", "Evaluator", "MultiDatasetsEvaluator"])
+def test_tta_of_several_datasets(form, trained, tmp_path):
+    config, checkpoint = trained
+    document = json.loads((config.parent / "data" / "annotations.json").read_text())
+    settings = load_config(config)
+    parts, metrics = [], []
+    for index in range(2):
+        images = dict(images=document["images"][index::2])
+        file = tmp_path / f"{index}.json"
+        file.write_text(json.dumps(document | images))
+        parts.append(dict(settings.test_dataloader.dataset, ann_file=str(file)))
+        metrics.append(dict(settings.test_evaluator, ann_file=str(file)))
+    evaluator = dict(_delete_=True, type=form, metrics=[settings.test_evaluator])
+    if form == "MultiDatasetsEvaluator":
+        evaluator |= dict(metrics=metrics, dataset_prefixes=["a", "b"])
+    dataset = dict(_delete_=True, type="ConcatDataset", datasets=parts)
+    several = config.with_name("several.py")
+    several.write_text(
+        f"_base_ = './{config.name}'\ntest_dataloader = dict(dataset={dataset})\n"
+        f"test_evaluator = {[settings.test_evaluator] if form == '[metric]' else evaluator}\n"
+    )
+    argv = [checkpoint, "--work-dir", tmp_path, "--tta", "--out"]
+    one, both = (
+        (evaluate(path, *argv, tmp_path / path.stem / "x.json"),
+         sorted(json.loads((tmp_path / path.stem / "x.json").read_text()), key=json.dumps))
+        for path in (config, several)
+    )  # fmt: skip
+    assert one[1] == both[1] != []
+    if form == "MultiDatasetsEvaluator":
+        assert {"a/coco/bbox_mAP", "b/coco/bbox_mAP"} <= both[0].keys()
+    else:
+        assert one[0] == both[0]
+
+
 def test_wrong_checkpoints(trained, tmp_path, monkeypatch, capsys):
     config, good = trained
     monkeypatch.chdir(tmp_path)

@@ -1,4 +1,4 @@
-"""The comparison of an exported graph with PyTorch finds differences and excuses ties."""
+"""The comparison of an exported graph with PyTorch finds differences and excuses only ties."""
 
 import pytest
 import torch
@@ -6,32 +6,46 @@ from mmengine.config import ConfigDict
 
 from ropevit_mmdet.deploy.check import Detections, differences
 
-CFG = ConfigDict(score_thr=0.05, nms=dict(iou_threshold=0.5), max_per_img=9)
 BOXES = torch.tensor([[0.0, 0, 10, 10], [20, 20, 40, 40]])
 BASE = Detections(BOXES, torch.tensor([0.9, 0.5]), torch.tensor([0, 1]))
 FIRST = Detections(*(part[:1] for part in BASE))
 INF = float("inf")
+CFG = ConfigDict(score_thr=0.05, max_per_img=9, nms=dict(iou_threshold=0.5))
 
 
 @pytest.mark.parametrize(
     ("actual", "boxes", "scores"),
     [
         (BASE, 0, 0),
-        (BASE._replace(boxes=BOXES + 2), 2, 0),
+        (BASE._replace(boxes=BOXES + 1), 1, 0),
         (BASE._replace(boxes=BOXES + torch.tensor([[0.0], [200.0]])), 200, 0),
         (BASE._replace(scores=torch.tensor([0.9, 0.6])), 0, 0.1),
-        (BASE._replace(labels=torch.tensor([0, 2])), INF, 0),
-        (FIRST, INF, 0),
+        (BASE._replace(labels=torch.tensor([0, 2])), INF, INF),
+        (FIRST, INF, INF),
+        (Detections(*(part[:0] for part in BASE)), INF, INF),
     ],
 )
 def test_differences_finds(actual, boxes, scores):
-    assert differences(BASE, actual, CFG) == (boxes, pytest.approx(scores))
-    assert differences(actual, BASE, CFG) == (boxes, pytest.approx(scores))
+    expected = (boxes, pytest.approx(scores))
+    assert differences(BASE, actual) == differences(actual, BASE) == expected
 
 
-def test_differences_excuses_what_rounding_decides():
-    at_threshold = BASE._replace(scores=torch.tensor([0.9, 0.05001]))
-    assert differences(at_threshold, FIRST, CFG) == (0, 0)
-    twin = Detections(BOXES[1:] + 1, torch.tensor([0.50001]), torch.tensor([1]))
-    other_of_two = Detections(*(torch.cat(parts) for parts in zip(FIRST, twin)))
-    assert differences(BASE, other_of_two, CFG) == (0, 0)
+@pytest.mark.parametrize(
+    ("box", "score", "changes", "excused"),
+    [
+        ((20, 20, 40, 30), 0.3, {}, True),  # its overlap is the threshold
+        ((20, 20, 40, 30), 0.3, dict(nms=dict(iou_threshold=0.4)), False),
+        ((20, 20, 40, 38), 0.50001, {}, True),
+        ((20, 20, 40, 38), 0.4, {}, False),
+        ((60, 60, 70, 70), 0.4, {}, False),
+        ((60, 60, 70, 70), 0.05, {}, True),  # at the score threshold
+        ((60, 60, 70, 70), 0.50001, dict(max_per_img=2), True),
+        ((60, 60, 70, 70), 0.6, dict(max_per_img=2), False),
+    ],
+)
+def test_differences_excuses_a_detection_about_which_rounding_decides(box, score, changes, excused):
+    added = (torch.tensor([box]).float(), torch.tensor([score]), torch.tensor([1]))
+    more = Detections(*(torch.cat(parts) for parts in zip(BASE, added)))
+    cfg = ConfigDict(CFG, **changes)
+    assert (differences(BASE, more, cfg) == differences(more, BASE, cfg) == (0, 0)) == excused
+    assert differences(BASE, more)[0] > 1

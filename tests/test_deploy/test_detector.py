@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from mmcv.ops import nms
 from torch import nn
 
 from ropevit_mmdet.deploy.check import check_sizes, detections, example_image
@@ -45,7 +46,9 @@ def test_dynamic_detector_clips_boxes_to_the_image_not_to_its_padding():
 
 def test_unsupported_detector_lists_every_setting():
     model = small_retinanet()
-    assert unsupported_detector(model) == []
+    for type_ in ("nms", nms):
+        model.bbox_head.test_cfg.nms.type = type_
+        assert unsupported_detector(model) == []
     model.bbox_head.test_cfg.update(nms=dict(type="soft_nms"), min_bbox_size=4, nms_pre=-1)
     findings = [finding.split("=")[0] for finding in unsupported_detector(model)]
     assert findings == ["test_cfg.nms", "test_cfg.nms_pre", "test_cfg.min_bbox_size"]

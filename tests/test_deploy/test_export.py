@@ -3,20 +3,24 @@
 import io
 import json
 import re
+from functools import partial
+from unittest import mock
 
 import onnx
 import pytest
 import torch
+from mmdet.datasets.transforms import Resize
 
+from ropevit_mmdet import deploy
+from ropevit_mmdet.compat.checkpoint import read_checkpoint_file
 from ropevit_mmdet.deploy import check, export, export_model, torch_export
 from ropevit_mmdet.deploy import onnx as onnx_format
 from ropevit_mmdet.deploy.check import compare_detections, compare_features
-from ropevit_mmdet.deploy.export import example_for
+from ropevit_mmdet.deploy.export import example_for, resizing
 from ropevit_mmdet.deploy.features import DynamicFeatures, min_side
-from ropevit_mmdet.deploy.metadata import resizing
 from ropevit_mmdet.engine.config import build_detector, load_config
 from ropevit_mmdet.errors import UserError
-from tests.exportable_models import SMALL_ARCH, WINDOWED, Encoder, exported_detector
+from tests.exportable_models import SMALL_ARCH, WINDOWED, Encoder, exported_detector, run_command
 from tests.processes import ROOT
 from tests.tiny_coco import write_tiny
 
@@ -27,7 +31,7 @@ def exported():
 
 
 def test_onnx_detector_equals_pytorch(exported, monkeypatch):
-    model, run = exported.model, onnx_format.runner(exported.onnx.read_bytes())
+    model, run = exported.model, partial(onnx_format.run, exported.onnx.read_bytes())
     sizes = [*check.check_sizes(model), (168, 224), (29, 33), (112, 112), (113, 391), (1, 1)]
     assert sum(height != width for height, width in sizes) > 3
     for size in sizes:
@@ -47,20 +51,23 @@ def test_onnx_detector_equals_pytorch(exported, monkeypatch):
         pytest.param(dict(out_strides=(4, 8, 16, 32, 64)), marks=pytest.mark.slow),
     ],
 )
-def test_features_equal_pytorch_in_both_formats(neck):
+def test_features_equal_pytorch_in_both_formats(neck, tmp_path):
     tiled = dict(WINDOWED, pos_embed_mode="tile", rope_interpolation=112)
     model = Encoder(dict(tiled, arch={**SMALL_ARCH, "num_layers": 2}), neck)
     shortest = min_side(model)
     program = torch_export.trace(DynamicFeatures(model).eval(), example_for(model), shortest)
     sizes = [*check.check_sizes(model), (112, 168), (57, 60), (300, 63), (56, 56)]
     names = [f"map{i}" for i in range(len(model.neck.strides))]
-    run = onnx_format.runner(onnx_format.to_bytes(program, names, {}))
+    run = partial(onnx_format.run, onnx_format.to_bytes(program, names, {}))
     assert all(compare_features(model, run, size)[0] for size in sizes)
     data = torch_export.to_bytes(program, {"part": "features"})
+    (tmp_path / "features.pth").write_bytes(data)
+    with pytest.raises(UserError, match=r"is an exported program \(\.pt2\)"):
+        read_checkpoint_file(tmp_path / "features.pth")
     metadata = {"part": ""}
     torch.export.load(io.BytesIO(data), extra_files=metadata)
     assert metadata["part"] == "features" and str(ROOT).encode() not in data
-    run = torch_export.runner(data)
+    run = partial(torch_export.run, data)
     larger = [size for size in sizes if min(size) >= shortest]
     assert len(larger) > 3 and all(compare_features(model, run, size)[0] for size in larger)
 
@@ -86,18 +93,12 @@ def test_onnx_file_has_metadata_and_no_path(exported):
         "iou_threshold": 0.5,
         "max_per_img": 50,
     }
-    shapes = {
-        value.name: [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
-        for value in (*proto.graph.input, *proto.graph.output)
-    }
-    assert shapes == {
-        "images": [1, 3, "height", "width"],
-        "boxes": ["detections", 4],
-        "scores": ["detections"],
-        "labels": ["detections"],
-    }
+    assert [value.name for value in proto.graph.input] == ["images"]
+    assert [value.name for value in proto.graph.output] == ["boxes", "scores", "labels"]
     assert str(ROOT).encode() not in exported.onnx.read_bytes()
     onnx.checker.check_model(proto, full_check=True)
+    with pytest.raises(UserError, match="is an ONNX model"):
+        read_checkpoint_file(exported.onnx)
 
 
 def test_failed_comparison_keeps_the_old_file(exported, tmp_path, monkeypatch, capsys):
@@ -107,7 +108,7 @@ def test_failed_comparison_keeps_the_old_file(exported, tmp_path, monkeypatch, c
     out.write_text("old")
     monkeypatch.setattr(torch_export, "trace", lambda *_: None)
     monkeypatch.setattr(torch_export, "to_bytes", lambda *_: b"new")
-    monkeypatch.setattr(torch_export, "runner", lambda _: lambda image, _: wrong(image))
+    monkeypatch.setattr(torch_export, "run", lambda data, image, _: wrong(image))
 
     def wrong(image):
         with torch.no_grad():
@@ -123,13 +124,26 @@ def test_failed_comparison_keeps_the_old_file(exported, tmp_path, monkeypatch, c
     assert printed == ["224 x 112", "140 x 196", "78 x 157"] and out.read_text() == "new"
 
 
+def test_export_compares_the_classes(exported, tmp_path, monkeypatch):
+    names = ("square", "circle", "triangle", "star", "ring")
+    path, argv = tmp_path / "a.pth", [exported.config, tmp_path / "a.pth", tmp_path / "a.onnx"]
+    monkeypatch.setattr(deploy, "export_model", lambda *_, **__: argv[2].touch())
+    content = torch.load(exported.checkpoint, weights_only=True)
+    torch.save(content | dict(meta=dict(dataset_meta=dict(classes=names))), path)
+    with pytest.raises(UserError, match="classes in another order .*'square' there and 'circle'"):
+        run_command("export", *argv)
+    torch.save(content | dict(meta=dict(dataset_meta=dict(classes=(*names[:4], "x")))), path)
+    with mock.patch("logging.Logger._log") as log:
+        run_command("export", *argv)
+    assert "was trained on other classes" in str(log.call_args_list)
+
+
 def test_unsupported_requests(exported, tmp_path, monkeypatch):
     model, config, names = exported.model, load_config(exported.config), ("a",)
     onnx_detector = dict(part="detector", file_format="onnx")
     resnet = build_detector(load_config(write_tiny(tmp_path)))
     monkeypatch.setitem(model.bbox_head.test_cfg, "min_bbox_size", 4)
     for detector, name, request, message in (
-        (model, "x.pt2", onnx_detector, r"files of --format onnx end in \.onnx"),
         (model, "x.pt2", dict(part="detector", file_format="torch"), "--part features"),
         (model, "x.onnx", onnx_detector, "min_bbox_size=4; .*--part features"),
         (resnet, "x.onnx", dict(part="features", file_format="onnx"), r"ResNet \(only RoPEViT\)"),
@@ -154,6 +168,7 @@ def test_resizing_describes_only_resize():
 
     resize = dict(type="Resize", scale=(1333, 800), keep_ratio=True)
     assert of(resize) == {"scale": [1333, 800], "keep_ratio": True}
+    assert of({**resize, "type": Resize}) == of(resize)
     assert of(dict(type="mmdet.Resize", scale=64)) == {"scale": [64, 64], "keep_ratio": False}
     assert of() == {"scale": None, "keep_ratio": True}
     assert of(resize, dict(type="Pad", size_divisor=32)) is None

@@ -29,6 +29,8 @@ LEVELS = dict(scale_factors=(2, 1, 0.5), num_outs=5, add_extra_convs="on_output"
         (dict(WINDOWED, pretrain_img_size=64, arch={**SMALL_ARCH, **HMLP}), None),
         (dict(WINDOWED, arch={**SMALL_ARCH, **GATED}), None),
         (dict(WINDOWED, arch={**SMALL_ARCH, "rope_style": "centered_separate"}), None),
+        (dict(WINDOWED, arch={**SMALL_ARCH, "rope_style": "centered_periods"}), None),
+        (dict(WINDOWED, arch={**SMALL_ARCH, "rope_style": "mixed", **INTERLEAVED}), None),
         (dict(arch={**SMALL_ARCH, "class_token": False, "num_reg_tokens": 0}, **WINDOWED), None),
         (dict(arch={**SMALL_ARCH, "pos_embed_special_tokens": False}, **WINDOWED), None),
         (dict(arch={**SMALL_ARCH, "qk_norm": True, **INTERLEAVED}), None),

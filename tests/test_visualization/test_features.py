@@ -9,7 +9,6 @@ from ropevit_mmdet.models.layers.windows import split_windows, to_window_order, 
 from ropevit_mmdet.visualization.features import (
     attention_weights,
     block_features,
-    center,
     principal_colors,
 )
 from tests import oracle
@@ -49,7 +48,8 @@ def test_weights_times_values_equal_the_attention_of_the_block(window, rotation)
             for segment in segments:
                 part = x[:, start : start + segment.windows * segment.tokens]
                 start += part.shape[1]
-                weights, values = attention_weights(block.attn, part, segment)
+                weights = attention_weights(block.attn, part, segment)
+                values = block.attn.heads(block.attn.qkv(part), segment)[2]
                 torch.testing.assert_close(weights.sum(-1), torch.ones_like(weights[..., 0]))
                 out = (weights @ values).transpose(1, 2).reshape(part.shape)
                 outputs.append(block.attn.proj(block.attn.norm(out)))
@@ -76,7 +76,7 @@ def test_the_attention_of_a_patch_is_in_its_place(window, patch):
             for segment in segments:
                 part = slice(start, start + segment.windows * segment.tokens)
                 start = part.stop
-                weights, _ = attention_weights(block.attn, block.norm1(x[:, part]), segment)
+                weights = attention_weights(block.attn, block.norm1(x[:, part]), segment)
                 of_windows = ids[0, part, 0].long().view(segment.windows, segment.tokens)
                 for of_window, tokens in zip(weights, of_windows, strict=True):
                     if index in tokens:
@@ -107,7 +107,7 @@ def test_missing_blocks_and_patches_are_errors(settings):
     net, images = backbone(), oracle.seeded_images((1, 3, 28, 42))
     with pytest.raises(ValueError, match="blocks 0 to 3 and the image 2 rows and 3 columns of pat"):
         block_features(net, images, **settings)
-    assert center((5, 8)) == (2, 4)
+    assert block_features(net, images)[0].patch == (1, 1)  # the center
 
 
 def test_principal_colors_are_the_leading_common_components():

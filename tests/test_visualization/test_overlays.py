@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 from mmdet.structures import DetDataSample
-from mmdet.visualization import DetLocalVisualizer
 from mmengine.structures import InstanceData
+from torchvision.utils import draw_bounding_boxes
 
-from ropevit_mmdet.visualization import contact_sheet, draw_sample
+from ropevit_mmdet.visualization import contact_sheet, draw_sample, overlays
 
 
 def instances(*boxes, masks=None, **fields):
@@ -30,9 +30,7 @@ def test_small_images_are_enlarged_with_their_masks(size, enlarged):
     mask = np.zeros((1, 40, 70), bool)  # a mask without the padding of the image
     mask[:, 20:40, 30:60] = True
     found = instances((30, 20, 600, 40), masks=mask, scores=torch.tensor([0.0]))
-    np.random.seed(7)
     overlay = draw_sample(gray(*size), DetDataSample(pred_instances=found), ["thing"])
-    assert np.random.get_state()[2] == np.random.RandomState(7).get_state()[2]
     assert overlay.shape == (*enlarged, 3)
     factor = enlarged[0] // size[0]
     assert (overlay[38 * factor, 55 * factor] != 128).any()
@@ -49,9 +47,12 @@ def test_an_image_without_detections_is_unchanged():
 
 def test_ground_truth_is_at_the_left_of_the_prediction(monkeypatch):
     texts = []
-    monkeypatch.setattr(
-        DetLocalVisualizer, "draw_texts", lambda self, text, *args, **kwargs: texts.append(text)
-    )
+
+    def draw(image, boxes, labels, *args, **settings):
+        texts.extend(labels)
+        return draw_bounding_boxes(image, boxes, labels, *args, **settings)
+
+    monkeypatch.setattr(overlays, "draw_bounding_boxes", draw)
     sample = DetDataSample(
         gt_instances=instances((10, 10, 490, 90)),
         ignored_instances=instances((100, 40, 110, 60)),
@@ -61,7 +62,7 @@ def test_ground_truth_is_at_the_left_of_the_prediction(monkeypatch):
     assert overlay.shape == (100, 1000, 3)
     left, right = overlay[:, :500], overlay[:, 500:]
     assert (left != 128).any() and (right == 128).all()
-    assert texts == [r"\$thing", "ignored"]
+    assert texts == ["$thing", "ignored"]
 
 
 def test_a_contact_sheet_fits_every_image():

@@ -48,7 +48,7 @@ def test_names_are_escaped(tmp_path, figures):
     assert [text.split()[0] for text in legend[:3]] == [r"\$a_b\$", "_background_", "c"]
 
 
-@pytest.mark.parametrize("classes", [3, 12, 80])
+@pytest.mark.parametrize("classes", [12, 80])
 def test_long_names_leave_space_for_cells_and_curves(tmp_path, figures, classes):
     plot_all(tmp_path, [f"{'a very long name of a class ' * 4}{i}" for i in range(classes)])
     cell = figures[0].axes[0].get_window_extent().width / (classes + 1) / figures[0].dpi
@@ -73,18 +73,15 @@ def test_the_command_plots_the_ap_of_the_test(tmp_path, capsys):
     config = write_tiny(tmp_path)
     boxes = [[20 + shift, 10 + shift, 24, 20] for shift in (0.0, 3.0, 7.0, 12.0)]
     labels = [1, 0, 1, 1]  # the label of an image is its id % 2, so the last one is wrong
-    rows = [
-        dict(image_id=i + 1, category_id=label + 1, bbox=box, score=0.9 - 0.2 * i)
-        for i, (box, label) in enumerate(zip(boxes, labels, strict=True))
-    ]
-    (tmp_path / "results.bbox.json").write_text(json.dumps(rows))
     metric = CocoMetric(ann_file=str(tmp_path / "data" / "annotations.json"), metric="bbox")
-    metric.dataset_meta = dict(classes=("dark", "light"))
-    for row, label, (x, y, w, h) in zip(rows, labels, boxes, strict=True):
-        instances = dict(bboxes=torch.tensor([[x, y, x + w, y + h]]), labels=torch.tensor([label]))
-        instances["scores"] = torch.tensor([row["score"]])
-        entry = dict(img_id=row["image_id"], ori_shape=(56, 64), pred_instances=instances)
-        metric.process({}, [entry])
+    metric.dataset_meta, rows = dict(classes=("dark", "light")), []
+    for i, (label, (x, y, w, h)) in enumerate(zip(labels, boxes, strict=True)):
+        row = dict(image_id=i + 1, category_id=label + 1, bbox=[x, y, w, h], score=0.9 - 0.2 * i)
+        rows.append(row)
+        found = dict(bboxes=torch.tensor([[x, y, x + w, y + h]]), labels=torch.tensor([label]))
+        found["scores"] = torch.tensor([row["score"]])
+        metric.process({}, [dict(img_id=i + 1, ori_shape=(56, 64), pred_instances=found)])
+    (tmp_path / "results.bbox.json").write_text(json.dumps(rows))
     expected = metric.evaluate(size=len(rows))
     out = tmp_path / "figures"
     argv = ["--config", config, "--out-dir", out]
@@ -102,3 +99,20 @@ def test_the_command_plots_the_ap_of_the_test(tmp_path, capsys):
     for name in ("gone.json", tmp_path / "result.pkl"):
         assert "ropevit test --out" in fails(capsys, "plot", name, *argv)
     assert not (tmp_path / "new").exists()
+
+
+def test_the_command_compares_classes_and_counts_only_predicted_images(tmp_path, capsys):
+    config, file = write_tiny(tmp_path), tmp_path / "predictions.json"
+    argv = ["plot", file, "--config", config, "--out-dir", tmp_path / "out"]
+
+    def write(*names):
+        categories = [dict(id=i, name=name) for i, name in enumerate(names, start=1)]
+        images = [dict(id=1, file_name="images/1.png")]  # of four
+        file.write_text(json.dumps(dict(images=images, categories=categories, annotations=[])))
+
+    write("light", "dark")
+    assert "classes in another order" in fails(capsys, *argv)
+    write("dark", "light")
+    ropevit(*argv)
+    matrix = json.loads((tmp_path / "out" / "results.json").read_text())["confusion_matrix"]
+    assert matrix == [[0, 0, 0], [0, 0, 1], [0, 0, 0]]

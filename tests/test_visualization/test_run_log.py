@@ -36,25 +36,17 @@ def resumed(tmp_path):
 
 def test_parts_are_joined_and_repeated_steps_count_once(resumed):
     run = read_run(resumed)
-    assert run.name == "run"
     losses = [(entry["step"], entry["loss"]) for entry in run.train]
     assert losses == [(5, 5), (10, 10), (15, 115), (20, 120)]
     assert [(entry["step"], entry["coco/bbox_mAP"]) for entry in run.val] == [(10, 0.1), (20, 0.3)]
     assert elapsed_seconds(run) == [10, 20, 40, 60]
-
-
-def test_a_run_from_scratch_replaces_the_old_one(resumed):
-    write_part(resumed, "20260103_000000", [iteration(5, loss=7.0)])
-    run = read_run(resumed)
-    assert run.train == [iteration(5, loss=7.0)] and run.val == []
-
-
-def test_one_part_and_one_file_can_be_read(resumed):
     part = resumed / "20260101_000000"
     for path in (part, part / "vis_data", part / "vis_data" / "scalars.json"):
-        run = read_run(path)
-        assert run.name == "run" and [entry["step"] for entry in run.train] == [5, 10, 15]
-    assert read_run(part, "other").name == "other"
+        assert [entry["step"] for entry in read_run(path).train] == [5, 10, 15]
+        assert read_run(path).name == run.name == "run"
+    write_part(resumed, "20260103_000000", [iteration(5, loss=7.0)])  # again from scratch
+    run = read_run(resumed, "other")
+    assert (run.name, run.train, run.val) == ("other", [iteration(5, loss=7.0)], [])
 
 
 def test_only_numbers_are_read_and_a_truncated_last_line_is_skipped(tmp_path, resumed):

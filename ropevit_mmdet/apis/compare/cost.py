@@ -3,16 +3,17 @@
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
 from mmdet.registry import DATASETS
 from mmengine.config import Config
 
-from ropevit_mmdet.apis.benchmark.measure import count_flops, in_new_process, peak_of, wait_for
+from ropevit_mmdet.apis.benchmark import count_flops, in_new_process, peak_of, wait_for
 from ropevit_mmdet.apis.compare.experiment import CONFIG_FILE
-from ropevit_mmdet.apis.predict import Detector
-from ropevit_mmdet.engine.hooks.resumable_checkpoint_hook import latest_checkpoint
+from ropevit_mmdet.apis.detector import Detector
+from ropevit_mmdet.engine.hooks import latest_checkpoint
 
 IMAGES = 12  # timed, after two for warm-up
 
@@ -26,15 +27,18 @@ def measure_costs(
     above the weights, in a new process per run.
     """
     progress("images per second, interleaved")
-    detectors = [RunDetector(directory) for directory in directories]
-    rounds = [[one.seconds(index) for one in detectors] for index in range(IMAGES + 2)]
+    runs = [FinishedRun(directory) for directory in directories]
+    rounds = [[run.seconds(index) for run in runs] for index in range(IMAGES + 2)]
     costs = []
-    for directory, detector, taken in zip(directories, detectors, zip(*rounds[2:]), strict=True):
+    for directory, run, taken in zip(directories, runs, zip(*rounds[2:]), strict=True):
         progress(f"peak memory of {directory.name}")
+        images = run.model.data_preprocessor(run.batch(0), False)["inputs"]
+        with torch.no_grad():
+            flops = count_flops(partial(run.model.extract_feat, images))
         cost = {
-            "parameters, M": sum(p.numel() for p in detector.model.parameters()) / 1e6,
-            "backbone, M": sum(p.numel() for p in detector.model.backbone.parameters()) / 1e6,
-            "GFLOP": detector.flops() / 1e9,
+            "parameters, M": sum(p.numel() for p in run.model.parameters()) / 1e6,
+            "backbone, M": sum(p.numel() for p in run.model.backbone.parameters()) / 1e6,
+            "GFLOP": flops / 1e9,  # of backbone and neck
             "images/s": 1 / statistics.median(taken),
             "peak MB": in_new_process(peak_bytes, directory) / 1e6,
         }
@@ -42,37 +46,31 @@ def measure_costs(
     return costs
 
 
-class RunDetector:
-    """The detector of a finished run with the images of its test data."""
+class FinishedRun:
+    """The detector of a finished run with its test data."""
 
     def __init__(self, directory: Path) -> None:
         config = Config.fromfile(directory / CONFIG_FILE)
-        detector = Detector(config, str(latest_checkpoint(directory)))
+        detector = Detector(str(latest_checkpoint(directory)), config=config)
         self.model, self.device = detector.model, detector.device
         self.data = DATASETS.build(config.test_dataloader.dataset)
+
+    def batch(self, index: int) -> dict[str, list]:
+        """One image, repeated from the first one where the data ends."""
+        return {key: [value] for key, value in self.data[index % len(self.data)].items()}
 
     @torch.no_grad()
     def seconds(self, index: int) -> float:
         """Returns the seconds of one image, from pixels in memory to detections."""
-        batch = self._batch(index)
+        batch = self.batch(index)
         wait_for(self.device)
         start = time.perf_counter()
         self.model.test_step(batch)
         wait_for(self.device)  # mmdet leaves detections on the GPU
         return time.perf_counter() - start
 
-    @torch.no_grad()
-    def flops(self) -> int:
-        """Returns the operations of backbone and neck on the first image."""
-        images = self.model.data_preprocessor(self._batch(0), False)["inputs"]
-        return count_flops(lambda: self.model.extract_feat(images))
-
-    def _batch(self, index: int) -> dict[str, list]:
-        packed = self.data[index % len(self.data)]
-        return {key: [value] for key, value in packed.items()}
-
 
 def peak_bytes(directory: Path) -> int:
-    """Returns the peak bytes above the weights for one image, in a new process."""
-    detector = RunDetector(directory)
-    return peak_of(lambda: detector.seconds(0), detector.device)
+    """Returns the peak bytes above the weights for one image; for a new process."""
+    run = FinishedRun(directory)
+    return peak_of(lambda: run.seconds(0), run.device)

@@ -11,7 +11,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from copy import deepcopy
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,31 +19,28 @@ from mmengine.runner import Runner
 
 from ropevit_mmdet._output import atomic_file
 from ropevit_mmdet.engine.config import load_config
-from ropevit_mmdet.engine.hooks.resumable_checkpoint_hook import latest_checkpoint
+from ropevit_mmdet.engine.hooks import latest_checkpoint
 from ropevit_mmdet.engine.work_dir_lock import lock_work_dir
 from ropevit_mmdet.errors import UserError
+from ropevit_mmdet.evaluation.fast_coco_metric import zero_figures
 from ropevit_mmdet.visualization.run_log import elapsed_seconds, log_files, read_run
 from ropevit_mmdet.weights.hub import sha256_of
 
 RESULT_FILE = "result.json"
 CONFIG_FILE = "run.py"
 LOG_FILE = "log.txt"
-# Suffixes of CocoMetric's metrics; a test without detections returns none of them.
-AP_ENDS = ("mAP", "mAP_50", "mAP_75", "mAP_s", "mAP_m", "mAP_l")
-
 _EXECUTE = (
     "import sys, ropevit_mmdet; from ropevit_mmdet.apis.compare.experiment import execute; "
     "execute(sys.argv[1])"
 )
-COMMAND = (sys.executable, "-c", _EXECUTE)  # starts `execute`
 
 
 class Run(NamedTuple):
     """A training and test; `options` override settings of the config, `trains=False` only tests."""
 
     name: str
-    config: str
-    options: dict[str, Any]
+    config: str | Config
+    options: Mapping[str, Any] = {}
     seed: int = 0
     trains: bool = True
 
@@ -53,13 +49,8 @@ class Run(NamedTuple):
         return f"{self.name}-seed{self.seed}"
 
 
-def result_of(
-    run: Run, root: Path, command: Sequence[str], log: Callable[[str], None]
-) -> dict[str, Any]:
-    """Returns the result of a run, from its directory in `root` or by running it.
-
-    `command` calls `execute` with the directory, which is appended; `log` gets a line at the start.
-    """
+def result_of(run: Run, root: Path, log: Callable[[str], None]) -> dict[str, Any]:
+    """Returns the result of a run, from its directory in `root` or by running it."""
     check_directories([run], root)
     directory = root / run.directory
     result, log_file = directory / RESULT_FILE, directory / LOG_FILE
@@ -67,7 +58,7 @@ def result_of(
         with atomic_file(directory / CONFIG_FILE) as file:
             file.write(_settings(run).encode())
         log(f"{run.directory}: running, log in {log_file}")
-        if _start([*command, str(directory)], log_file) or not result.is_file():
+        if _start(directory) or not result.is_file():
             raise UserError(f"{run.directory} failed, see {log_file}")
     return json.loads(result.read_text(encoding="utf-8"))
 
@@ -100,13 +91,13 @@ def execute(directory: str | os.PathLike[str]) -> None:
         runner = Runner.from_cfg(config)
         if config.train_cfg is not None:
             runner.train()
-        metrics = all_metrics(runner.test(), runner.test_loop.evaluator.metrics)
+        metrics = zero_figures(runner.test_loop.evaluator.metrics) | runner.test()
     seconds = elapsed_seconds(read_run(directory)) if log_files(directory) else []
     result = {
-        "metrics": metrics,
+        # COCO returns -1, and NaN per class, where the images have no such object.
+        "metrics": {key: value if value >= 0 else None for key, value in metrics.items()},
         "iterations": runner.iter,
         "train_seconds": max(seconds, default=0.0),
-        "parameters": sum(p.numel() for p in runner.model.parameters()),
     }
     with atomic_file(directory / RESULT_FILE) as file:
         file.write(json.dumps(result, indent=1, allow_nan=False).encode() + b"\n")
@@ -117,19 +108,9 @@ def mean_and_spread(values: Sequence[float]) -> tuple[float, float]:
     return statistics.fmean(values), (max(values) - min(values)) / 2
 
 
-def all_metrics(metrics: Mapping[str, float], evaluators: Any) -> dict[str, float | None]:
-    """Completes the metrics of a test: 0 without detections, None without such objects."""
-    completed: dict[str, float | None] = {}
-    for coco in evaluators:
-        for name in coco.metrics:
-            completed |= {f"{coco.prefix}/{name}_{end}": 0.0 for end in AP_ENDS}
-    # COCO returns -1, and NaN per class, where the images have no such object.
-    return completed | {key: value if value >= 0 else None for key, value in metrics.items()}
-
-
 def _settings(run: Run) -> str:
     """The text of a run's config, headed by the digests of its files of weights."""
-    config = load_config(run.config, deepcopy(run.options))  # mmengine removes their `_delete_`
+    config = load_config(run.config, dict(run.options))
     config.randomness = {**config.get("randomness", {}), "seed": run.seed}
     if not run.trains:  # mmengine builds neither loop nor optimizer then
         config.train_cfg = config.train_dataloader = config.optim_wrapper = None
@@ -142,10 +123,11 @@ def _settings(run: Run) -> str:
     return text
 
 
-def _start(command: Sequence[str], log: Path) -> int:
-    """Runs a program with standard input open as long as this process; returns its status."""
-    with log.open("ab") as file:
-        streams: dict[str, Any] = dict(stdin=subprocess.PIPE, stdout=file, stderr=subprocess.STDOUT)
+def _start(directory: Path) -> int:
+    """Runs `execute` with standard input open as long as this process; returns its status."""
+    command = [sys.executable, "-c", _EXECUTE, str(directory)]
+    with (directory / LOG_FILE).open("ab") as log:
+        streams: dict[str, Any] = dict(stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT)
         with subprocess.Popen(command, **streams) as program:
             return program.wait()
 

@@ -5,13 +5,13 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from mmdet.registry import MODELS
 from mmengine.config import Config, ConfigDict
 
-from ropevit_mmdet.apis.compare.table import METRICS
+from ropevit_mmdet.compat.config import type_name
 from ropevit_mmdet.engine.config import build_detector, load_config
 from ropevit_mmdet.errors import UserError
 from ropevit_mmdet.weights.architectures import Arch, resolve_arch
@@ -24,22 +24,14 @@ _PROBE_SIDE = 448  # pixels; a multiple of 14, 16 and 32
 _MAX_SCALE = 4.0  # of a feature map's sides, that the neck has layers for
 
 
-class Variant(NamedTuple):
-    """A backbone under comparison: its name and the settings of the base config it overrides."""
-
-    name: str
-    options: dict[str, Any]
-
-
 def check_base(base: Config) -> None:
     """Checks that variants can be derived from a config and evaluated."""
     evaluator = base.test_evaluator
     if not (
-        _rope_vit(base).type == "RoPEViT"
-        and base.model.neck.type == "SimpleFeaturePyramid"
-        and isinstance(evaluator, dict)
-        and evaluator["type"].endswith("CocoMetric")
-        and set(METRICS.values()) & set(_as_list(evaluator.get("metric", "bbox")))
+        type_name(_rope_vit(base)) == "RoPEViT"
+        and type_name(base.model.get("neck")) == "SimpleFeaturePyramid"
+        and type_name(evaluator).endswith("CocoMetric")
+        and {"bbox", "segm"} & set(_as_list(evaluator.get("metric", "bbox")))
     ):
         raise UserError(
             "the base config needs a RoPEViT, a SimpleFeaturePyramid and one CocoMetric of bbox or "
@@ -47,8 +39,8 @@ def check_base(base: Config) -> None:
         )
 
 
-def parse_variants(specs: Sequence[str], base: Config) -> list[Variant]:
-    """Parses variants of a command line, `NAME=SOURCE` each.
+def parse_variants(specs: Sequence[str], base: Config) -> dict[str, Config]:
+    """Parses variants, `NAME=SOURCE` each: name -> the base config with another backbone.
 
     SOURCE is a birder checkpoint (path, URL or `birder://NAME`), `scratch` for the base config's
     backbone with random weights, or a config file (.py) whose `model.backbone` replaces that of the
@@ -63,10 +55,10 @@ def parse_variants(specs: Sequence[str], base: Config) -> list[Variant]:
                 f"{name}={source}: give NAME=CHECKPOINT, NAME={SCRATCH} or NAME=CONFIG.py, with "
                 "distinct names of letters, digits, '-', '_' and '.'"
             )
-    return [Variant(name, _options(source, base)) for name, source in pairs]
+    return {name: _derived(source, base) for name, source in pairs}
 
 
-def _options(source: str, base: Config) -> dict[str, Any]:
+def _derived(source: str, base: Config) -> Config:
     config = deepcopy(base)
     if source == SCRATCH:
         _rope_vit(config).init_cfg = None
@@ -76,12 +68,7 @@ def _options(source: str, base: Config) -> dict[str, Any]:
         _use_config(config, load_config(source))
     else:
         _use_checkpoint(config, source)
-    options = {}
-    for key in ("model", "optim_wrapper"):
-        options[key] = {**config[key].to_dict(), "_delete_": True}
-    if "custom_imports" in config:
-        options["custom_imports"] = config.custom_imports.to_dict()
-    return options
+    return config
 
 
 def _use_checkpoint(config: Config, source: str) -> None:
@@ -117,7 +104,7 @@ def _use_config(config: Config, other: Config) -> None:
         model.neck = other.model.neck
     else:
         _fit_neck(model.neck, channels, stride)
-    if model.backbone.type == "FrozenBackbone":
+    if type_name(model.backbone) == "FrozenBackbone":
         model.backbone.backbone = backbone
     elif _is_frozen(model.backbone):
         model.backbone = dict(type="FrozenBackbone", backbone=backbone)
@@ -126,7 +113,7 @@ def _use_config(config: Config, other: Config) -> None:
     statistics = other.model.get("data_preprocessor", {})
     for key in {"mean", "std", "bgr_to_rgb"} & statistics.keys():
         model.data_preprocessor[key] = statistics[key]
-    if _decays_layers(config) and backbone.type != "RoPEViT":
+    if _decays_layers(config) and type_name(backbone) != "RoPEViT":
         config.optim_wrapper.constructor = "DefaultOptimWrapperConstructor"
         config.optim_wrapper.paramwise_cfg = dict(norm_decay_mult=0.0, bias_decay_mult=0.0)
     imports: dict[str, None] = {}
@@ -142,9 +129,8 @@ def _fit_neck(neck: ConfigDict, channels: int, stride: float) -> None:
     for own in before.own_strides[: len(before.scales)]:
         scale = 2.0 ** round(math.log2(stride / own))
         scales.append(min(scale, _MAX_SCALE))  # the rest is resampled
-    neck.update(in_channels=channels, in_stride=stride, scale_factors=scales, out_strides=None)
-    if MODELS.build(neck).own_strides != before.strides:
-        neck.out_strides = list(before.strides)
+    neck.update(in_channels=channels, in_stride=stride, scale_factors=scales)
+    neck.out_strides = list(before.strides)
 
 
 def _probe(model: ConfigDict, strides: Sequence[float]) -> tuple[int, float]:
@@ -159,13 +145,13 @@ def _probe(model: ConfigDict, strides: Sequence[float]) -> tuple[int, float]:
     sides = [shape[-1] for shape in shapes]
     if "neck" in model:
         fits = sides == [math.ceil(_PROBE_SIDE / stride) for stride in strides]
-        need = f"the heads need feature maps of strides {list(strides)}"
     else:
         fits = len(sides) == 1 and _PROBE_SIDE % sides[0] == 0
-        need = "the neck needs a tuple of one feature map: set one out_index or add a model.neck"
     if not fits:
-        size = f"{_PROBE_SIDE} x {_PROBE_SIDE} pixels"
-        raise UserError(f"{model.backbone.type} makes feature maps {shapes} of {size}; {need}")
+        raise UserError(
+            f"{type_name(model.backbone)} makes feature maps {shapes} of {_PROBE_SIDE} x "
+            f"{_PROBE_SIDE} pixels: set one out_index, or a model.neck of strides {list(strides)}"
+        )
     return shapes[0][1], _PROBE_SIDE // sides[0]
 
 
@@ -202,7 +188,8 @@ def _is_frozen(backbone: ConfigDict) -> bool:
 
 
 def _decays_layers(config: Config) -> bool:
-    return config.optim_wrapper.get("constructor") == "RoPEViTLayerDecay"
+    constructor = config.optim_wrapper.get("constructor")
+    return type_name({"type": constructor}) == "RoPEViTLayerDecay"
 
 
 def _as_list(value: Any) -> list[str]:

@@ -1,9 +1,8 @@
-"""Measures backbones next to each other: time interleaved in one process, memory per variant.
+"""Benchmark of backbones: time interleaved in one process, memory and operations per variant.
 
 Every variant gets the image that makes as many tokens as ours at patch 14.
 """
 
-import bisect
 import dataclasses
 import functools
 import gc
@@ -11,7 +10,7 @@ import multiprocessing
 import platform
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -25,9 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ropevit_mmdet.models.backbones.rope_vit import RoPEViT
 
 PATCH = 14
-_MAX_BATCH = 1024
 _WINDOWS: dict[str, Any] = dict(window_size=16, pos_embed_mode="tile", rope_interpolation=896)
-_NO_MEMORY = re.compile("OutOfMemory|MemoryError|(enough|allocate) memory|BrokenProcess")
 
 
 class Variant(NamedTuple):
@@ -58,24 +55,15 @@ class Bench:
     device: str = "cpu"
     dtype: str = "float32"  # of autocast
     batch: int = 1
-    compiled: bool = False
     threads: int = 1
 
     @functools.cached_property
     def model(self) -> nn.Module:
-        model = self.variant.build(self.pixels // PATCH).to(self.device)
-        if self.compiled:
-            model.compile(dynamic=True)
-        return model
-
-    def images(self) -> Tensor:
-        """Returns images [B, 3, side, side] with as many tokens as ours at patch 14."""
-        side = self.pixels // PATCH * self.variant.patch
-        return torch.randn(self.batch, 3, side, side, device=self.device)
+        return self.variant.build(self.pixels // PATCH).to(self.device)
 
     def step(self) -> float:
         """Runs a forward pass, in training a backward pass too; returns the seconds."""
-        model, images, device = self.model, self.images(), torch.device(self.device)
+        model, images, device = self.model, self._images(), torch.device(self.device)
         model.train(self.mode == "training")
         gc.collect()
         wait_for(device)
@@ -91,35 +79,20 @@ class Bench:
 
     def flops(self) -> int:
         """Returns the operations of a step; the backward pass counts as two forward passes."""
-        forward, images = self.model.eval().forward, self.images()  # not compiled
+        model, images = self.model.eval(), self._images()
         with self._autocast(), torch.inference_mode():
-            return count_flops(lambda: forward(images)) * (1 if self.mode == "forward" else 3)
+            return count_flops(lambda: model(images)) * (1 if self.mode == "forward" else 3)
 
     def peak_memory(self) -> int:
         """Returns the peak bytes of a step above the weights: on a CPU of resident memory."""
-        device = torch.device(self.device)
-        if device.type == "cpu":
+        if self.device.startswith("cpu"):
             return in_new_process(_peak_on_cpu, self)
         self.step()  # allocates the workspaces of libraries
-        return peak_of(self.step, device)
+        return peak_of(self.step, torch.device(self.device))
 
-    def largest_batch(self, gigabytes: float) -> int:
-        """Returns the most images per step on a GPU of so many GiB, 1 of them for CUDA itself."""
-        total = torch.cuda.get_device_properties(self.device).total_memory / 2**30
-        torch.cuda.set_per_process_memory_fraction((gigabytes - 1) / total, self.device)
-        batch = bisect.bisect_left(range(1, _MAX_BATCH), True, key=self._exceeds_memory)
-        torch.cuda.set_per_process_memory_fraction(1.0, self.device)
-        return batch
-
-    def _exceeds_memory(self, batch: int) -> bool:
-        self.batch = batch
-        torch.cuda.empty_cache()
-        try:
-            self.step()
-        except torch.OutOfMemoryError:
-            self.model.zero_grad(set_to_none=True)
-            return True
-        return False
+    def _images(self) -> Tensor:
+        side = self.pixels // PATCH * self.variant.patch
+        return torch.randn(self.batch, 3, side, side, device=self.device)
 
     def _autocast(self) -> torch.autocast:
         dtype = getattr(torch, self.dtype)
@@ -128,17 +101,12 @@ class Bench:
 
 
 def measure(
-    benches: Mapping[str, Bench],
-    *,
-    runs: int,
-    memory: bool = True,
-    gigabytes: Sequence[float] = (),
-    progress: Callable[[str], object],
+    benches: Mapping[str, Bench], *, runs: int, progress: Callable[[str], object]
 ) -> tuple[list[dict], list[dict]]:
     """Measures variants of one size and mode; returns rows, and those that failed with why.
 
-    Peak memory comes first, and the largest batch on GPUs of some `gigabytes`. Then each variant is
-    timed `runs` times, interleaved, after a warm-up round: median, and spread between quartiles.
+    Peak memory comes first. Then each variant is timed `runs` times, interleaved, after a warm-up
+    round: median, and spread between quartiles.
     """
     rows: dict[str, dict[str, Any]] = {}
     skipped = []
@@ -146,10 +114,9 @@ def measure(
         progress(f"{name}, {bench.pixels} px, {bench.mode}: memory")
         row: dict[str, Any] = dict(variant=name, pixels=bench.pixels, mode=bench.mode)
         try:
-            rows[name] = row | _memory(dataclasses.replace(bench), memory, gigabytes)
+            rows[name] = row | {"peak_bytes": dataclasses.replace(bench).peak_memory()}
         except Exception as error:  # out of memory, or a peer that is not installed or fails
-            text = f"{type(error).__name__}: {error}".strip()
-            why = "does not fit in memory" if _NO_MEMORY.search(text) else text.splitlines()[0]
+            why = f"{type(error).__name__}: {error}".splitlines()[0]
             skipped.append(row | {"why": why})
     rounds = []
     for index in range(runs + 1):
@@ -157,26 +124,40 @@ def measure(
         rounds.append([benches[name].step() for name in rows])
     for name, taken in zip(rows, zip(*rounds[1:], strict=True), strict=True):
         low, median, high = np.percentile(taken, [25, 50, 75]).tolist()
-        rows[name] |= dict(runs=runs, median=median, spread=high - low)
-        rows[name]["flops"] = benches[name].flops()
+        flops = benches[name].flops()
+        rows[name] |= dict(runs=runs, median=median, spread=high - low, flops=flops)
     return list(rows.values()), skipped
 
 
-def _memory(bench: Bench, peak: bool, gigabytes: Sequence[float]) -> dict[str, Any]:
-    figures: dict[str, Any] = {"peak_bytes": bench.peak_memory()} if peak else {}
-    if gigabytes:
-        figures["largest_batch"] = {f"{gb:g}": bench.largest_batch(gb) for gb in gigabytes}
-    return figures
-
-
-def settings_of(device: str, **settings: Any) -> dict[str, Any]:
-    """Returns what all rows of a report have in common, with the name of the device."""
+def device_name(device: str) -> str:
+    """Returns the name of a GPU, or of the CPU."""
     if device.startswith("cuda"):
-        name = torch.cuda.get_device_name(device)
-    else:
-        model = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
-        name = model[1] if model else platform.machine()
-    return {"device": name} | settings | {"torch": torch.__version__}
+        return torch.cuda.get_device_name(device)
+    model = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    return model[1] if model else platform.machine()
+
+
+def table(report: Mapping[str, Any]) -> str:
+    """Formats one line per variant, size and mode; ratios are to the first variant of a size."""
+    settings = "{device}, {threads} threads, {dtype}, batch {batch}, torch {torch}, {date}"
+    lines = [
+        settings.format_map(report),
+        f"{'px':>5} {'mode':8} {'variant':11} {'median s':>9} {'spread':>7} {'ratio':>6} "
+        f"{'images/s':>8} {'TFLOP':>6} {'peak MB':>8} {'ratio':>6}",
+    ]
+    firsts: dict[tuple[int, str], dict] = {}
+    for row in report["rows"]:
+        first = firsts.setdefault((row["pixels"], row["mode"]), row)
+        median, peak = row["median"], row["peak_bytes"]
+        lines.append(
+            f"{row['pixels']:5} {row['mode']:8} {row['variant']:11} {median:9.4f} "
+            f"{row['spread']:7.4f} {median / first['median']:6.2f} {report['batch'] / median:8.3g} "
+            f"{row['flops'] / 1e12:6.2f} {peak / 2**20:8.0f} "
+            f"{peak / max(1, first['peak_bytes']):6.2f}"
+        )
+    for row in report["skipped"]:
+        lines.append(f"{row['pixels']:5} {row['mode']:8} {row['variant']:11} skipped: {row['why']}")
+    return "\n".join(lines)
 
 
 def count_flops(work: Callable[[], Any]) -> int:
