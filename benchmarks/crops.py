@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from ropevit_mmdet._images import locate_images
+
 MIN_SIZE = 16  # pixels; smaller objects cover hardly more than one patch
 CONTEXT = 1.1  # side of a crop around an object that is too large, in longer sides of the object
 
@@ -18,19 +20,20 @@ def crop_objects(image_dir: Path, ann_file: Path, root: Path, *, side: int) -> N
     if root.is_dir():
         return
     document = json.loads(ann_file.read_text(encoding="utf-8"))
-    names = {category["id"]: category["name"] for category in document["categories"]}
-    files = {image["id"]: image["file_name"] for image in document["images"]}
+    classes = {category["id"]: category["name"] for category in document["categories"]}
+    names = {image["id"]: image["file_name"] for image in document["images"]}
+    files = locate_images(image_dir, [*names.values()])
     partial = root.with_name(f".{root.name}.partial")
-    for name in names.values():
+    for name in classes.values():
         (partial / name).mkdir(parents=True, exist_ok=True)
     for annotation in document["annotations"]:
         if annotation.get("iscrowd") or max(annotation["bbox"][2:]) < MIN_SIZE:
             continue
         rng = np.random.default_rng((0, annotation["id"]))
-        with Image.open(image_dir / files[annotation["image_id"]]) as image:
+        with Image.open(files[names[annotation["image_id"]]]) as image:
             crop = image.convert("RGB").crop(_square(rng, annotation["bbox"], side, image.size))
         crop = crop.resize((side, side), Image.Resampling.BICUBIC)
-        crop.save(partial / names[annotation["category_id"]] / f"{annotation['id']:06d}.png")
+        crop.save(partial / classes[annotation["category_id"]] / f"{annotation['id']:06d}.png")
     partial.rename(root)
 
 

@@ -80,22 +80,23 @@ def watch_prediction(args: argparse.Namespace) -> Watch:
     import numpy as np
     from tqdm import trange
 
-    from ropevit_mmdet.apis.predict import Detector
+    from ropevit_mmdet.apis import Detector
+    from ropevit_mmdet.compat.config import type_name
     from ropevit_mmdet.engine.config import load_config
     from ropevit_mmdet.engine.hooks.resumable_checkpoint_hook import latest_checkpoint
 
     config = load_config(args.config, work_dir=args.work_dir)
     dataset = config.test_dataloader.dataset
     dataset.pipeline = [
-        {"type": step["type"], "scale_factor": 1.0} if step["type"] == "Resize" else step
+        {"type": step["type"], "scale_factor": 1.0} if type_name(step) == "Resize" else step
         for step in dataset.pipeline
     ]
-    detector = Detector(config, str(latest_checkpoint(Path(args.work_dir))))
+    detector = Detector(str(latest_checkpoint(Path(args.work_dir))), config=config)
     watch, random = Watch(), np.random.default_rng(0)
     for step in trange(1, args.images + 1, desc="predicting", unit="image", disable=None):
         height, width = random.integers(16, MAX_SIDE, 2)
         image = random.integers(0, 256, (height, width, 3), dtype=np.uint8)
-        detector.predict([image], score_thr=0.05)
+        detector(image, score_thr=0.05)
         watch.sample(step)
     return watch
 

@@ -17,7 +17,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from benchmarks.crops import crop_objects
-from ropevit_mmdet.apis.compare.experiment import Run, execute, mean_and_spread, result_of
+from ropevit_mmdet.apis.compare.experiment import Run, mean_and_spread, result_of
 from ropevit_mmdet.datasets.shapes import dataset as shapes
 from ropevit_mmdet.engine.config import load_config
 from ropevit_mmdet.errors import one_line_errors
@@ -25,7 +25,6 @@ from ropevit_mmdet.errors import one_line_errors
 SMALL, LARGE, OTHER = (
     f"configs/shapes_{name}.py" for name in ("transfer", "transfer_448", "resnet18")
 )
-COMMAND = [sys.executable, "-m", "benchmarks.recipes", "--execute"]
 NETWORK = "rope_vit_reg4_b14"
 EPOCHS = 8
 PRETRAINING = f"""--network {NETWORK} --tag shapes --device cpu --batch-size 64
@@ -56,8 +55,6 @@ SECTIONS = {  # of the report: title -> method of `Recipes`
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     with one_line_errors():
-        if args.execute:
-            return execute(args.execute)
         recipes = Recipes(args.root.resolve(), args.seeds, args.jobs)
         try:
             recipes.make_data()
@@ -195,9 +192,7 @@ class Recipes:
         directory = name.replace(", ", "-").replace(" ", "-")
         run = Run(directory, config, data | options, seed, trains)
         if run.directory not in self.started:
-            self.started[run.directory] = self.pool.submit(
-                result_of, run, self.root / "runs", COMMAND, log
-            )
+            self.started[run.directory] = self.pool.submit(result_of, run, self.root / "runs", log)
         if title is not None:
             rows = self.rows.setdefault(title, {}).setdefault(shown or name, [])
             rows.append(self.started[run.directory])
@@ -264,7 +259,6 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         metavar="TITLE",
         help=f"only these tables and the runs that they start from: {'; '.join(SECTIONS)}",
     )
-    parser.add_argument("--execute", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args(argv)
 
 

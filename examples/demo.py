@@ -29,7 +29,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone that is 
 import ropevit_mmdet
 from ropevit_cli._arguments import add_cfg_options
 from ropevit_mmdet._images import SUFFIXES, read_image
-from ropevit_mmdet.apis.predict import OVERLAY_DIRECTORY, Detector, predict_files
+from ropevit_mmdet.apis import Detector, predict_files
+from ropevit_mmdet.apis.predict import OVERLAY_DIRECTORY
 from ropevit_mmdet.datasets.shapes import dataset as shapes
 from ropevit_mmdet.engine.config import load_config
 from ropevit_mmdet.engine.hooks.resumable_checkpoint_hook import latest_checkpoint
@@ -122,7 +123,7 @@ def render_predictions(config: Config, checkpoint: str, image_dir: Path, work_di
     """Writes `predictions/` for some test images, and `predictions.png`, a sheet of them."""
     files = sorted(file for file in image_dir.iterdir() if file.suffix.lower() in SUFFIXES)
     files = files[:: max(1, len(files) // NUM_PREDICTED)][:NUM_PREDICTED]
-    detector, out_dir = Detector(config, checkpoint), work_dir / "predictions"
+    detector, out_dir = Detector(checkpoint, config=config), work_dir / "predictions"
     predict_files(detector, files, out_dir, score_thr=SCORE_THR)
     sheet = contact_sheet([read_image(f) for f in sorted((out_dir / OVERLAY_DIRECTORY).iterdir())])
     Image.fromarray(sheet).save(work_dir / "predictions.png")

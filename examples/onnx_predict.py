@@ -1,7 +1,8 @@
 """Detect objects in images with a file of `ropevit export`, without PyTorch or MMDetection.
 
 Self-contained: copy it next to the .onnx file. Needs onnxruntime, numpy and Pillow. Prints
-COCO-style JSON, boxes [x, y, width, height] in pixels of the original image.
+COCO-style JSON, boxes [x, y, width, height] in pixels of the original image. An image that cannot
+be used is named and skipped; the exit status is then 1.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import onnxruntime
 from PIL import Image
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+MAX_ASPECT = 100  # of the sides: smaller than this, resizing can leave no pixel
 FORMATS = ("BMP", "JPEG", "PNG", "TIFF", "WEBP")  # Pillow starts programs for some others
 TRANSPOSE = {  # EXIF orientation -> what makes the image upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -29,7 +31,10 @@ TRANSPOSE = {  # EXIF orientation -> what makes the image upright
 def main(argv=None):
     args = parse_args(argv)
     try:
-        result = predict_files(Detector(args.file), find_images(args.images), args.score_thr)
+        detector, images = Detector(args.file), find_images(args.images)
+        result, skipped = predict_files(detector, images, args.score_thr)
+        if not result["images"]:
+            raise ValueError(skipped[0])
     except (ValueError, OSError) as error:
         sys.stderr.write(f"error: {error}\n")
         raise SystemExit(2) from error
@@ -39,6 +44,10 @@ def main(argv=None):
     else:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(text, encoding="utf-8")
+    for message in skipped:
+        sys.stderr.write(f"skipped: {message}\n")
+    if skipped:
+        raise SystemExit(1)
 
 
 class Detector:
@@ -57,6 +66,9 @@ class Detector:
         """RGB image [H, W, 3], uint8 -> boxes [N, 4] (x1, y1, x2, y2), scores, labels."""
         height, width = image.shape[:2]
         new_height, new_width = new_size(height, width, **self.metadata["resize"])
+        long, short = max(height, width), min(height, width)
+        if long > MAX_ASPECT * short or 0 in (new_height, new_width):
+            raise ValueError(f"is too thin: {width} x {height} pixels")
         image = resize(image, new_height, new_width)
         if self.metadata["channel_order"] == "BGR":
             image = image[:, :, ::-1]
@@ -69,15 +81,20 @@ class Detector:
 
 
 def predict_files(detector, paths, score_thr):
-    """Returns a COCO-style document: images, categories (ids from 1), annotations with scores."""
-    images, annotations = [], []
-    for image_id, path in enumerate(paths, start=1):
+    """Returns a COCO-style document: images, categories (ids from 1), annotations with scores.
+
+    And a message for each image that was skipped.
+    """
+    images, annotations, skipped = [], [], []
+    for path in paths:
         try:
             image = read_image(path)
             detections = detector.predict(image)
-        except (ValueError, OSError, SyntaxError) as error:  # SyntaxError: Pillow, broken PNG
-            raise ValueError(f"image {path}: {error}") from error
+        except ValueError as error:
+            skipped.append(f"image {path} {error}")
+            continue
         height, width = image.shape[:2]
+        image_id = len(images) + 1
         images.append({"id": image_id, "file_name": str(path), "width": width, "height": height})
         for box, score, label in zip(*detections):
             if score < score_thr:
@@ -96,17 +113,21 @@ def predict_files(detector, paths, score_thr):
             )
     names = detector.metadata["class_names"]
     categories = [{"id": i, "name": name} for i, name in enumerate(names, start=1)]
-    return {"images": images, "categories": categories, "annotations": annotations}
+    document = {"images": images, "categories": categories, "annotations": annotations}
+    return document, skipped
 
 
 def read_image(path):
     """Returns an image file as RGB [H, W, 3], uint8, upright according to its EXIF data."""
-    with Image.open(path, formats=FORMATS) as image:
-        if image.mode[0] in "IF":
-            raise ValueError("more than 8 bits per channel")
-        upright = TRANSPOSE.get(exif_orientation(image))
-        image = image if upright is None else image.transpose(upright)
-        return np.asarray(image.convert("RGB"))
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            if image.mode[0] in "IF":
+                raise ValueError("more than 8 bits per channel")
+            upright = TRANSPOSE.get(exif_orientation(image))
+            image = image if upright is None else image.transpose(upright)
+            return np.asarray(image.convert("RGB"))
+    except Exception as error:  # Pillow's decoders raise many types
+        raise ValueError(f"cannot be read: {error}") from error
 
 
 def exif_orientation(image):

@@ -4,7 +4,6 @@ from ropevit_mmdet import compat  # isort: skip  (it must precede mmcv.ops)
 
 import copy
 import importlib
-from types import SimpleNamespace
 
 import mmcv.ops
 import pytest
@@ -26,7 +25,7 @@ from tests.test_models.test_layers.test_window_attention import RECIPE, STYLES, 
 
 pytestmark = pytest.mark.gpu
 DEVICE = "cuda"
-FALLBACK = SimpleNamespace(**compat.ops.functions())
+FALLBACK = compat.ops.fallback_module()
 SETTINGS = {
     "windows": dict(window_size=4, global_attn_indices=(1, 3), pos_embed_mode="tile"),
     "fitted": dict(rope_interpolation=448),

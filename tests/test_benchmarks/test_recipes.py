@@ -21,7 +21,7 @@ def runs(monkeypatch):
     """Collects the runs in the order of their ends instead of executing them."""
     done = []
 
-    def result_of(run, root, command, log):
+    def result_of(run, root, log):
         if "load_from" in run.options:
             source = run.options["load_from"].split("/")[-2]
             assert source in [earlier.directory for earlier in done]

@@ -13,11 +13,11 @@ import torch
 from PIL import Image
 
 from ropevit_mmdet._images import read_image
-from ropevit_mmdet.apis.predict import Detector
+from ropevit_mmdet.apis import Detector
 from ropevit_mmdet.deploy.check import Detections, differences
-from ropevit_mmdet.engine.config import load_config
 from tests.exportable_models import exported_detector
 from tests.processes import ROOT, run_python
+from tests.test_apis.test_predict import broken_files
 
 SCRIPT = ROOT / "examples" / "onnx_predict.py"
 _spec = importlib.util.spec_from_file_location("onnx_predict", SCRIPT)
@@ -26,7 +26,7 @@ _spec.loader.exec_module(onnx_predict)
 
 
 def test_onnx_predict_equals_the_package(tmp_path):
-    model, config, checkpoint, path = exported_detector()
+    _, config, checkpoint, path = exported_detector()
     random, files = np.random.default_rng(0), []
     for name, height, width in (("a.png", 168, 224), ("b.png", 333, 250), ("c.jpg", 60, 90)):
         coarse = Image.fromarray(random.integers(0, 256, (9, 7, 3), dtype=np.uint8))
@@ -45,13 +45,13 @@ def test_onnx_predict_equals_the_package(tmp_path):
     assert [image["file_name"] for image in document["images"]] == [str(file) for file in files]
     assert document["categories"][4] == {"id": 5, "name": "ring"}
 
-    detector = Detector(load_config(config), str(checkpoint), "cpu")
+    detector = Detector(checkpoint, config=config, device="cpu")
     for image_id, file in enumerate(files, start=1):
-        (expected,) = detector.predict([read_image(file)], score_thr=0.1)
+        expected = detector(file, score_thr=0.1).pred_instances
         expected = Detections(expected.bboxes, expected.scores, expected.labels)
         actual = onnx_predict.Detector(str(path)).predict(onnx_predict.read_image(file))
         actual = Detections(*(torch.from_numpy(part[actual[1] >= 0.1]) for part in actual))
-        boxes, scores = differences(expected, actual, model.bbox_head.test_cfg)
+        boxes, scores = differences(expected, actual)
         assert boxes < 1e-3 and scores < 1e-5  # pixels of the image
         rows = [one for one in document["annotations"] if one["image_id"] == image_id]
         assert len(rows) == len(actual.scores) > 20
@@ -116,9 +116,25 @@ def test_onnx_predict_reports_errors_in_one_line(tmp_path, capsys):
         (tmp_path / "more.onnx", image, "does more than resize"),
         (tmp_path / "bare.onnx", image, "is not a file of `ropevit export --part detector`"),
         (exported, tmp_path / "none.png", "No such file"),
-        (exported, bad, "bad.png: "),
+        (exported, bad, "bad.png cannot be read: "),
     ):
         with pytest.raises(SystemExit) as stop:
             onnx_predict.main([str(file), str(path)])
         line = capsys.readouterr().err
         assert stop.value.code == 2 and line.startswith("error: ") and message in line
+
+
+def test_onnx_predict_skips_and_names_images_that_it_cannot_use(tmp_path, capsys):
+    broken = broken_files(tmp_path)
+    Image.new("RGB", (60, 40)).save(tmp_path / "good.png")
+    out = tmp_path / "out.json"
+    with pytest.raises(SystemExit) as stop:
+        onnx_predict.main([str(exported_detector().onnx), str(tmp_path), "--out", str(out)])
+    assert stop.value.code == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == len(broken) and all(line.startswith("skipped: ") for line in lines)
+    for name, message in broken.items():
+        message = "is too thin: 400 x 2 pixels" if name == "thin.png" else message.split(":")[0]
+        assert any(name in line and message in line for line in lines)
+    images = json.loads(out.read_text())["images"]
+    assert [(one["id"], Path(one["file_name"]).name) for one in images] == [(1, "good.png")]
