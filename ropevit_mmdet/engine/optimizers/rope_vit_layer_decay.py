@@ -86,7 +86,7 @@ class RoPEViTLayerDecay:
             elif "decay_mult" in custom and "weight_decay" in self.optimizer_cfg:
                 decay = {"weight_decay": self.optimizer_cfg["weight_decay"] * custom["decay_mult"]}
             group = dict(params=[], layer=layer, lr=lr, **decay)
-            key = (layer, -lr_mult, -decay.get("weight_decay", math.inf))
+            key = (layer, -lr_mult, decay.get("weight_decay", math.inf))
             groups.setdefault(key, group)["params"].append(parameter)
         return [groups[key] for key in sorted(groups)]
 

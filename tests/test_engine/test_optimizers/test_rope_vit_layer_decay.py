@@ -69,6 +69,15 @@ def test_every_parameter_against_the_list():
         assert actual[name] == pytest.approx(values), name
 
 
+def test_groups_without_weight_decay_come_first():
+    """An optimizer's state is resumed by position: the order of saved runs must not change."""
+    groups = RoPEViTLayerDecay(wrapper_cfg(), wrapper_cfg()["paramwise_cfg"]).param_groups(
+        detector()
+    )
+    order = [(group["layer"], "weight_decay" not in group) for group in groups]
+    assert order == [(layer, decays) for layer in range(6) for decays in (False, True)]
+
+
 def test_frozen_parameters_are_skipped():
     actual = settings(detector(frozen_stages=2))
     assert not any(name.startswith("backbone.blocks.1.") for name in actual)
