@@ -21,7 +21,7 @@ from ropevit_mmdet.apis.compare.experiment import mean_and_spread
 from ropevit_mmdet.engine.config import load_config
 from ropevit_mmdet.errors import one_line_errors
 
-TRIAL = 60  # iterations to measure the time of one
+TRIAL = 60  # iterations that measure the time of one
 
 
 def main(argv: list[str] | None = None) -> None:
