@@ -14,4 +14,5 @@ model = dict(
     bbox_head=dict(num_classes=5, in_channels=channels, feat_channels=channels),
     test_cfg=dict(nms_pre=300, score_thr=0.01, max_per_img=50),
 )
+optim_wrapper = dict(paramwise_cfg=dict(bypass_duplicate=True))  # the levels share convolutions
 default_hooks = dict(checkpoint=dict(interval=500, max_keep_ckpts=1))
