@@ -49,15 +49,16 @@ def check_queries(model: Any, dataset: Any, *, training: bool) -> None:
 def _input_sizes(model: Any, dataset: Any, training: bool) -> Iterator[tuple[int, int]]:
     """Sizes (height, width) of padded images; none if the pipeline may change them at random."""
     steps = getattr(getattr(dataset, "pipeline", None), "transforms", [None, None])[:-1]
-    resizes = [step for step in steps if type(step).__name__ == "Resize" and step.keep_ratio]
+    resizes = [step for step in steps if type(step).__name__ == "Resize" and step.scale]
     others = [s for s in steps if s not in resizes and type(s).__name__ not in _SAME_SIZE]
     if others or (training and model.data_preprocessor.batch_augments):
         return
     divisors = model.data_preprocessor.pad_size_divisor, getattr(model.backbone, "patch_size", 1)
     infos = map(dataset.get_data_info, range(len(dataset)))
     for width, height in {(info["width"], info["height"]) for info in infos}:
-        for resize in resizes:
-            width, height = rescale_size((width, height), resize.scale or resize.scale_factor)
+        for step in resizes:
+            size = rescale_size((width, height), step.scale) if step.keep_ratio else step.scale
+            width, height = size
         for divisor in divisors:
             width, height = (ceil(side / divisor) * divisor for side in (width, height))
         yield height, width

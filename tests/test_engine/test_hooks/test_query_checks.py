@@ -4,7 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from mmdet.datasets.transforms import PackDetInputs, RandomFlip, RandomResize, Resize
+from mmcv.transforms import RandomResize
+from mmdet.datasets.transforms import PackDetInputs, RandomFlip, Resize
 from mmdet.registry import MODELS
 
 from ropevit_mmdet.engine.hooks._query_checks import check_queries
@@ -31,11 +32,16 @@ def small(name, **options):
 
 @pytest.mark.parametrize(
     ("size", "steps", "cells"),
-    [((28, 28), [], 21), ((30, 20), [RandomFlip(0.5)], 42), ((280, 140), [Resize((56, 28))], 42)],
+    [
+        ((28, 28), [], 21),
+        ((30, 20), [RandomFlip(0.5)], 42),
+        ((280, 140), [Resize((56, 28), keep_ratio=True)], 42),
+        ((28, 28), [Resize((28, 56))], 42),
+    ],
 )
 def test_images_have_as_many_cells_as_a_two_stage_head_chooses(size, steps, cells):
     """The cells are those of the neck, of padded images, at strides 7, 14 and 28."""
-    images = Images((224, 224), size, steps=steps)
+    images = Images((560, 280), size, steps=steps)
     model = small("dino", num_queries=cells, **{"test_cfg.max_per_img": 10})
     check_queries(model, images, training=True)
     padded = (28, 28) if cells == 21 else (56, 28)
@@ -53,7 +59,7 @@ def test_images_have_as_many_cells_as_a_two_stage_head_chooses(size, steps, cell
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("dino", {"test_cfg.max_per_img": 201}, r"max_per_img is above the 200 scores of 40 queries"),
+        ("dino", {"test_cfg.max_per_img": 201}, "max_per_img is above the 200 scores of 40"),
         ("mask2former", {"test_cfg.max_per_image": 51}, "max_per_image is above the 50 scores"),
         (
             "mask2former", {"panoptic_head.num_things_classes": 3},
