@@ -1,4 +1,7 @@
-# EoMT with a tiny RoPE ViT on the shapes dataset, from scratch, on a CPU.
+# EoMT with a tiny RoPE ViT on the shapes dataset, from scratch, on a CPU. It shows that the head
+# runs and learns masks (57.5 average recall on the validation images), not classes (8.0 mask AP, 5.4
+# box AP): only attention tells shapes apart, and it has 14,000 objects to learn that from. The paper
+# (arXiv 2503.19108) requires a strongly pretrained ViT. Queries, blocks and the schedule are ours.
 _base_ = [
     "./_base_/default_runtime.py",
     "./_base_/models/eomt.py",
