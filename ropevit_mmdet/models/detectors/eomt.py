@@ -36,8 +36,6 @@ class EoMT(MaskFormer):
             (isinstance(self.backbone, RoPEViT), "backbone", "RoPEViT (with frozen_stages)", name),
             (not self.with_neck, "neck", "None: EoMT reads tokens", kwargs.get("neck")),
         )
-        style = self.backbone.arch.rope_style  # mixed: a table for each block
-        check_values((style != "mixed", "backbone: rope_style", "another one for EoMT", style))
         dim, patch = self.backbone.arch.hidden_dim, self.backbone.patch_size
         depth, blocks = len(self.backbone.blocks), head.num_blocks
         check_values(

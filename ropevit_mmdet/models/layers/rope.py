@@ -203,7 +203,8 @@ class Segment(NamedTuple):
     def with_leading(self, count: int) -> Segment:
         """The segment with `count` more tokens at the start of every window, not rotated."""
         shape = (count, *self.cos.shape[1:])
-        cos = torch.cat((self.cos.new_ones(shape), self.cos))
+        is_position = self.cos.shape[-1] == 1
+        cos = torch.cat((self.cos.new_full(shape, 0.0 if is_position else 1.0), self.cos))
         sin = torch.cat((self.sin.new_zeros(shape), self.sin))
         return Segment(self.windows, self.tokens + count, cos, sin)
 

@@ -21,6 +21,7 @@ ARCHS = {
         num_reg_tokens=0, class_token=False, qk_norm=True
     ),
     "RMSNorm, interleaved": dict(norm_layer_type="RMSNorm", rope_rot_type="interleaved"),
+    "learned frequencies": dict(rope_style="mixed", rope_rot_type="interleaved"),
     "no final norm": dict(num_layers=5),
 }
 WINDOWS = dict(window_size=2, global_attn_indices=(), pos_embed_mode="tile")
@@ -97,8 +98,13 @@ def reference_attention(attn, x, cos, sin, hidden):
     q, k, v = attn.qkv(x).unflatten(-1, (3, attn.num_heads, dim)).unbind(1)
     q, k = attn.q_norm(q), attn.k_norm(k)
     outputs = []
+    columns, rows = cos, sin
     for head in range(attn.num_heads):
         rotated = []
+        if attn.rope is not None:  # a learned angle per position; 0 for all but patches
+            of_column, of_row = attn.rope.freqs[:, head].float()
+            angles = (columns.float() * of_column + rows.float() * of_row).repeat_interleave(2, 1)
+            cos, sin = angles.cos(), angles.sin() * torch.tensor([-1, 1]).repeat(dim // 2)
         for one in (q[:, head], k[:, head]):
             if attn.rotation == "standard":
                 partner = torch.cat((one[:, dim // 2 :], one[:, : dim // 2]), 1)
@@ -135,7 +141,8 @@ def reference(model, image, *, masked):
     (x,), _, _ = backbone.encode(image[None], (first - 1,))
     grid = tuple(-(-side // 14) for side in image.shape[-2:])
     cos, sin = backbone.rope_tables.global_rope.table(grid, period=backbone.rope_tables.period)
-    cos = F.pad(cos.double(), (0, 0, QUERIES + special, 0), value=1.0)
+    identity = 0.0 if backbone.arch.rope_style == "mixed" else 1.0
+    cos = F.pad(cos.double(), (0, 0, QUERIES + special, 0), value=identity)
     sin = F.pad(sin.double(), (0, 0, QUERIES + special, 0))
     x = torch.cat((head.q.weight, x[0]))
     predictions = []

@@ -68,12 +68,6 @@ def test_neck_is_refused():
         MODELS.build(config)
 
 
-def test_learned_frequencies_are_refused():
-    config = small_config(dict(rope_style="mixed", rope_rot_type="interleaved"))
-    with pytest.raises(UserError, match="^backbone: rope_style must be another one for EoMT"):
-        MODELS.build(config)
-
-
 SMALLER = dict(arch=dict(num_layers=2), head=dict(num_blocks=1))  # a graph takes time per block
 WINDOWS = dict(window_size=2, global_attn_indices=())
 
