@@ -5,7 +5,7 @@ from mmengine.config import Config
 
 from benchmarks import detectors
 from ropevit_mmdet.apis import adapt
-from ropevit_mmdet.apis.adaptation import check, check_training, conversion, pyramid
+from ropevit_mmdet.apis.adaptation import check, check_training, conversion
 from ropevit_mmdet.apis.adaptation.config_file import difference, read_config
 from ropevit_mmdet.apis.adaptation.rules import StrideMap, stride_edits
 from ropevit_mmdet.compat.config import type_name
@@ -43,12 +43,6 @@ model = dict(
 )
 optim_wrapper = dict(optimizer=dict(type=SGD, lr=0.01, momentum=0.9))
 """
-
-
-@pytest.fixture(autouse=True)
-def small_probe(monkeypatch):
-    """The image that shows the levels of a backbone."""
-    monkeypatch.setattr(pyramid, "_SIDE", 256)
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from mmdet.registry import MODELS
 from torch import Tensor
+from torch._subclasses import FakeTensorMode
 
 from ropevit_mmdet.apis.adaptation.rules import StrideMap, as_list, plain, walk
 from ropevit_mmdet.compat.config import type_name
@@ -122,19 +123,31 @@ def _used(
 
 
 def _run(part: Any, inputs: Sequence[Level] = ()) -> list[Level]:
-    """Builds a neck or several without weights, runs it on zeros; a backbone if no `inputs`."""
+    """The levels of a neck or several; of a backbone if there are no `inputs`.
+
+    On tensors without memory if possible: deformable convolutions crash on the NaN that weights
+    without initialization may give.
+    """
     part = deepcopy(part)
     for _, settings in walk(part):
         settings.pop("init_cfg", None)
         if isinstance(settings.get("pretrained"), (str, bool)):
             settings["pretrained"] = False if settings["pretrained"] is True else None
-    module = MODELS.build(part)
+    try:
+        with FakeTensorMode():
+            maps = _forward(part, inputs)
+    except Exception:  # a constructor or an op that needs values
+        maps = _forward(part, inputs)
+    return [Level(plain(_SIDE / one.shape[-1]), one.shape[1]) for one in maps]
+
+
+def _forward(part: Any, inputs: Sequence[Level]) -> Sequence[Tensor]:
+    module = MODELS.build(deepcopy(part))
     module.eval()  # a statement: mmdet's ResNet.train returns None
     given = tuple(torch.zeros(1, c, *[round(_SIDE / stride)] * 2) for stride, c in inputs)
     with torch.no_grad():
         maps = module(given or torch.zeros(1, 3, _SIDE, _SIDE))
-    maps = [maps] if isinstance(maps, Tensor) else maps
-    return [Level(plain(_SIDE / one.shape[-1]), one.shape[1]) for one in maps]
+    return [maps] if isinstance(maps, Tensor) else maps
 
 
 def _pyramid(arch: Arch, width: int, strides: list, extra_convs: bool) -> dict[str, Any]:
