@@ -65,10 +65,10 @@ class Detector:
     ) -> None:
         self.device = choose_device(device)
         loaded = read_detector_checkpoint(os.fspath(checkpoint))
-        if config is None:
-            config = embedded_config(loaded, checkpoint)
-        loads = cfg_options or not isinstance(config, Config)
-        self.config: Any = load_config(config, cfg_options) if loads else config
+        given: Any = embedded_config(loaded, checkpoint) if config is None else config
+        if cfg_options or not isinstance(given, Config):
+            given = load_config(given, cfg_options)
+        self.config = given
         model: Any = build_detector(self.config)
         check_fit(model.state_dict(), loaded["state_dict"], str(checkpoint))
         model.load_state_dict(loaded["state_dict"])
