@@ -18,10 +18,8 @@ FAMILIES = (
     "fcos/fcos_r50-caffe_fpn_gn-head_1x_coco",
     "reppoints/reppoints-moment_r50_fpn_1x_coco",
     "condinst/condinst_r50_fpn_ms-poly-90k_coco_instance",
-    "solo/solo_r50_fpn_1x_coco",
     "pafpn/faster-rcnn_r50_pafpn_1x_coco",
     "yolox/yolox_tiny_8xb8-300e_coco",
-    "rtmdet/rtmdet_tiny_8xb32-300e_coco",
     "yolof/yolof_r50-c5_8xb8-1x_coco",
     "centernet/centernet_r18_8xb16-crop512-140e_coco",
     "detr/detr_r50_8xb2-150e_coco",
@@ -70,9 +68,8 @@ def test_families_train_a_step(name, weights, small_images, tmp_path):
     assert Config.fromfile(out).model.backbone.type == "RoPEViT"
 
 
-@pytest.mark.parametrize("name", FAMILIES[:2], ids=lambda name: name.split("/")[0])
-def test_detectors_predict(name, weights, small_images, unchecked):
-    check_training(adapt(f"mmdet::{name}", weights), predict=True)
+def test_detectors_predict(weights, small_images, unchecked):
+    check_training(adapt(RETINANET, weights), predict=True)
 
 
 @pytest.mark.slow
