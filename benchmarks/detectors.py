@@ -109,7 +109,7 @@ def trial(name: str, weights: str) -> dict[str, Any]:
 def detector(name: str) -> str:
     """The detector's class and its necks."""
     try:
-        model = read_config(f"mmdet::{name}").settings["model"]
+        model = read_config(f"mmdet::{name}")[0]["model"]
     except UserError:
         return ""
     model = model.get("detector", model)
@@ -156,7 +156,7 @@ def _adapted(name: str, weights: str) -> None:
 
 
 def _own(name: str) -> None:
-    settings = read_config(f"mmdet::{name}").settings
+    settings, _ = read_config(f"mmdet::{name}")
     check_training(Config(settings), predict=True, sizes=((320, 320),) * 2)  # SSD needs 300
 
 

@@ -27,17 +27,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from ropevit_mmdet.apis import Detector
     from ropevit_mmdet.deploy import check_request, export_model
-    from ropevit_mmdet.engine.detector_config import detector_config
 
     config, checkpoint, (out,) = detector_arguments(args, 1)
     path = Path(out)
     part = args.part or ("detector" if args.format == "onnx" else "features")
     check_request(path, part, args.format)
-    settings = detector_config(config, checkpoint, args.cfg_options)
-    detector = Detector(checkpoint, config=settings, device="cpu")
+    options = dict(config=config, cfg_options=args.cfg_options, device="cpu")
+    detector = Detector(checkpoint, **options)
     export_model(
         detector.model,
-        settings,
+        detector.config,
         detector.classes,
         path,
         part=part,

@@ -38,7 +38,6 @@ def run(args: argparse.Namespace) -> None:
     from ropevit_mmdet import visualization
     from ropevit_mmdet._images import find_images, read_images
     from ropevit_mmdet.apis import load_features
-    from ropevit_mmdet.engine.detector_config import detector_config
     from ropevit_mmdet.errors import UserError
 
     visualization.check_png(args.out)
@@ -46,11 +45,8 @@ def run(args: argparse.Namespace) -> None:
     paths = find_images(names, videos=False)
     if not 0 < len(paths) * len(args.blocks) <= visualization.MAX_ROWS:
         raise UserError(f"images x blocks: give 1 to {visualization.MAX_ROWS} in all")
-    given = config or args.cfg_options  # else the checkpoint may be birder's
-    settings = detector_config(config, checkpoint, args.cfg_options) if given else None
-    backbone, prepare = load_features(
-        checkpoint, settings, arch=args.arch, size=args.size, device=args.device
-    )
+    settings = {name: getattr(args, name) for name in ("cfg_options", "arch", "size", "device")}
+    backbone, prepare = load_features(checkpoint, config, **settings)
     features = []
     choice = dict(blocks=args.blocks, patch=args.patch)
     for image in tqdm(read_images(paths), total=len(paths), unit="image", disable=None):

@@ -6,6 +6,8 @@ CONFIG` plots the confusion matrix and precision over recall of a JSON file from
 """
 
 import argparse
+from pathlib import Path
+from typing import Any
 
 from ropevit_cli._arguments import add_cfg_options
 
@@ -38,7 +40,6 @@ def run(args: argparse.Namespace) -> None:
 def plot_curves(args: argparse.Namespace) -> None:
     """Plots runs and prints a line for each."""
     import math
-    from pathlib import Path
 
     from ropevit_mmdet.visualization import check_png, plot_runs, read_run
 
@@ -66,7 +67,6 @@ def plot_results(args: argparse.Namespace) -> None:
 
     from ropevit_mmdet._output import check_output_directory, output_directory
     from ropevit_mmdet.apis.detector import config_classes
-    from ropevit_mmdet.apis.ground_truth import read_coco
     from ropevit_mmdet.engine.config import load_config
     from ropevit_mmdet.evaluation.annotations import Annotations, annotation_file
     from ropevit_mmdet.evaluation.confusion_matrix import confusion_matrix
@@ -82,7 +82,7 @@ def plot_results(args: argparse.Namespace) -> None:
     results, saved = read_results(args.paths[0])
     if warning := check_classes(saved, names, args.paths[0]):
         sys.stderr.write(f"warning: {warning}\n")
-    coco = read_coco(annotation_file(config))
+    coco = _read_coco(annotation_file(config))
     annotations = Annotations(coco, names, results if saved else None)
     matrix = confusion_matrix(results, annotations, **thresholds)
     curves = precision_recall(results, annotations)
@@ -96,3 +96,27 @@ def plot_results(args: argparse.Namespace) -> None:
     for index, iou in enumerate(IOUS):
         print(f"box AP at IoU {iou}: {curves.average(index):.3f}")
     print(f"figures and results.json: {args.out_dir}")
+
+
+def _read_coco(path: Path) -> Any:
+    """Reads and checks an annotation file; annotations need neither `id` nor `area`."""
+    from pycocotools.coco import COCO
+
+    from ropevit_mmdet.datasets.validation.annotations import (
+        check_annotations,
+        read_annotation_file,
+    )
+    from ropevit_mmdet.datasets.validation.checks import ERROR
+    from ropevit_mmdet.errors import UserError
+
+    coco = COCO()
+    coco.dataset = read_annotation_file(path)
+    annotations = coco.dataset.get("annotations") or []
+    for index, one in enumerate(annotations):
+        if isinstance(one, dict):
+            annotations[index] = {"id": f"index {index}", "area": 1} | one
+    findings = check_annotations(coco.dataset, masks=False)
+    if findings.of(ERROR):
+        raise UserError(f"annotation file {path}: {findings.summary(ERROR)}")
+    coco.createIndex()
+    return coco

@@ -21,7 +21,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--classes", nargs="+", metavar="NAME", help="keep only these classes")
     help = "use every N-th frame of a video (default: 1)"
     add("--every", type=positive_int, default=1, metavar="N", help=help)
-    add("--ann-file", metavar="COCO.json", help="render this ground truth next to predictions")
     help = "images per forward pass (default: 1)"
     add("--batch-size", type=positive_int, default=1, help=help)
     add_cfg_options(parser)
@@ -34,30 +33,22 @@ def run(args: argparse.Namespace) -> int:
 
     from ropevit_mmdet._images import find_images
     from ropevit_mmdet._output import check_output_directory
-    from ropevit_mmdet.apis import Detector, GroundTruth, predict_files
+    from ropevit_mmdet.apis import Detector, predict_files
     from ropevit_mmdet.apis.predict import OVERLAY_DIRECTORY, RESULT_FILE
-    from ropevit_mmdet.engine.detector_config import detector_config
-    from ropevit_mmdet.errors import UserError
 
     check_output_directory(args.out_dir)
     config, checkpoint, names = detector_arguments(args, 1, more=True)
     images = find_images(names)
-    settings = detector_config(config, checkpoint, args.cfg_options)
-    detector = Detector(checkpoint, config=settings, device=args.device)
-    truth = GroundTruth(args.ann_file, detector.classes) if args.ann_file else None
-    if truth and (known := truth.count_known(images)) < len(images):
-        if not known:
-            raise UserError(f"{args.ann_file} has none of the images")
-        print(f"{args.ann_file} has {known} of the {len(images)} images")
+    options = dict(config=config, cfg_options=args.cfg_options, device=args.device)
+    detector = Detector(checkpoint, **options)
     bar: dict = dict(desc="predicting", unit="image", disable=None)
-    options = ("score_thr", "top_k", "classes", "every", "batch_size")
+    settings = ("score_thr", "top_k", "classes", "every", "batch_size")
     number, skipped = predict_files(
         detector,
         images,
         args.out_dir,
-        truth=truth,
         progress=lambda items, total: tqdm(items, total=total, **bar),
-        **{name: getattr(args, name) for name in options},
+        **{name: getattr(args, name) for name in settings},
     )
     min_score = max(args.score_thr, detector.min_score)
     print(f"{number} objects in {len(images) - len(skipped)} images, scores of {min_score} and up")

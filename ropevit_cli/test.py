@@ -75,16 +75,17 @@ def prepare(args: argparse.Namespace) -> "tuple[Config, list[str]]":
     """Returns the config of the run, and warnings, after all checks that need no work dir."""
     from ropevit_mmdet._output import check_output_directory
     from ropevit_mmdet.datasets import check_datasets, compare_classes
-    from ropevit_mmdet.engine.config import build_detector, use_show
+    from ropevit_mmdet.engine.config import build_detector, load_config, use_show
     from ropevit_mmdet.engine.config_checks import check_config
-    from ropevit_mmdet.engine.detector_config import detector_config
+    from ropevit_mmdet.engine.detector_config import embedded_config
     from ropevit_mmdet.weights.checkpoint import check_fit
     from ropevit_mmdet.weights.detector_checkpoint import read_detector_checkpoint
 
     given, checkpoint, _ = detector_arguments(args)
-    config = detector_config(
-        given, checkpoint, args.cfg_options, work_dir=args.work_dir, launcher=args.launcher
-    )
+    content = read_detector_checkpoint(checkpoint)
+    given = given or embedded_config(content, checkpoint)
+    run = dict(work_dir=args.work_dir, launcher=args.launcher)
+    config = load_config(given, args.cfg_options, **run)
     check_output_directory(config.work_dir)
     config.load_from = checkpoint
     config.resume = False
@@ -95,7 +96,6 @@ def prepare(args: argparse.Namespace) -> "tuple[Config, list[str]]":
         use_show(config, show=args.show, show_dir=args.show_dir, wait_time=args.wait_time)
     warnings = check_config(config, ("test",))
     check_datasets(config, ("test",))
-    content = read_detector_checkpoint(checkpoint)
     check_fit(build_detector(config).state_dict(), content["state_dict"], checkpoint)
     return config, warnings + compare_classes(config, "test", content, checkpoint)
 

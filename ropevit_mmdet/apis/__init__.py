@@ -4,13 +4,11 @@ from ropevit_mmdet.apis.adaptation import adapt
 from ropevit_mmdet.apis.browse import PipelineOutput, RenderedImage
 from ropevit_mmdet.apis.detector import Detector, choose_device
 from ropevit_mmdet.apis.features import FeatureSource, load_features
-from ropevit_mmdet.apis.ground_truth import GroundTruth
 from ropevit_mmdet.apis.predict import predict_files
 
 __all__ = [
     "Detector",
     "FeatureSource",
-    "GroundTruth",
     "PipelineOutput",
     "RenderedImage",
     "adapt",

@@ -42,6 +42,7 @@ class Detector:
         checkpoint: a detector's checkpoint: path, URL or `hf://OWNER/REPO[@REVISION]/FILE`.
         config: a config, its file or its packaged name; by default the config in the checkpoint,
             which is read as literals: nothing in it is run.
+        cfg_options: changes of the config, as for `load_config`.
         device: as PyTorch names it; by default the first GPU, else the CPU.
 
     Attributes:
@@ -59,13 +60,15 @@ class Detector:
         checkpoint: str | os.PathLike[str],
         *,
         config: Config | str | os.PathLike[str] | None = None,
+        cfg_options: dict[str, Any] | Sequence[str] | None = None,
         device: str | None = None,
     ) -> None:
         self.device = choose_device(device)
         loaded = read_detector_checkpoint(os.fspath(checkpoint))
-        if config is None:
-            config = embedded_config(loaded, checkpoint)
-        self.config = config if isinstance(config, Config) else load_config(config)
+        given: Any = embedded_config(loaded, checkpoint) if config is None else config
+        if cfg_options or not isinstance(given, Config):
+            given = load_config(given, cfg_options)
+        self.config = given
         model: Any = build_detector(self.config)
         check_fit(model.state_dict(), loaded["state_dict"], str(checkpoint))
         model.load_state_dict(loaded["state_dict"])

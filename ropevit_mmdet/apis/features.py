@@ -32,8 +32,9 @@ class FeatureSource(NamedTuple):
 
 def load_features(
     checkpoint: str,
-    config: Config | None = None,
+    config: Config | str | None = None,
     *,
+    cfg_options: Sequence[str] | None = None,
     arch: str | Mapping[str, Any] | None = None,
     size: int | None = None,
     device: str | None = None,
@@ -43,7 +44,7 @@ def load_features(
     Args:
         checkpoint: a birder checkpoint (path, URL or `birder://NAME`), whose RoPE is fitted to the
             pretraining grid; or a detector's, whose test pipeline prepares images, with padding.
-        config: of the detector, as in `Detector`.
+        config: of the detector, as in `Detector`; so are `cfg_options`.
         arch: of a birder checkpoint, as in `RoPEViT`; by default identified from the weights.
         size: the longer side of an image in pixels for a birder checkpoint, by default that of the
             training; both sides are rounded to patches.
@@ -52,8 +53,9 @@ def load_features(
     Raises:
         UserError: a checkpoint without image size or statistics, or a detector without a RoPEViT.
     """
-    if config is not None:
-        return _of_detector(Detector(checkpoint, config=config, device=device))
+    if config is not None or cfg_options:
+        detector = Detector(checkpoint, config=config, cfg_options=cfg_options, device=device)
+        return _of_detector(detector)
     content = read_checkpoint(resolve_weights(checkpoint))
     if content.origin == "mmengine":
         return _of_detector(Detector(checkpoint, device=device))

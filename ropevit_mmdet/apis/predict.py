@@ -23,7 +23,6 @@ from ropevit_mmdet._images import (
 )
 from ropevit_mmdet._output import output_directory
 from ropevit_mmdet.apis.detector import Detector
-from ropevit_mmdet.apis.ground_truth import GroundTruth
 from ropevit_mmdet.errors import UserError
 from ropevit_mmdet.visualization.overlays import draw_sample
 
@@ -41,7 +40,6 @@ def predict_files(
     classes: Sequence[str] | None = None,
     every: int = 1,
     batch_size: int = 1,
-    truth: GroundTruth | None = None,
     progress: Callable[..., Iterable[InputImage]] = lambda images, total: images,
 ) -> tuple[int, list[str]]:
     """Writes `<out_dir>/overlays/*` and `<out_dir>/predictions.json`, all or nothing.
@@ -57,7 +55,6 @@ def predict_files(
         classes: keep detections of these classes only.
         every: use every n-th frame of a video; its overlay keeps the pace of the video.
         batch_size: images per forward pass.
-        truth: annotations to render next to the predictions of the images that they contain.
         progress: wraps the iterator over images; gets their number too.
 
     Returns:
@@ -74,18 +71,15 @@ def predict_files(
     result: dict[str, list] = {"images": [], "categories": categories, "annotations": []}
     skipped: list[str] = []
     images = progress(_images(paths, every, skipped), count_images(paths, every))
-    prepared = _prepared(detector, images, truth, skipped)
+    prepared = _prepared(detector, images, skipped)
     videos: dict[Path, VideoWriter] = {}
     with output_directory(out_dir) as directory:
         (directory / OVERLAY_DIRECTORY).mkdir()
         while batch := list(islice(prepared, batch_size)):
-            samples = detector.detect([packed for *_, packed in batch], score_thr=score_thr)
-            for image, annotated, _ in batch:
+            samples = detector.detect([packed for _, packed in batch], score_thr=score_thr)
+            for image, _ in batch:
                 found = _kept(samples.pop(0).pred_instances, labels, top_k)
-                sample = DetDataSample(pred_instances=found)
-                if annotated is not None:
-                    sample.gt_instances = annotated
-                overlay = draw_sample(image.pixels, sample, truth.names if truth else names)
+                overlay = draw_sample(image.pixels, DetDataSample(pred_instances=found), names)
                 path = directory / OVERLAY_DIRECTORY / overlay_name(image.path)
                 _write_overlay(path, overlay, image, videos, every)
                 _append(result, image, found)
@@ -107,16 +101,12 @@ def _images(paths: Sequence[Path], every: int, skipped: list[str]) -> Iterator[I
 
 
 def _prepared(
-    detector: Detector, images: Iterable[InputImage], truth: GroundTruth | None, skipped: list[str]
-) -> Iterator[tuple[InputImage, InstanceData | None, dict[str, Any]]]:
-    """Each image with its ground truth and the input of the detector."""
+    detector: Detector, images: Iterable[InputImage], skipped: list[str]
+) -> Iterator[tuple[InputImage, dict[str, Any]]]:
+    """Each image with the input of the detector."""
     for image in images:
-        annotated = None
         try:
-            packed = detector.prepare(image.pixels[:, :, ::-1], image.path)
-            if truth and image.frame is None:
-                annotated = truth.of(image.path, image.pixels.shape[:2])
-            yield image, annotated, packed
+            yield image, detector.prepare(image.pixels[:, :, ::-1], image.path)
         except UserError as error:
             skipped.append(str(error))
 

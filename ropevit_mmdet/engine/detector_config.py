@@ -1,7 +1,7 @@
 """The config of a detector: a file, or the one in its checkpoint."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +9,7 @@ from mmengine.config import Config
 
 from ropevit_mmdet.compat.checkpoint import literal_config
 from ropevit_mmdet.compat.config import packaged_config
-from ropevit_mmdet.engine.config import load_config
 from ropevit_mmdet.errors import UserError
-from ropevit_mmdet.weights.detector_checkpoint import read_detector_checkpoint
 
 SUFFIXES = (".py", ".json", ".yaml", ".yml")
 
@@ -20,18 +18,6 @@ def is_config(name: str) -> bool:
     """Whether an argument is a config, and no checkpoint: by its suffix, or as a packaged one."""
     packaged = not Path(name).exists() and packaged_config(name)
     return name.endswith(SUFFIXES) or "::" in name or bool(packaged)
-
-
-def detector_config(
-    config: str | os.PathLike[str] | None,
-    checkpoint: str,
-    options: dict[str, Any] | Sequence[str] | None = None,
-    **settings: Any,
-) -> Config:
-    """Loads the config of a detector as `load_config` does, without one that of its checkpoint."""
-    if config is None:
-        config = embedded_config(read_detector_checkpoint(checkpoint), checkpoint)
-    return load_config(config, options, **settings)
 
 
 def embedded_config(checkpoint: Mapping[str, Any], source: str | os.PathLike[str]) -> Config:

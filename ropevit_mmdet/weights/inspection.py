@@ -1,6 +1,7 @@
 """What a checkpoint is: the architectures that fit, a description, and config lines for it."""
 
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping
 
@@ -90,19 +91,30 @@ def describe(checkpoint: Checkpoint, archs: Mapping[str, Arch]) -> list[tuple[st
     return [*rows, ("classes", f"{len(classes)}: {names}" if classes else "none")]
 
 
+def pretrain_size(checkpoint: Checkpoint, arch: Arch) -> tuple[int, int] | None:
+    """The image size of the pretraining: the file's, or what weights or publication show."""
+    if checkpoint.img_size or "pos_embed" not in checkpoint.state:
+        sides = {PUBLISHED[name].side for name in names_of(arch) if name in PUBLISHED}
+        return checkpoint.img_size or ((max(sides),) * 2 if len(sides) == 1 else None)
+    special = arch.num_special_tokens * arch.pos_embed_special_tokens
+    side = math.isqrt(checkpoint.state["pos_embed"].shape[1] - special)
+    return (side * arch.patch_size,) * 2
+
+
+def pixel_stats(checkpoint: Checkpoint) -> dict[str, list[float]]:
+    """Mean and standard deviation in 0..255, as a `data_preprocessor` has them; {} if unknown."""
+    stats = checkpoint.rgb_stats or {}
+    return {key: [round(255 * value, 4) for value in values] for key, values in stats.items()}
+
+
 def config_lines(checkpoint: Checkpoint, arch: Arch, source: str) -> str:
     """Lines on top of the Mask R-CNN config that train from a checkpoint, named `source`."""
-    stride, size = arch.patch_size, checkpoint.img_size
-    sides = {PUBLISHED[name].side for name in names_of(arch) if name in PUBLISHED}
-    if size is None and len(sides) == 1:
-        size = (max(sides),) * 2
+    stride, size = arch.patch_size, pretrain_size(checkpoint, arch)
     strides = [f"{stride * factor:g}" for factor in (0.25, 0.5, 1, 2, 4)]
     extractor = f"featmap_strides=[{', '.join(strides[:4])}], finest_scale={3.5 * stride:g}"
     named = arch_argument(arch).replace("'", '"').replace("dict(", "dict(_delete_=True, ", 1)
-    stats = "".join(
-        f"        {key}={[round(255 * value, 4) for value in values]},\n"
-        for key, values in (checkpoint.rgb_stats or {}).items()
-    )
+    statistics = pixel_stats(checkpoint).items()
+    stats = "".join(f"        {key}={values},\n" for key, values in statistics)
     grid = ""
     if size:
         side = size[0] if size[0] == size[1] else size

@@ -15,10 +15,8 @@ GREEN = (40, 200, 90)  # distinct channels
 
 
 @pytest.fixture
-def path(tmp_path, monkeypatch):
+def path(tmp_path):
     """The tiny data in one color, an object at the left of each 64 x 48 or 64 x 56 image."""
-    monkeypatch.setenv("DISPLAY", "")
-    monkeypatch.setenv("WAYLAND_DISPLAY", "")
     path = write_tiny(tmp_path)
     for file in (tmp_path / "data" / "images").iterdir():
         Image.new("RGB", Image.open(file).size, GREEN).save(file)
@@ -115,7 +113,7 @@ def test_objects_of_a_test_pipeline_are_resized_with_the_image(config, batch):
 
 def test_the_command_writes_images_and_a_sheet(path, tmp_path, capsys, monkeypatch):
     out = tmp_path / "out"
-    argv = ["browse", path, "--not-show", "--output-dir", out]
+    argv = ["browse", path, "--output-dir", out]
     ropevit(*argv, "--num", "3")
     names = sorted(file.name for file in out.iterdir())
     assert names == ["000000_1.png", "000002_3.png", "000003_4.png", "contact_sheet.png"]
@@ -130,9 +128,7 @@ def test_the_command_writes_images_and_a_sheet(path, tmp_path, capsys, monkeypat
 
 
 def test_the_command_reports_errors_before_it_writes(path, tmp_path, capsys):
-    for argv in (["--not-show"], []):
-        assert "use --not-show --output-dir" in fails(capsys, "browse", path, *argv)
-    argv = ["--not-show", "--output-dir", tmp_path / "no"]
+    argv = ["--output-dir", tmp_path / "no"]
     option = "train_dataloader.dataset.ann_file=gone.json"
     assert "gone.json" in fails(capsys, "browse", path, *argv, "--cfg-options", option)
     option = "val_dataloader=None"

@@ -75,7 +75,7 @@ def test_tools_run_from_any_directory(tmp_path):
     command = [sys.executable, ROOT / "tools" / "test.py", "gone.py", "gone.pth"]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 2, done.stderr
-    assert "error: config gone.py is neither a file" in done.stderr
+    assert done.stderr.startswith("error: ") and "gone.pth" in done.stderr
     command = [sys.executable, ROOT / "tools" / "train.py", "--help"]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout.startswith("usage: ropevit train ")

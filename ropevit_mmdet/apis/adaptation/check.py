@@ -1,20 +1,22 @@
 """A training step and a prediction on synthetic data, of any detector config."""
 
+from collections.abc import Sequence
 from copy import deepcopy
 from typing import Any
 
+import numpy as np
 import torch
 from mmdet.registry import MODELS
-from mmdet.structures import DetDataSample
-from mmdet.structures.mask import BitmapMasks
+from mmdet.testing import demo_mm_inputs
 from mmengine.config import Config
 from mmengine.logging import MessageHub
+from mmengine.model import revert_sync_batchnorm
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import init_default_scope
-from mmengine.structures import InstanceData, PixelData
+from mmengine.structures import InstanceData
 from torch import nn
 
-from ropevit_mmdet.apis.adaptation.edits import walk
+from ropevit_mmdet.apis.adaptation.rules import walk
 from ropevit_mmdet.compat.config import type_name
 from ropevit_mmdet.engine.hooks.rope_vit_checks import check_strides
 from ropevit_mmdet.errors import UserError
@@ -26,7 +28,7 @@ _BRANCHES = ("sup", "unsup_teacher", "unsup_student")  # of semi-supervised trai
 
 
 def check_training(
-    config: Config, *, predict: bool = False, sizes: tuple[tuple[int, int], ...] | None = None
+    config: Config, *, predict: bool = False, sizes: Sequence[tuple[int, int]] | None = None
 ) -> None:
     """Builds a config's model, loads the weights of a RoPEViT, and takes a training step.
 
@@ -40,7 +42,7 @@ def check_training(
     """
     config, sizes = _small(config), sizes or _SIZES
     init_default_scope(config.get("default_scope") or "mmdet")
-    model = MODELS.build(config.model)
+    model = revert_sync_batchnorm(MODELS.build(config.model))
     model.init_weights()
     student = getattr(model, "student", model)
     check_strides(student)
@@ -67,10 +69,8 @@ def _small(config: Config) -> Config:
     if "teacher_ckpt" in config.model:
         config.model.teacher_ckpt = None
     for path, settings in walk(config.model):
-        if type_name(settings) in ("SyncBN", "MMSyncBN"):  # of a process group
-            settings["type"] = "BN"
-        is_ours = type_name(settings) == "RoPEViT"
-        if not is_ours and type_name(settings.get("init_cfg")) == "Pretrained":
+        is_pretrained = type_name(settings.get("init_cfg")) == "Pretrained"
+        if is_pretrained and type_name(settings) != "RoPEViT":
             settings["init_cfg"] = None
         if _PROPOSALS.keys() <= settings.keys():
             settings.update(_PROPOSALS)
@@ -84,45 +84,27 @@ def _small(config: Config) -> Config:
     return config
 
 
-def _images(config: Config, sizes: tuple) -> dict[str, Any]:
-    """Images of different sizes with two objects each, with what the training pipeline loads."""
-    inputs, samples = [], []
-    loads = _loaded(config)
-    for index, (height, width) in enumerate(sizes):
-        shape = dict(img_shape=(height, width), ori_shape=(height, width), scale_factor=(1.0, 1.0))
-        meta = dict(shape, img_id=index, flip=False, border=(0, height, 0, width))
-        meta["homography_matrix"] = torch.eye(3).numpy()
-        sample = DetDataSample(metainfo=meta)
-        corners = torch.tensor([[0.1, 0.15, 0.6, 0.7], [0.45, 0.4, 0.95, 0.9]])  # of the image
-        boxes = corners * torch.tensor([width, height] * 2)
-        none, labels = torch.zeros(0, 4), torch.zeros(len(boxes), dtype=torch.long)
-        sample.gt_instances = InstanceData(bboxes=boxes, labels=labels)
-        sample.ignored_instances = InstanceData(bboxes=none, labels=labels[:0])
-        if loads["masks"]:
-            masks = torch.zeros(len(boxes), height, width, dtype=torch.uint8)
-            for mask, (x1, y1, x2, y2) in zip(masks, boxes.int().tolist(), strict=True):
-                mask[y1:y2, x1:x2] = 1
-            sample.gt_instances.masks = BitmapMasks(masks.numpy(), height, width)
-        if loads["segmentation"]:
-            classes = torch.zeros(1, height, width, dtype=torch.uint8)
-            sample.gt_sem_seg = PixelData(sem_seg=classes)
-        if loads["proposals"]:
-            proposals = torch.cat([boxes, boxes + 9])
-            sample.proposals = InstanceData(bboxes=proposals, scores=torch.ones(len(proposals)))
-        inputs.append(torch.randint(0, 256, (3, height, width), dtype=torch.uint8))
-        samples.append(sample)
-    return dict(inputs=inputs, data_samples=samples)
-
-
-def _loaded(config: Config) -> dict[str, bool]:
-    """Which annotations the training pipeline loads."""
+def _images(config: Config, sizes: Sequence[tuple[int, int]]) -> dict[str, Any]:
+    """Images with two objects each, with what the training pipeline loads."""
     steps = [step for _, step in walk(config.get("train_dataloader"))]
     panoptic = any("Panoptic" in type_name(step) for step in steps)
-    return dict(
-        masks=panoptic or any(step.get("with_mask") for step in steps),
-        segmentation=panoptic or any(step.get("with_seg") for step in steps),
-        proposals=any(type_name(step) == "LoadProposals" for step in steps),
+    data = demo_mm_inputs(
+        len(sizes),
+        [(3, *size) for size in sizes],
+        num_items=[2] * len(sizes),
+        with_mask=panoptic or any(step.get("with_mask") for step in steps),
+        with_semantic=panoptic or any(step.get("with_seg") for step in steps),
     )
+    for sample in data["data_samples"]:  # of the only class that every dataset has
+        sample.gt_instances.labels.zero_()
+        sample.ignored_instances = sample.gt_instances[:0]
+        sample.set_metainfo(dict(homography_matrix=np.eye(3)))
+        if "gt_sem_seg" in sample:
+            sample.gt_sem_seg.sem_seg.zero_()
+        if any(type_name(step) == "LoadProposals" for step in steps):
+            boxes = sample.gt_instances.bboxes
+            sample.proposals = InstanceData(bboxes=boxes, scores=torch.ones(len(boxes)))
+    return data
 
 
 def _check(detector: nn.Module, losses: dict[str, torch.Tensor], may_be_idle: bool) -> None:

@@ -3,35 +3,40 @@
 import math
 import os
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import asdict, fields
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
+from mmengine.utils import import_modules_from_strings
 
 from ropevit_mmdet.apis.adaptation.check import check_training
-from ropevit_mmdet.apis.adaptation.edits import Edits, walk
-from ropevit_mmdet.apis.adaptation.edits import Path as KeyPath
-from ropevit_mmdet.apis.adaptation.pyramid import Levels, pyramid_and_necks
-from ropevit_mmdet.apis.adaptation.source import Source, detector_path, read_config
-from ropevit_mmdet.apis.adaptation.strides import (
+from ropevit_mmdet.apis.adaptation.config_file import config_text, detector_path, read_config
+from ropevit_mmdet.apis.adaptation.pyramid import Levels, replace_neck
+from ropevit_mmdet.apis.adaptation.rules import (
     StrideMap,
-    default_of,
+    as_list,
     needs_whole_strides,
+    scale_images,
     stride_edits,
+    test_side,
+    walk,
 )
-from ropevit_mmdet.apis.adaptation.training import recipe, scale_images, set_optimizer, test_side
 from ropevit_mmdet.compat.config import type_name
 from ropevit_mmdet.errors import UserError
 from ropevit_mmdet.weights.architectures import Arch, resolve_arch
 from ropevit_mmdet.weights.checkpoint import Checkpoint, read_checkpoint
 from ropevit_mmdet.weights.hub import resolve_weights
-from ropevit_mmdet.weights.inspection import identify
+from ropevit_mmdet.weights.inspection import identify, pixel_stats, pretrain_size
 
-_IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}  # without rgb_stats
-_PRETRAIN_SIZE = 224  # pixels, where neither file nor position embedding show it
+_IMAGENET = {"mean": [123.675, 116.28, 103.53], "std": [58.395, 57.12, 57.375]}
+_PRETRAIN_SIZE = (224, 224)  # pixels, where neither file nor position embedding show it
+# Up to a width of channels: layer decay and drop path of ViTDet (arXiv 2203.16527) for B, L and H.
+_RECIPES = ((1023, 0.7, 0.1), (1279, 0.8, 0.4), (math.inf, 0.9, 0.5))
+_WARMUP = 250  # iterations
+_MAX_OWN_LR = 2e-4  # of an Adam: what DETR-type detectors have
 
 
 def adapt(
@@ -65,37 +70,42 @@ def adapt(
         UserError: a config that cannot be adapted, weights that are none, with the reason.
     """
     init_default_scope("mmdet")
-    source = read_config(config)
+    before, inherited = read_config(config)
     checkpoint = read_checkpoint(resolve_weights(weights))
     name, resolved = identify(checkpoint, arch)
-    edits = Edits(source.settings)
-    path = ("model", *detector_path(edits.get("model")))
-    base = _base_stride(edits.get(*path), resolved.patch_size, strides)
-    _import_modules(edits)
-    levels = pyramid_and_necks(edits, path, resolved, base)
-    _set_heads(edits, path, levels, base)
-    side = img_size or test_side(edits.config)
+    settings = deepcopy(before)
+    detector = model = settings["model"]
+    for key in detector_path(model):
+        detector = detector[key]
+    base = _base_stride(detector, resolved.patch_size, strides)
+    _import_modules(settings)
+    levels = replace_neck(detector, resolved, base)
+    if levels.is_partial:
+        settings["find_unused_parameters"] = True
+    _set_heads(detector, levels, base)
+    side = img_size or test_side(settings)
     if img_size:
-        scale_images(edits, img_size)
-    layer_decay, drop_path = recipe(resolved.hidden_dim)
-    backbone = _backbone(checkpoint, name, resolved, side)
-    backbone |= dict(drop_path_rate=drop_path)
-    backbone |= dict(init_cfg=dict(type="Pretrained", checkpoint=str(weights)))
-    edits.set((*path, "backbone"), backbone)
-    _set_preprocessors(edits, checkpoint, _divisor(edits, resolved, levels, base))
-    set_optimizer(edits, layer_decay)
-    _set_runtime(edits)
-    if out is not None:
-        return _write(edits, source, Path(out))
-    return _checked(Config(edits.config))
+        scale_images(settings, img_size)
+    layer_decay, drop_path = next(rest for width, *rest in _RECIPES if resolved.hidden_dim <= width)
+    detector["backbone"] = _backbone(checkpoint, name, resolved, side) | dict(
+        drop_path_rate=drop_path, init_cfg=dict(type="Pretrained", checkpoint=str(weights))
+    )
+    _set_preprocessors(model, checkpoint, _divisor(model, resolved, levels, base))
+    _set_optimizer(settings, layer_decay)
+    _set_runtime(settings)
+    if out is None:
+        return _checked(Config(settings))
+    file = Path(out)
+    if file.suffix != ".py" or str(file.resolve()) == inherited:
+        raise UserError(f"cannot write {out}: give a name that ends in .py, not the config's own")
+    return _write(config_text(settings, before, inherited, file.parent), file)
 
 
 def _base_stride(detector: Mapping[str, Any], patch: int, strides: str | None) -> int:
     """The pixels that all strides are powers of 2 of: the patch size, or 16 for 'pow2'."""
     parts = {key: part for key, part in detector.items() if key not in ("backbone", "neck")}
-    whole = [f"{'.'.join(map(str, path))}.{key}" for path, settings in walk(parts)
-             for key in needs_whole_strides(settings)]  # fmt: skip
-    reason = f"{whole[0]} must be whole pixels" if whole else ""
+    whole = needs_whole_strides(parts)
+    reason = f"{whole} must be whole pixels" if whole else ""
     if any(key.startswith("teacher") for key in detector):
         reason = "the teacher has strides of 4, 8, 16 ..."
     if patch & (patch - 1) == 0:
@@ -105,26 +115,23 @@ def _base_stride(detector: Mapping[str, Any], patch: int, strides: str | None) -
     return 16 if strides == "pow2" or reason else patch
 
 
-def _set_heads(edits: Edits, path: KeyPath, levels: Levels, base: int) -> None:
+def _set_heads(detector: dict[str, Any], levels: Levels, base: int) -> None:
     """Sets what depends on strides, and input channels that are not those of before."""
-    map, detector = StrideMap(levels.old, base), edits.get(*path)
-    old = [level.channels for level in levels.old]
+    map = StrideMap([level.stride for level in levels.old], base)
+    channels = [level.channels for level in levels.old]
     skipped = ("backbone", "neck", "data_preprocessor", "init_cfg")
     for key in [k for k in detector if k not in skipped and not k.startswith("teacher")]:
-        for part, settings in walk(detector[key], (*path, key)):
-            for name, value in stride_edits(settings, map):
-                before = default_of(settings, name)
-                comment = "" if isinstance(before, Mapping) else f"before: {before}"
-                edits.set((*part, name), value, comment)
-            if _as_list(settings.get("in_channels")) == old != levels.channels:
-                edits.set((*part, "in_channels"), levels.channels, f"before: {old}")
+        for _, settings in walk(detector[key]):
+            settings.update(stride_edits(settings, map))
+            if as_list(settings.get("in_channels")) == channels != levels.channels:
+                settings["in_channels"] = levels.channels
 
 
 def _backbone(checkpoint: Checkpoint, name: str, arch: Arch, side: int | None) -> dict[str, Any]:
     """Settings of the RoPEViT: windows of the pretraining grid for images larger than that."""
     defaults = {field.name: field.default for field in fields(Arch)}
     explicit = {k: v for k, v in asdict(arch).items() if v != defaults[k]}
-    size = checkpoint.img_size or _square_size(checkpoint, arch)
+    size = pretrain_size(checkpoint, arch) or _PRETRAIN_SIZE
     settings: dict[str, Any] = dict(
         type="RoPEViT",
         arch=name if resolve_arch(name) == arch else explicit,  # the file may have overrides
@@ -138,84 +145,90 @@ def _backbone(checkpoint: Checkpoint, name: str, arch: Arch, side: int | None) -
     return settings
 
 
-def _square_size(checkpoint: Checkpoint, arch: Arch) -> tuple[int, int]:
-    """The image size that a position embedding shows, in pixels."""
-    embed, special = checkpoint.state.get("pos_embed"), arch.num_special_tokens
-    if embed is None:
-        return _PRETRAIN_SIZE, _PRETRAIN_SIZE
-    positions = embed.shape[1] - special * arch.pos_embed_special_tokens
-    return (math.isqrt(positions) * arch.patch_size,) * 2
-
-
-def _divisor(edits: Edits, arch: Arch, levels: Levels, base: int) -> int:
+def _divisor(model: dict[str, Any], arch: Arch, levels: Levels, base: int) -> int:
     """Pixels to pad to, so that the levels have exactly the sizes that the heads expect."""
-    old = [part.get("pad_size_divisor") or 1 for _, part in walk(edits.get("model"))]
+    old = [part.get("pad_size_divisor") or 1 for _, part in walk(model)]
     stride = base * 2.0 ** round(math.log2(max(*old, levels.coarsest) / base))
     return math.lcm(math.ceil(stride), arch.patch_size)
 
 
-def _set_preprocessors(edits: Edits, checkpoint: Checkpoint, divisor: int) -> None:
-    stats = checkpoint.rgb_stats or _IMAGENET
-    values: dict[str, Any] = {k: [round(255 * v, 4) for v in stats[k]] for k in ("mean", "std")}
-    values |= dict(bgr_to_rgb=True, pad_size_divisor=divisor)
-    model = edits.get("model")
+def _set_preprocessors(model: dict[str, Any], checkpoint: Checkpoint, divisor: int) -> None:
+    """Sets statistics and padding, also of a teacher, which gets the same images."""
     model.setdefault("data_preprocessor", dict(type="DetDataPreprocessor"))
-    teacher = ", for the teacher too" * any(key.startswith("teacher") for key in model)
-    for path, settings in walk(model, ("model",)):
-        if path[-1] != "data_preprocessor" or "data_preprocessor" in settings:
+    for path, settings in walk(model):
+        if path[-1:] != ("data_preprocessor",) or "data_preprocessor" in settings:
             continue
         settings.pop("rgb_to_bgr", None)
-        for key, value in values.items():
-            edits.set((*path, key), value, f"of the weights{teacher}" if key == "mean" else "")
-        for part, augment in walk(settings.get("batch_augments"), (*path, "batch_augments")):
-            for key in {"size_divisor", "pad_size_divisor"} & augment.keys():
-                edits.set((*part, key), divisor)
+        settings.update(pixel_stats(checkpoint) or _IMAGENET)
+        settings.update(bgr_to_rgb=True, pad_size_divisor=divisor)
+        for _, augment in walk(settings.get("batch_augments")):
+            divisors = {"size_divisor", "pad_size_divisor"} & augment.keys()
+            augment.update(dict.fromkeys(divisors, divisor))
             if type_name(augment) == "BatchFixedSizePad":
                 size = [math.ceil(side / divisor) * divisor for side in augment["size"]]
-                edits.set((*part, "size"), tuple(size), f"a multiple of {divisor}")
+                augment["size"] = tuple(size)
 
 
-def _import_modules(edits: Edits) -> None:
+def _set_optimizer(config: dict[str, Any], layer_decay: float) -> None:
+    """AdamW with layer decay; the config's wrapper, gradient clipping and schedule stay."""
+    wrapper = config["optim_wrapper"] = config.get("optim_wrapper") or {"type": "OptimWrapper"}
+    own = wrapper.get("optimizer") or {}
+    batch = (config.get("auto_scale_lr") or {}).get("base_batch_size", 16)
+    batch *= wrapper.get("accumulative_counts", 1)
+    lr, decay = float(f"{1e-4 * math.sqrt(batch / 64):.2g}"), 0.1
+    if "Adam" in type_name(own):
+        lr = own["lr"] if own.get("lr", 1) <= _MAX_OWN_LR else lr
+        decay = own.get("weight_decay", decay)
+    keys = (wrapper.get("paramwise_cfg") or {}).get("custom_keys", {})
+    keys = {key: value for key, value in keys.items() if not key.startswith("backbone")}
+    wrapper.update(
+        optimizer=dict(type="AdamW", lr=lr, betas=(0.9, 0.999), weight_decay=decay),
+        constructor="RoPEViTLayerDecay",
+        paramwise_cfg=dict(
+            layer_decay_rate=layer_decay, **(dict(custom_keys=keys) if keys else {})
+        ),
+    )
+    schedulers = config["param_scheduler"] = as_list(config.get("param_scheduler"))
+    ratio = lr / own.get("lr", lr)
+    for one in schedulers:  # learning rates become fractions of the base rate
+        if type_name(one) in ("CosineAnnealingLR", "CosineRestartLR") and one.get("eta_min"):
+            one["eta_min_ratio"] = round(one.pop("eta_min") / lr * ratio, 6)
+        elif one.get("eta_min") or one.get("eta_max"):
+            one.update({key: one[key] * ratio for key in {"eta_min", "eta_max"} & one.keys()})
+    starts = [type_name(one) for one in schedulers if not one.get("begin")]
+    if not any("Warmup" in name or name == "LinearLR" for name in starts):
+        warmup = dict(type="LinearLR", start_factor=0.001, by_epoch=False, begin=0, end=_WARMUP)
+        schedulers.insert(0, warmup)
+
+
+def _import_modules(config: dict[str, Any]) -> None:
     """Imports what the config imports; drops what cannot be: of the old backbone, say."""
-    given, names = edits.config.get("custom_imports") or {}, []
-    for name in _as_list(given.get("imports") or []):
-        try:
-            import_module(name)
-            names.append(name)
-        except ImportError:
-            continue
-    names = ["ropevit_mmdet", *(name for name in names if name != "ropevit_mmdet")]
-    edits.set(("custom_imports",), dict(imports=names, allow_failed_imports=False))
+    names = as_list((config.get("custom_imports") or {}).get("imports"))
+    modules = import_modules_from_strings(names, allow_failed_imports=True) or []
+    found = ["ropevit_mmdet", *(module.__name__ for module in modules if module)]
+    config["custom_imports"] = dict(imports=[*dict.fromkeys(found)], allow_failed_imports=False)
 
 
-def _set_runtime(edits: Edits) -> None:
-    config = edits.config
-    config["default_hooks"] = dict(config.get("default_hooks") or {})
-    comment = "at the start of a run: strides, normalization, classes"
-    hooks = [type_name(hook) for _, hook in walk([config[k] for k in config if "_hooks" in k])]
-    if "RoPEViTChecks" not in hooks:
-        edits.set(("default_hooks", "checks"), dict(type="RoPEViTChecks"), comment)
-    comment = "those are weights of the detector with its old backbone"
+def _set_runtime(config: dict[str, Any]) -> None:
+    """Checks at the start of a run, and no weights of the detector with its old backbone."""
+    hooks = config["default_hooks"] = config.get("default_hooks") or {}
+    if not any(
+        type_name(hook) == "RoPEViTChecks" for _, hook in walk([hooks, config.get("custom_hooks")])
+    ):
+        hooks["checks"] = dict(type="RoPEViTChecks")
     if config.get("load_from"):
-        edits.set(("load_from",), None, comment)
-    for path, settings in walk(config["model"], ("model",)):
+        config["load_from"] = None
+    for _, settings in walk(config["model"]):
         if "backbone" in settings and type_name(settings.get("init_cfg")) == "Pretrained":
-            edits.set((*path, "init_cfg"), None, comment)
+            settings["init_cfg"] = None
     config["default_scope"] = config.get("default_scope") or "mmdet"
 
 
-def _write(edits: Edits, source: Source, out: Path) -> Config:
-    """Writes the config under a hidden name, checks what was written, and renames it."""
+def _write(text: str, out: Path) -> Config:
+    """Writes a config under a hidden name, checks what was written, and renames it."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    if out.suffix != ".py" or str(out.resolve()) == source.base:
-        raise UserError(f"cannot write {out}: give a name that ends in .py, not the config's own")
-    heading = source.heading(out.parent)
-    edits.before = edits.before if heading else {}
-    first = ("custom_imports", "model")
-    edits.config = {key: edits.config[key] for key in (*first, *edits.config)}
     partial = out.with_name(f".{out.stem}.partial.py")
     try:
-        text = heading + edits.text(merge=source.is_python_style and bool(heading))
         partial.write_text(text, encoding="utf-8")
         adapted = _checked(Config.fromfile(partial))
         partial.replace(out)
@@ -232,7 +245,3 @@ def _checked(config: Config) -> Config:
         name = type_name(config.model)
         raise UserError(f"the adapted {name} fails on synthetic data: {text}") from error
     return config
-
-
-def _as_list(value: Any) -> list:
-    return list(value) if isinstance(value, (list, tuple)) else [value]

@@ -1,13 +1,18 @@
 """The pyramid of a RoPEViT in place of a detector's backbone and neck."""
 
 import math
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from typing import Any, NamedTuple
 
-from ropevit_mmdet.apis.adaptation.edits import Edits, plain
-from ropevit_mmdet.apis.adaptation.edits import Path as KeyPath
-from ropevit_mmdet.apis.adaptation.probe import Level, backbone_levels, neck_levels
-from ropevit_mmdet.apis.adaptation.strides import StrideMap
+import torch
+from mmdet.registry import MODELS
+from torch import Tensor
+from torch._subclasses import FakeTensorMode
+
+from ropevit_mmdet.apis.adaptation.rules import StrideMap, as_list, plain, walk
 from ropevit_mmdet.compat.config import type_name
+from ropevit_mmdet.errors import UserError
 from ropevit_mmdet.weights.architectures import Arch
 
 # Necks that only make levels of equal channels out of a backbone's: the pyramid replaces them.
@@ -17,71 +22,132 @@ _PYRAMIDS = (
 )
 _CHANNELS = 256  # of levels whose channels differ in the old backbone
 _COARSEST_SCALE = 0.5  # that the pyramid pools itself; later levels halve the one before
+_SIDE = 512  # pixels: small enough for a CPU, large enough for the last levels of an SSD
+
+
+class Level(NamedTuple):
+    """A feature map."""
+
+    stride: float  # pixels
+    channels: int
 
 
 class Levels(NamedTuple):
-    """The levels that heads had, and what changed."""
+    """What heads get in place of what they had."""
 
     old: list[Level]
     channels: list[int]  # of the new levels
     coarsest: float  # pixels, the largest stride of the old backbone
+    is_partial: bool  # the neck does not use all levels of the pyramid
 
 
-def pyramid_and_necks(edits: Edits, path: KeyPath, arch: Arch, base: float) -> Levels:
-    """Replaces a detector's neck, or puts the pyramid before it."""
-    detector = edits.get(*path)
-    neck = detector.get("neck")
-    necks = neck if isinstance(neck, list) else [neck] if neck else []
-    inputs = backbone_levels(detector["backbone"], neck)
+def replace_neck(detector: dict[str, Any], arch: Arch, base: float) -> Levels:
+    """Puts the pyramid in the place of a detector's neck, or before one that does more.
+
+    Backbone and neck are built and run to see their levels.
+
+    Args:
+        detector: settings with `backbone` and `neck`; the latter is set.
+        arch: of the RoPEViT.
+        base: pixels; the pyramid's strides are this times powers of 2.
+
+    Raises:
+        UserError: the levels cannot be determined.
+    """
+    necks, is_partial = as_list(detector.get("neck")), False
+    inputs = _backbone_levels(detector["backbone"], necks)
     coarsest = max(level.stride for level in inputs)
-    replaced = not necks or type_name(necks[0]) in _PYRAMIDS
-    rest = necks[1:] if replaced else necks
-    made = _levels_of_pyramid(necks[0], inputs) if necks and replaced else inputs
-    outputs = neck_levels(rest, made) if rest else made
-    if replaced:
-        channels = {level.channels for level in made}
-        width = channels.pop() if len(channels) == 1 else _CHANNELS
-        extra = bool(necks) and (type_name(necks[0]) != "FPN" or necks[0].get("add_extra_convs"))
+    first = necks[0] if necks else {}
+    if necks and type_name(first) not in _PYRAMIDS:
+        outputs = _run(necks, inputs)
+        inputs, first, is_partial = _used(necks, inputs)
+        width = first.get("out_channels")
+        width = width if isinstance(width, int) else _CHANNELS
+        of_one = isinstance(first["in_channels"], int)
+        first["in_channels"] = width if of_one else [width] * len(inputs)
+        necks, extra_convs = [first, *necks[1:]], False
     else:
-        made, rest = _inputs_of(edits, rest, inputs)
-        given = rest[0].get("out_channels")
-        width = given if isinstance(given, int) else _CHANNELS
-        of_one = isinstance(rest[0]["in_channels"], int)
-        rest[0]["in_channels"] = width if of_one else [width] * len(made)
-        extra = False
-    strides = StrideMap(made, base).new
-    pyramid = _pyramid(arch, width, strides, bool(extra))
-    edits.set((*path, "neck"), [pyramid, *rest] if rest else pyramid)
-    new = [level.channels for level in outputs] if rest else [width] * len(outputs)
-    return Levels(outputs, new, coarsest)
+        inputs, necks = _pyramid_levels(first, inputs) if necks else inputs, necks[1:]
+        outputs = _run(necks, inputs) if necks else inputs
+        channels = {level.channels for level in inputs}
+        width = channels.pop() if len(channels) == 1 else _CHANNELS
+        of_all = type_name(first) not in ("", "FPN")
+        extra_convs = of_all or bool(first.get("add_extra_convs"))
+    strides = StrideMap([level.stride for level in inputs], base).new
+    pyramid = _pyramid(arch, width, strides, extra_convs)
+    detector["neck"] = [pyramid, *necks] if necks else pyramid
+    new = [level.channels for level in outputs] if necks else [width] * len(outputs)
+    return Levels(outputs, new, coarsest, is_partial)
 
 
-def _levels_of_pyramid(neck: dict[str, Any], inputs: list[Level]) -> list[Level]:
+def _backbone_levels(backbone: Mapping[str, Any], necks: list[dict[str, Any]]) -> list[Level]:
+    """The levels of a backbone; of one that cannot be built here, those that its neck expects."""
+    try:
+        return _run(backbone)
+    except Exception as error:  # of code of any kind: a missing package, op or file
+        channels = as_list(necks[0].get("in_channels")) if necks else []
+        if not channels:
+            cause = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise UserError(
+                f"backbone {type_name(backbone)} cannot be built here ({cause}) and no neck shows "
+                "its levels: install what it needs"
+            ) from error
+        return [Level(32 / 2**i, c) for i, c in reversed(list(enumerate(reversed(channels))))]
+
+
+def _pyramid_levels(neck: dict[str, Any], inputs: list[Level]) -> list[Level]:
     """The levels of a neck that is replaced; of one that cannot be built, what its settings say."""
     try:
-        return neck_levels(neck, inputs)
+        return _run(neck, inputs)
     except Exception:
         first = inputs[neck.get("start_level", 0)].stride
         return [Level(first * 2**i, neck["out_channels"]) for i in range(neck["num_outs"])]
 
 
-def _inputs_of(
-    edits: Edits, necks: list[dict], inputs: list[Level]
-) -> tuple[list[Level], list[dict]]:
-    """The levels that a neck uses, where it can do without the others, and the neck for them."""
-    first = dict(necks[0])
-    if isinstance(first.get("in_channels"), int):  # it reads the last level
-        return inputs[-1:], [first, *necks[1:]]
-    start = first.get("start_level") or 0
+def _used(
+    necks: list[dict[str, Any]], inputs: list[Level]
+) -> tuple[list[Level], dict[str, Any], bool]:
+    """The levels that the first neck uses, its settings for them, and whether it ignores some."""
+    neck = dict(necks[0])
+    if isinstance(neck.get("in_channels"), int):  # it reads the last level
+        return inputs[-1:], neck, False
+    start = neck.get("start_level") or 0
     used = inputs[start:]
-    trimmed = first | dict(in_channels=[level.channels for level in used], start_level=0)
+    trimmed = neck | dict(in_channels=[level.channels for level in used], start_level=0)
     try:
-        if start and neck_levels([trimmed, *necks[1:]], used):
-            return used, [trimmed, *necks[1:]]
+        if start and _run([trimmed, *necks[1:]], used):
+            return used, trimmed, False
     except Exception:  # it counts its inputs otherwise
-        text = "the pyramid's first level is not used"
-        edits.set(("find_unused_parameters",), True, text)
-    return inputs, [first, *necks[1:]]
+        return inputs, neck, True
+    return inputs, neck, False
+
+
+def _run(part: Any, inputs: Sequence[Level] = ()) -> list[Level]:
+    """The levels of a neck or several; of a backbone if there are no `inputs`.
+
+    On tensors without memory if possible: deformable convolutions crash on the NaN that weights
+    without initialization may give.
+    """
+    part = deepcopy(part)
+    for _, settings in walk(part):
+        settings.pop("init_cfg", None)
+        if isinstance(settings.get("pretrained"), (str, bool)):
+            settings["pretrained"] = False if settings["pretrained"] is True else None
+    try:
+        with FakeTensorMode():
+            maps = _forward(part, inputs)
+    except Exception:  # a constructor or an op that needs values
+        maps = _forward(part, inputs)
+    return [Level(plain(_SIDE / one.shape[-1]), one.shape[1]) for one in maps]
+
+
+def _forward(part: Any, inputs: Sequence[Level]) -> Sequence[Tensor]:
+    module = MODELS.build(deepcopy(part))
+    module.eval()  # a statement: mmdet's ResNet.train returns None
+    given = tuple(torch.zeros(1, c, *[round(_SIDE / stride)] * 2) for stride, c in inputs)
+    with torch.no_grad():
+        maps = module(given or torch.zeros(1, 3, _SIDE, _SIDE))
+    return [maps] if isinstance(maps, Tensor) else maps
 
 
 def _pyramid(arch: Arch, width: int, strides: list, extra_convs: bool) -> dict[str, Any]:

@@ -11,15 +11,15 @@ import torch
 from mmdet.registry import MODELS
 from mmengine.config import Config, ConfigDict
 
+from ropevit_mmdet.apis.adaptation.rules import as_list
 from ropevit_mmdet.compat.config import type_name
 from ropevit_mmdet.engine.config import build_detector, load_config
 from ropevit_mmdet.errors import UserError
 from ropevit_mmdet.weights.architectures import Arch, resolve_arch
 from ropevit_mmdet.weights.checkpoint import Checkpoint, check_arch, read_checkpoint
 from ropevit_mmdet.weights.hub import resolve_weights
-from ropevit_mmdet.weights.inspection import identify
+from ropevit_mmdet.weights.inspection import identify, pixel_stats
 
-SCRATCH = "scratch"
 _PROBE_SIDE = 448  # pixels; a multiple of 14, 16 and 32
 _MAX_SCALE = 4.0  # of a feature map's sides, that the neck has layers for
 
@@ -31,7 +31,7 @@ def check_base(base: Config) -> None:
         type_name(_rope_vit(base)) == "RoPEViT"
         and type_name(base.model.get("neck")) == "SimpleFeaturePyramid"
         and type_name(evaluator).endswith("CocoMetric")
-        and {"bbox", "segm"} & set(_as_list(evaluator.get("metric", "bbox")))
+        and {"bbox", "segm"} & set(as_list(evaluator.get("metric", "bbox")))
     ):
         raise UserError(
             "the base config needs a RoPEViT, a SimpleFeaturePyramid and one CocoMetric of bbox or "
@@ -52,7 +52,7 @@ def parse_variants(specs: Sequence[str], base: Config) -> dict[str, Config]:
         # A leading "_" would hide the name in legends, a leading "." its directory.
         if not (re.fullmatch(r"[^\W_][\w.-]*", name) and source and names.count(name) == 1):
             raise UserError(
-                f"{name}={source}: give NAME=CHECKPOINT, NAME={SCRATCH} or NAME=CONFIG.py, with "
+                f"{name}={source}: give NAME=CHECKPOINT, NAME=scratch or NAME=CONFIG.py, with "
                 "distinct names of letters, digits, '-', '_' and '.'"
             )
     return {name: _derived(source, base) for name, source in pairs}
@@ -60,7 +60,7 @@ def parse_variants(specs: Sequence[str], base: Config) -> dict[str, Config]:
 
 def _derived(source: str, base: Config) -> Config:
     config = deepcopy(base)
-    if source == SCRATCH:
+    if source == "scratch":
         _rope_vit(config).init_cfg = None
         if _decays_layers(config):  # layer decay preserves pretrained weights
             config.optim_wrapper.paramwise_cfg.layer_decay_rate = 1.0
@@ -92,8 +92,7 @@ def _use_checkpoint(config: Config, source: str) -> None:
         backbone.pop("global_attn_indices", None)  # the last of each quarter
     if is_frozen:
         backbone.frozen_stages = arch.num_layers
-    for key, values in (checkpoint.rgb_stats or {}).items():
-        model.data_preprocessor[key] = [round(255 * value, 4) for value in values]
+    model.data_preprocessor.update(pixel_stats(checkpoint))
     _fit_neck(model.neck, arch.hidden_dim, patch)
 
 
@@ -116,21 +115,19 @@ def _use_config(config: Config, other: Config) -> None:
     if _decays_layers(config) and type_name(backbone) != "RoPEViT":
         config.optim_wrapper.constructor = "DefaultOptimWrapperConstructor"
         config.optim_wrapper.paramwise_cfg = dict(norm_decay_mult=0.0, bias_decay_mult=0.0)
-    imports: dict[str, None] = {}
-    for one in (config, other):  # they may register the backbone
-        imports |= dict.fromkeys(_as_list(one.get("custom_imports", {}).get("imports", [])))
-    config.custom_imports = dict(imports=list(imports), allow_failed_imports=False)
+    # They may register the backbone.
+    given = [as_list(one.get("custom_imports", {}).get("imports")) for one in (config, other)]
+    imports = [*dict.fromkeys(sum(given, []))]
+    config.custom_imports = dict(imports=imports, allow_failed_imports=False)
 
 
 def _fit_neck(neck: ConfigDict, channels: int, stride: float) -> None:
     """Sets a neck up for a feature map of other channels and stride, with the same strides out."""
     before = MODELS.build(neck)
-    scales = []
-    for own in before.own_strides[: len(before.scales)]:
-        scale = 2.0 ** round(math.log2(stride / own))
-        scales.append(min(scale, _MAX_SCALE))  # the rest is resampled
+    strides = before.own_strides[: len(before.scales)]
+    scales = [min(2.0 ** round(math.log2(stride / own)), _MAX_SCALE) for own in strides]
     neck.update(in_channels=channels, in_stride=stride, scale_factors=scales)
-    neck.out_strides = list(before.strides)
+    neck.out_strides = list(before.strides)  # the neck resamples to them
 
 
 def _probe(model: ConfigDict, strides: Sequence[float]) -> tuple[int, float]:
@@ -190,7 +187,3 @@ def _is_frozen(backbone: ConfigDict) -> bool:
 def _decays_layers(config: Config) -> bool:
     constructor = config.optim_wrapper.get("constructor")
     return type_name({"type": constructor}) == "RoPEViTLayerDecay"
-
-
-def _as_list(value: Any) -> list[str]:
-    return [value] if isinstance(value, str) else list(value)
