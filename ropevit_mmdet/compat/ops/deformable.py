@@ -108,7 +108,7 @@ def _gradients(grad_output: Tensor, arguments: tuple) -> tuple[Tensor, ...]:
 def _v1_arguments(input: Tensor, weight: Tensor, offset: Tensor, geometry: dict[str, int]) -> tuple:
     """Arguments of torchvision, with an empty mask and no bias."""
     tensors = (input, weight, offset, input.new_zeros(len(input), 1), weight.new_zeros(len(weight)))
-    return *_in_working_dtype(tensors), *(geometry[name] for name in V1_GEOMETRY), False
+    return *_for_kernel(*tensors), *(geometry[name] for name in V1_GEOMETRY), False
 
 
 def _v2_arguments(
@@ -125,7 +125,7 @@ def _v2_arguments(
     taps = geometry["deformable_group"] * weight.shape[2:].numel()
     offset, mask = _first(offset, 2 * taps, rows, columns), _first(mask, taps, rows, columns)
     tensors = (input, weight, offset, mask, bias)
-    return *_in_working_dtype(tensors), *(geometry[name] for name in V2_GEOMETRY), True
+    return *_for_kernel(*tensors), *(geometry[name] for name in V2_GEOMETRY), True
 
 
 def _first(tensor: Tensor, *shape: int) -> Tensor:
@@ -139,5 +139,10 @@ def _first(tensor: Tensor, *shape: int) -> Tensor:
     return tensor.flatten(1)[:, :count].reshape(len(tensor), *shape)
 
 
-def _in_working_dtype(tensors: tuple[Tensor, ...]) -> list[Tensor]:
-    return [tensor.to(working_dtype(tensors[0].dtype)) for tensor in tensors]
+def _for_kernel(input: Tensor, weight: Tensor, offset: Tensor, *others: Tensor) -> list[Tensor]:
+    """Tensors in the working dtype; a NaN among the offsets, where torchvision's kernels read
+    outside of the memory, becomes NaN in the input and so in the results."""
+    input = torch.where(offset.isnan().any(), torch.nan, input)
+    offset = offset.nan_to_num(0.0, torch.inf, -torch.inf)
+    dtype = working_dtype(input.dtype)
+    return [tensor.to(dtype) for tensor in (input, weight, offset, *others)]

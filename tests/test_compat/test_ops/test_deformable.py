@@ -141,3 +141,20 @@ def test_multi_scale_deformable_attention():
     expected = multi_scale_deformable_attn_pytorch(leaves[0], shapes, *leaves[1:])
     assert_close(attend(*leaves), expected, rtol=0, atol=0)
     assert torch.autograd.gradcheck(attend, leaves, fast_mode=True)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("modulated", [False, True])
+def test_nan_among_the_offsets_gives_nan(modulated, axis):
+    """torchvision's kernels read outside of the memory there, which may end the process."""
+    image, offset, mask, weight = (x.requires_grad_() for x in deformable_inputs(1, 1))
+    offset.data[0, axis::2] = torch.nan
+    if modulated:
+        out = mmcv.ops.modulated_deform_conv2d(
+            image, offset, mask, weight, None, *GEOMETRY.values(), 1, 1
+        )
+    else:
+        out = mmcv.ops.deform_conv2d(image, offset, weight, *GEOMETRY.values(), 1, 1)
+    out.sum().backward()
+    assert out.isnan().all()
+    assert weight.grad.isnan().all()
