@@ -172,6 +172,12 @@ def exif_orientation(image: Image.Image) -> int:
         return 1
 
 
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """Height and width of an open image after its EXIF rotation."""
+    size = image.height, image.width
+    return size[::-1] if exif_orientation(image) >= 5 else size
+
+
 def why_unreadable(error: Exception) -> str:
     """The reason in an exception of Pillow's, in one line."""
     if isinstance(error, UnidentifiedImageError):

@@ -33,7 +33,6 @@ from tests.malformed_coco import (
     UNUSABLE,
     WIDTH,
     document,
-    run_lengths,
     scene,
     write,
 )
@@ -148,10 +147,10 @@ def test_annotations_of_which_none_is_trained(name, tmp_path):
     spoil(content)
     write(tmp_path, content)
     message = f"nothing to learn: 3 images, 0 usable objects: all {reason}"
-    files = CocoFiles(tmp_path / "annotations.json", tmp_path / "images", min_size=64)
+    files = CocoFiles(tmp_path / "annotations.json", tmp_path / "images")
     (place,) = report_dataset(files).findings.places["nothing usable"]
     assert re.match(message, place)
-    options = dict(filter_cfg=dict(filter_empty_gt=False, min_size=64))
+    options = dict(filter_cfg=dict(filter_empty_gt=False))
     with pytest.raises(UserError, match=message):
         dataset(tmp_path, **options)
     plain = dataset(tmp_path, type="CocoDataset", serialize_data=False, **options)
@@ -159,18 +158,6 @@ def test_annotations_of_which_none_is_trained(name, tmp_path):
     usable = [one for one in instances if any(len(part) >= 6 for part in one["mask"])]
     trained = [one for one in usable if not one["ignore_flag"]]
     assert not [one for one in trained if "corners" not in name]
-
-
-def test_run_lengths_without_poly2mask_are_not_trained(tmp_path):
-    content = document()
-    for one in content["annotations"]:
-        one["segmentation"] = run_lengths()
-    write(tmp_path, content)
-    pipeline = coco_pipeline()
-    assert len(dataset(tmp_path, pipeline=pipeline)) == 3
-    pipeline[1]["poly2mask"] = False
-    with pytest.raises(UserError, match="all have run lengths, which LoadAnnotations"):
-        dataset(tmp_path, pipeline=pipeline)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from pycocotools import mask as rle
 
-from ropevit_mmdet._images import SUFFIXES, exif_orientation, open_image, why_unreadable
+from ropevit_mmdet._images import SUFFIXES, open_image, upright_size, why_unreadable
 from ropevit_mmdet.errors import UserError
 
 _SPLITS = {"train": "train", "training": "train", "trainval": "train", "val": "val"}
@@ -43,17 +43,25 @@ class ImageIndex:
 
     def find(self, label: Path, name: str = "") -> Path | None:
         """The image of a label file: named in it, or of its name; adds to `missing` if None."""
-        name = name.replace("\\", "/")
-        exact = label.parent / name
-        if name and exact.is_file():
-            return exact
-        paths = self.of_stem(Path(name or label).stem) or self.of_stem(label.stem)
+        named = Path(name.replace("\\", "/"))
+        if name and (label.parent / named).is_file():
+            return label.parent / named
+        paths = self.of_stem(named.stem) or self.of_stem(label.stem)
         split = split_of(label.parent)
-        near = [path for path in paths if path.parent == label.parent]
-        near = near or [path for path in paths if split_of(path.parent) == split] or paths
-        if len(near) == 1:
-            return near[0]
-        self.missing.append(f"{label} ({len(near)} images of this name)" if near else str(label))
+        scores = [
+            (
+                path.parent == label.parent,
+                path.name == named.name,
+                _common_end(path.parent, named.parent),
+                split_of(path.parent) == split,
+                _common_end(path.parent, label.parent),
+            )
+            for path in paths
+        ]
+        best = [path for path, score in zip(paths, scores) if score == max(scores)]
+        if len(best) == 1:
+            return best[0]
+        self.missing.append(f"{label} ({len(best)} images of this name)" if best else str(label))
         return None
 
     def of_stem(self, stem: str) -> list[Path]:
@@ -102,13 +110,11 @@ def split_of(path: Path, default: str = "train") -> str:
     return next((_SPLITS[word] for part in words for word in part if word in _SPLITS), default)
 
 
-@lru_cache(1)
 def image_size(path: Path) -> tuple[int, int]:
     """Height and width of an image file after its EXIF rotation."""
     try:
         with open_image(path) as image:
-            size = image.height, image.width
-            return size[::-1] if exif_orientation(image) >= 5 else size
+            return upright_size(image)
     except Exception as error:  # Pillow's parsers raise many types
         raise UserError(f"image {path} cannot be read: {why_unreadable(error)}") from error
 
@@ -123,3 +129,9 @@ def read_lines(path: Path) -> Iterator[str]:
     """The lines of a text file without those that are empty."""
     lines = path.read_text(encoding="utf-8-sig").splitlines()
     return (line.strip() for line in lines if line.strip())
+
+
+def _common_end(one: Path, other: Path) -> int:
+    """How many of the last parts of two paths are equal."""
+    pairs = zip(reversed(one.parts), reversed(other.parts))
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))

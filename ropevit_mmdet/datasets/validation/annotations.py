@@ -15,9 +15,12 @@ from ropevit_mmdet.datasets.validation.checks import (
 )
 from ropevit_mmdet.datasets.validation.segmentations import is_short, segmentation_finding
 
-LISTS = ("images", "annotations", "categories")
-IMAGE, CATEGORY = ("id", "file_name", "height", "width"), ("id", "name")
-OBJECT = ("image_id", "category_id", "bbox", "id", "area")
+FIELDS = {
+    "images": ("id", "file_name", "height", "width"),
+    "annotations": ("image_id", "category_id", "bbox", "id", "area"),
+    "categories": ("id", "name"),
+}
+LISTS = tuple(FIELDS)
 
 
 def read_annotation_file(path: str | Path, lists: Sequence[str] = LISTS) -> dict[str, Any]:
@@ -47,9 +50,9 @@ def check_annotations(
     COCO's evaluation needs `iscrowd`, and ids that are integers.
     """
     findings = Findings()
-    fields = {"images": IMAGE, "annotations": OBJECT + ("iscrowd",) * evaluated}
     valid = {}
-    for part, keys in (fields | {"categories": CATEGORY}).items():
+    for part, keys in FIELDS.items():
+        keys += ("iscrowd",) * (evaluated and part == "annotations")
         valid[part] = _valid_entries(part, content.get(part) or (), keys, findings)
         _check_ids(part, valid[part], evaluated, findings)
     images, categories = ({one["id"]: one for one in valid[part]} for part in LISTS[::2])
@@ -106,19 +109,16 @@ def usability_issue(content: Mapping[str, Any], files: CocoFiles) -> str | None:
     Follows `CocoDataset` and `LoadAnnotations` of mmdet 3.3, and pycocotools. Invalid entries
     count as usable: `check_annotations` reports them.
     """
-    if any(_field_issue(one, IMAGE) for one in content["images"]):
+    entries = ((one, part) for part in ("images", "categories") for one in content[part])
+    if any(_field_issue(one, FIELDS[part]) for one, part in entries):
         return None
-    if any(_field_issue(one, CATEGORY) for one in content["categories"]):
-        return None
-    images = {one["id"]: one for one in content["images"]}
-    categories = {
-        one["id"]: one
-        for one in content["categories"]
-        if not files.classes or one["name"] in files.classes
-    }
+    images, categories = ({one["id"]: one for one in content[part]} for part in LISTS[::2])
+    names = files.classes or [one["name"] for one in categories.values()]
+    categories = {key: one for key, one in categories.items() if one["name"] in names}
     reasons: Counter[str] = Counter()
     for one in content.get("annotations") or ():
-        reason = "" if _field_issue(one, OBJECT) else _why_unused(one, images, categories, files)
+        invalid = _field_issue(one, FIELDS["annotations"])
+        reason = "" if invalid else _why_unused(one, images, categories, files)
         if not reason:
             return None
         reasons[reason] += 1
@@ -130,37 +130,28 @@ def usability_issue(content: Mapping[str, Any], files: CocoFiles) -> str | None:
 
 
 def _why_unused(
-    one: Mapping[str, Any],
-    images: Mapping[Any, Any],
-    categories: Mapping[Any, Any],
-    files: CocoFiles,
+    one: Mapping[str, Any], images: Mapping, categories: Mapping, files: CocoFiles
 ) -> str:
     """Why mmdet does not train, or COCO's evaluation does not count, an object; "" if used."""
     if check := _link_check(one, images, categories):
         key = "image_id" if one["image_id"] not in images else "category_id"
         other = check == "other ids"
         return f"have {key}s of another type than the ids" if other else f"have unknown {key}s"
-    image, box, shape = images[one["image_id"]], one["bbox"], one.get("segmentation")
+    if one.get("iscrowd"):
+        return "are crowds (iscrowd=1)"
+    if min(one["bbox"]) >= 0 and max(one["bbox"]) <= 1:
+        return "have a box within 0..1: boxes are in pixels, not normalized"
+    if files.trained is False:
+        return ""
+    shape = one.get("segmentation")
     polygons = shape if isinstance(shape, list) and files.masks else []
-    check, side = _box_check(one, image), min(image["height"], image["width"])
-    reasons = {
-        "are crowds (iscrowd=1)": one.get("iscrowd"),
-        "have a box within 0..1: boxes are in pixels, not normalized": min(box) >= 0
-        and max(box) <= 1,
-    }
-    if files.trained is not False:
-        reasons |= {
-            "are marked `ignore`": one.get("ignore"),
-            "are smaller than a pixel": check == "degenerate boxes",
-            "are outside of the image": check == "boxes outside",
-            f"are in images smaller than filter_cfg.min_size={files.min_size}": side
-            < files.min_size,
-            "have polygons of less than three points": polygons
-            and all(isinstance(part, list) and is_short(part) for part in polygons),
-            "have run lengths, which LoadAnnotations(poly2mask=False) ignores": files.polygons
-            and isinstance(shape, dict),
-        }
-    return next((reason for reason, applies in reasons.items() if applies), "")
+    if polygons and all(isinstance(part, list) and is_short(part) for part in polygons):
+        return "have polygons of less than three points"
+    if one.get("ignore"):
+        return "are marked `ignore`"
+    check = _box_check(one, images[one["image_id"]])
+    return {"degenerate boxes": "are smaller than a pixel",
+            "boxes outside": "are outside of the image"}.get(check, "")  # fmt: skip
 
 
 def _link_check(one: Mapping[str, Any], images: Mapping, categories: Mapping) -> str:
@@ -248,15 +239,14 @@ def _check_ids(
     part: str, entries: Sequence[dict[str, Any]], evaluated: bool, findings: Findings
 ) -> None:
     what = _SINGULAR[part]
-    keys = [("id", one["id"]) for one in entries]
-    keys += [("name", one["name"]) for one in entries if part == "categories"]
-    for (key, value), count in Counter(keys).items():
-        if count > 1:
-            findings.add("duplicate ids", f"{what} {key} {value!r}, {count} times")
-        if evaluated and key == "id" and isinstance(value, str):
-            findings.add("text ids", f"{what} {value!r}")
-        if evaluated and part == "annotations" and value == 0:
-            findings.add("id 0", f"{what} {value!r}")
+    for key in ("id", "name") if part == "categories" else ("id",):
+        for value, count in Counter(one[key] for one in entries).items():
+            if count > 1:
+                findings.add("duplicate ids", f"{what} {key} {value!r}, {count} times")
+            if evaluated and key == "id" and isinstance(value, str):
+                findings.add("text ids", f"{what} {value!r}")
+            if evaluated and part == "annotations" and value == 0:
+                findings.add("id 0", f"{what} {value!r}")
 
 
 def _listed(names: Sequence[Any]) -> str:

@@ -4,17 +4,17 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from mmdet.datasets import CocoDataset
 from mmdet.evaluation import CocoMetric
 from mmdet.registry import DATASETS, METRICS
-from mmengine.config import Config, ConfigDict
+from mmengine.config import Config
 from mmengine.fileio import list_from_file
 from mmengine.registry import Registry, init_default_scope
 
 from ropevit_mmdet._images import image_directory, locate_images
-from ropevit_mmdet.compat.config import metric_settings, type_name
+from ropevit_mmdet.compat.config import innermost_datasets, metric_settings, type_name
 from ropevit_mmdet.datasets.validation.annotations import (
     classes_issue,
     read_annotation_file,
@@ -83,8 +83,6 @@ def dataset_files(dataset: CocoDataset) -> CocoFiles:
         masks=bool(masks),
         classes=tuple(dataset.metainfo["classes"]),
         trained=not dataset.test_mode,
-        polygons=any(not getattr(one, "poly2mask", True) for one in masks),
-        min_size=filters.get("min_size", 0),
         searched=getattr(dataset, "finds_images", False),
         partial=bool(dataset._indices or filters and not dataset.test_mode),
         local=is_local(vars(dataset), dataset.ann_file, img_dir),
@@ -136,19 +134,15 @@ def is_local(settings: Mapping[str, Any], *paths: str | Path) -> bool:
     return backend == "local" and not any(re.match(r"[\w.:+-]+://", str(path)) for path in paths)
 
 
-def innermost_datasets(dataset: ConfigDict) -> Iterator[ConfigDict]:
-    """The datasets inside wrappers such as RepeatDataset, ConcatDataset, MultiImageMixDataset."""
-    inner = dataset.get("datasets") or ([dataset["dataset"]] if "dataset" in dataset else [])
-    for part in inner:
-        yield from innermost_datasets(part)
-    if not inner:
-        yield dataset
+def dataset_metainfo(dataset: Mapping[str, Any]) -> dict[str, Any]:
+    """The `metainfo` in a dataset's settings, on top of that of its type."""
+    given = {key: value for key, value in (dataset.get("metainfo") or {}).items() if value}
+    return {**getattr(_class(dataset, DATASETS), "METAINFO", {}), **given}
 
 
 def dataset_classes(dataset: Mapping[str, Any]) -> tuple[str, ...]:
     """The class names in a dataset's settings, or else those of its type; () if it has none."""
-    known = getattr(_class(dataset, DATASETS), "METAINFO", {})
-    names = (dataset.get("metainfo") or {}).get("classes") or known.get("classes") or ()
+    names = dataset_metainfo(dataset).get("classes") or ()
     if isinstance(names, str):  # mmengine takes it for the path of a list
         names = list_from_file(names) if Path(names).is_file() else [names]
     return tuple(names)
@@ -212,37 +206,40 @@ def _image_issues(path: Path, datasets: Sequence[CocoFiles], read: Read) -> Iter
     """Compares the images of an annotation file, by id, name and size, with those of datasets."""
     if len(datasets) == 1 and path.samefile(datasets[0].ann_file):
         return
-    tested: dict[Any, Any] = {}
+    tested: dict[Any, _Image] = {}
     for files in datasets:
-        images = _images_by_id(read(files.ann_file))
+        images = _images_by_id(read(files.ann_file), files.img_dir)
         for key in tested.keys() & images.keys():
             yield f"image {key!r} is in {files.ann_file} and another dataset: ids must be unique"
-        tested |= {key: (image, files.img_dir) for key, image in images.items()}
-    expected = _images_by_id(read(path))
+        tested |= images
+    expected = _images_by_id(read(path), Path())
     for key in tested | expected:
-        image, img_dir = tested.get(key, ({}, Path()))
-        if not _is_same(image, other := expected.get(key, {}), img_dir):
+        one, other = tested.get(key, _Image()), expected.get(key, _Image())
+        ending = other.path.parts
+        if one.size != other.size or one.path.parts[-len(ending) :] != ending:
             yield (
-                f"image {key!r} is {_shown(image)} in the dataset, but {_shown(other)} in {path}: "
-                "set both to one ann_file, or to files of the same images"
+                f"image {key!r} is {one} in the dataset, but {other} in {path}: set both to one "
+                "ann_file, or to files of the same images"
             )
 
 
-def _images_by_id(content: Mapping[str, Any]) -> dict[Any, Mapping[str, Any]]:
-    images = [one for one in content["images"] if isinstance(one, dict)]
-    return {one["id"]: one for one in images if isinstance(one.get("id"), int | str)}
+class _Image(NamedTuple):
+    path: Path = Path()
+    size: tuple[Any, ...] = ()  # width and height
+
+    def __str__(self) -> str:
+        return f"{self.path} ({self.size[0]} x {self.size[1]})" if self.size else "missing"
 
 
-def _shown(image: Mapping[str, Any]) -> str:
-    size = f"({image.get('width')} x {image.get('height')})"
-    return f"{image.get('file_name')} {size}" if image else "missing"
-
-
-def _is_same(image: Mapping[str, Any], other: Mapping[str, Any], img_dir: Path) -> bool:
-    """Whether size and file agree; `file_name` may start at any directory."""
-    name, ending = str(image.get("file_name")), Path(str(other.get("file_name"))).parts
-    same = name == other.get("file_name") or Path(img_dir, name).parts[-len(ending) :] == ending
-    return same and all(image.get(side) == other.get(side) for side in ("width", "height"))
+def _images_by_id(content: Mapping[str, Any], img_dir: Path) -> dict[Any, _Image]:
+    images = (one for one in content["images"] if isinstance(one, dict))
+    return {
+        one["id"]: _Image(
+            img_dir / str(one.get("file_name")), tuple(map(one.get, ("width", "height")))
+        )
+        for one in images
+        if isinstance(one.get("id"), int | str)
+    }
 
 
 def _class(settings: Mapping[str, Any], registry: Registry) -> type:

@@ -66,10 +66,10 @@ class Report:
 
 def report_dataset(files: CocoFiles, *, decode: bool = False, title: str = "images") -> Report:
     """Checks an annotation file and its images; without `decode` only their headers are read."""
+    findings = Findings()
     try:
         content = read_annotation_file(files.ann_file, ("images",))
     except UserError as error:
-        findings = Findings()
         findings.add("annotation file", str(error))
         return Report(files, {}, findings)
     content = {key: content.get(key, []) for key in LISTS if key in content or key == LISTS[2]}
@@ -90,22 +90,10 @@ def report_dataset(files: CocoFiles, *, decode: bool = False, title: str = "imag
     else:
         findings.add("no annotations", f"{len(images):,} images")
     directory, paths = image_files(content, files)
-    if directory.is_dir():
-        _check_images(images, directory, paths, findings, decode, title)
-    else:
+    if not directory.is_dir():
         findings.add("image directory", f"{directory} (current directory: {Path.cwd()})")
-    counts = {key: len(content[key]) for key in LISTS if key in content}
-    return Report(files._replace(img_dir=directory), counts, findings)
+        images = []
 
-
-def _check_images(
-    images: list[dict[str, Any]],
-    directory: Path,
-    paths: dict[str, Path],
-    findings: Findings,
-    decode: bool,
-    title: str,
-) -> None:
     def check(image: dict[str, Any]) -> list[tuple[str, str]]:
         height, width = image.get("height"), image.get("width")
         size = (height, width) if height and width else None
@@ -113,11 +101,12 @@ def _check_images(
 
     images = [one for one in images if one.get("file_name") in paths]
     with ThreadPoolExecutor((os.cpu_count() or 1) * (1 if decode else 4)) as pool:
-        for image, failed in zip(
-            tqdm(images, title, disable=None, leave=False), pool.map(check, images)
-        ):
-            name = image["file_name"]
-            for check_name, details in failed:
-                findings.add(check_name, name + (f": {details}" if details else ""))
+        failed = pool.map(check, images)
+        for one, checks in zip(tqdm(images, title, disable=None, leave=False), failed):
+            name = one["file_name"]
             if paths[name] != directory / name:
-                findings.add("file names", f"{name}: {paths[name]}")
+                checks = [*checks, ("file names", str(paths[name]))]
+            for check_name, details in checks:
+                findings.add(check_name, name + (f": {details}" if details else ""))
+    counts = {key: len(content[key]) for key in LISTS if key in content}
+    return Report(files._replace(img_dir=directory), counts, findings)
