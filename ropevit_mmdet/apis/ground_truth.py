@@ -10,7 +10,7 @@ from pycocotools.coco import COCO
 
 from ropevit_mmdet._images import ids_by_name
 from ropevit_mmdet.datasets.validation.annotations import check_annotations, read_annotation_file
-from ropevit_mmdet.datasets.validation.checks import CHECKS, ERROR
+from ropevit_mmdet.datasets.validation.checks import CHECKS, ERROR, CocoFiles
 from ropevit_mmdet.datasets.validation.segmentations import segmentation_finding
 from ropevit_mmdet.errors import UserError
 from ropevit_mmdet.evaluation.annotations import find_image
@@ -82,7 +82,7 @@ def read_coco(path: str | os.PathLike[str]) -> COCO:
     for index, one in enumerate(annotations):
         if isinstance(one, dict):
             annotations[index] = {"id": f"index {index}", "area": 1} | one
-    findings = check_annotations(content, masks=False)
+    findings = check_annotations(content, CocoFiles(Path(path), Path(), masks=False, trained=True))
     if findings.of(ERROR):
         raise UserError(f"annotation file {path}: {findings.summary(ERROR)}")
     coco = COCO()

@@ -13,7 +13,7 @@ from mmengine.logging import MMLogger
 
 from ropevit_mmdet.datasets.run_length_masks import LoadRunLengths
 from ropevit_mmdet.datasets.validation.annotations import check_annotations, read_annotation_file
-from ropevit_mmdet.datasets.validation.checks import CHECKS, ERROR, WARNING, CocoFiles, raise_issue
+from ropevit_mmdet.datasets.validation.checks import CHECKS, WARNING, CocoFiles, raise_issue
 from ropevit_mmdet.datasets.validation.config import (
     content_issues,
     dataset_files,
@@ -81,13 +81,8 @@ class _CheckedCOCO(COCO):
     def __init__(self, path: str, *, files: CocoFiles) -> None:
         super().__init__()
         self.dataset = read_annotation_file(path, ("images", "categories"))
-        raise_issue(next(content_issues(self.dataset, files), None))
-        evaluated = not files.trained
-        findings = check_annotations(self.dataset, masks=bool(files.masks), evaluated=evaluated)
-        if errors := findings.summary(ERROR):
-            command = f"ropevit check-data --ann-file {path} --img-dir {files.img_dir}"
-            fix = " --fix OUT.json` corrects ids" if findings.fixable else "` lists all findings"
-            raise_issue(f"annotation file {path}: {errors}; `{command}{fix}")
+        findings = check_annotations(self.dataset, files, bool(self.dataset.get("annotations")))
+        raise_issue(next(content_issues(self.dataset, files, findings), None))
         if files.local:
             self._find_images(files)
         if warnings := findings.summary(WARNING):

@@ -43,42 +43,77 @@ def read_annotation_file(path: str | Path, lists: Sequence[str] = LISTS) -> dict
 
 
 def check_annotations(
-    content: Mapping[str, Any], *, masks: bool, evaluated: bool = False
+    content: Mapping[str, Any], files: CocoFiles, required: bool = False
 ) -> Findings:
-    """Checks the content of an annotation file: with `masks` the segmentations too.
+    """Checks the content of an annotation file; `required` is an object that counts.
 
     COCO's evaluation needs `iscrowd`, and ids that are integers.
     """
-    findings = Findings()
+    findings, evaluated = Findings(), not files.trained
     valid = {}
     for part, keys in FIELDS.items():
         keys += ("iscrowd",) * (evaluated and part == "annotations")
         valid[part] = _valid_entries(part, content.get(part) or (), keys, findings)
         _check_ids(part, valid[part], evaluated, findings)
+    required = required and "fields" not in findings.places
     images, categories = ({one["id"]: one for one in valid[part]} for part in LISTS[::2])
+    reasons: Counter[str] = Counter()
     for one in valid["annotations"]:
-        place = f"annotation {one['id']}"
         if check := _link_check(one, images, categories):
             ids = f"image {one['image_id']!r}, category {one['category_id']!r}"
-            findings.add(check, f"{place}: {ids}")
+            findings.add(check, f"annotation {one['id']}: {ids}")
+            key = "image_id" if one["image_id"] not in images else "category_id"
+            other = f"have {key}s of another type than the ids"
+            reasons[other if check == "other ids" else f"have unknown {key}s"] += 1
             continue
         image = images[one["image_id"]]
-        place = f"{image['file_name']}, {place}"
+        place = f"{image['file_name']}, annotation {one['id']}"
         if check := _box_check(one, image):
             findings.add(check, f"{place}: bbox {one['bbox']}, area {one['area']}")
-        if masks:
+        if files.masks:
             size = image["height"], image["width"]
             finding = segmentation_finding(one.get("segmentation"), *size, evaluated=evaluated)
             if finding:
                 findings.add(finding[0], place + finding[1])
-    crowds = sum(bool(one.get("iscrowd") or one.get("ignore")) for one in valid["annotations"])
+        reasons[_why_unused(one, check, files)] += 1
     total = len(valid["annotations"])
+    crowds = sum(bool(one.get("iscrowd") or one.get("ignore")) for one in valid["annotations"])
     if total < 2 * crowds < 2 * total:
         findings.add("mostly crowds", f"{crowds:,} of {total:,} objects")
+    if required and not reasons[""]:
+        task = "evaluate" if files.trained is False else "learn"
+        counts = [f"{'all' if n == total else n} {why}" for why, n in reasons.most_common()]
+        why = ", ".join(counts) or "the file has no annotations"
+        text = f"nothing to {task}: {len(images):,} images, 0 usable objects: {why}"
+        findings.add("nothing usable", text)
+    if "categories" in content and (issue := _classes_issue(content, files.classes)):
+        findings.add(*issue)
     return findings
 
 
-def classes_issue(content: Mapping[str, Any], classes: Sequence[str]) -> tuple[str, str] | None:
+def _why_unused(one: Mapping[str, Any], box_check: str, files: CocoFiles) -> str:
+    """Why mmdet does not train, or COCO's evaluation does not count, an object; "" if used.
+
+    Follows `CocoDataset` and `LoadAnnotations` of mmdet 3.3, and pycocotools.
+    """
+    if one.get("iscrowd"):
+        return "are crowds (iscrowd=1)"
+    if min(one["bbox"]) >= 0 and max(one["bbox"]) <= 1:
+        return "have a box within 0..1: boxes are in pixels, not normalized"
+    if files.trained is False:
+        return ""
+    if one.get("ignore"):
+        return "are marked `ignore`"
+    if box_check in ("degenerate boxes", "boxes outside"):
+        small = box_check == "degenerate boxes"
+        return "are smaller than a pixel" if small else "are outside of the image"
+    parts = one.get("segmentation") if files.masks else None
+    valid = isinstance(parts, list) and all(isinstance(part, list) for part in parts)
+    short_parts = parts and valid and all(map(is_short, parts))
+    return "have polygons of less than three points" if short_parts else ""
+
+
+def _classes_issue(content: Mapping[str, Any], classes: Sequence[str]) -> tuple[str, str] | None:
     """Why the categories of a file do not give the labels of a config's classes; None if they do.
 
     mmdet numbers classes in the file's order and ignores objects of other categories. No classes
@@ -101,57 +136,6 @@ def classes_issue(content: Mapping[str, Any], classes: Sequence[str]) -> tuple[s
     ]
     issue = " and ".join(filter(None, issues)) or "have another order than the config's classes"
     return check, f"{_listed(names)}: they {issue} ({_listed(classes)}); {CHECKS[check].fix}"
-
-
-def usability_issue(content: Mapping[str, Any], files: CocoFiles) -> str | None:
-    """Why a file has no object that mmdet would train or evaluate; None if it has one.
-
-    Follows `CocoDataset` and `LoadAnnotations` of mmdet 3.3, and pycocotools. Invalid entries
-    count as usable: `check_annotations` reports them.
-    """
-    entries = ((one, part) for part in ("images", "categories") for one in content[part])
-    if any(_field_issue(one, FIELDS[part]) for one, part in entries):
-        return None
-    images, categories = ({one["id"]: one for one in content[part]} for part in LISTS[::2])
-    names = files.classes or [one["name"] for one in categories.values()]
-    categories = {key: one for key, one in categories.items() if one["name"] in names}
-    reasons: Counter[str] = Counter()
-    for one in content.get("annotations") or ():
-        invalid = _field_issue(one, FIELDS["annotations"])
-        reason = "" if invalid else _why_unused(one, images, categories, files)
-        if not reason:
-            return None
-        reasons[reason] += 1
-    counts = [f"{n:,} {reason}" for reason, n in reasons.most_common()]
-    details = f"all {next(iter(reasons))}" if len(counts) == 1 else ", ".join(counts)
-    details = details or "the file has no annotations"
-    task = "evaluate" if files.trained is False else "learn"
-    return f"nothing to {task}: {len(images):,} images, 0 usable objects: {details}"
-
-
-def _why_unused(
-    one: Mapping[str, Any], images: Mapping, categories: Mapping, files: CocoFiles
-) -> str:
-    """Why mmdet does not train, or COCO's evaluation does not count, an object; "" if used."""
-    if check := _link_check(one, images, categories):
-        key = "image_id" if one["image_id"] not in images else "category_id"
-        other = check == "other ids"
-        return f"have {key}s of another type than the ids" if other else f"have unknown {key}s"
-    if one.get("iscrowd"):
-        return "are crowds (iscrowd=1)"
-    if min(one["bbox"]) >= 0 and max(one["bbox"]) <= 1:
-        return "have a box within 0..1: boxes are in pixels, not normalized"
-    if files.trained is False:
-        return ""
-    shape = one.get("segmentation")
-    polygons = shape if isinstance(shape, list) and files.masks else []
-    if polygons and all(isinstance(part, list) and is_short(part) for part in polygons):
-        return "have polygons of less than three points"
-    if one.get("ignore"):
-        return "are marked `ignore`"
-    check = _box_check(one, images[one["image_id"]])
-    return {"degenerate boxes": "are smaller than a pixel",
-            "boxes outside": "are outside of the image"}.get(check, "")  # fmt: skip
 
 
 def _link_check(one: Mapping[str, Any], images: Mapping, categories: Mapping) -> str:

@@ -16,11 +16,10 @@ from mmengine.registry import Registry, init_default_scope
 from ropevit_mmdet._images import image_directory, locate_images
 from ropevit_mmdet.compat.config import innermost_datasets, metric_settings, type_name
 from ropevit_mmdet.datasets.validation.annotations import (
-    classes_issue,
+    check_annotations,
     read_annotation_file,
-    usability_issue,
 )
-from ropevit_mmdet.datasets.validation.checks import CocoFiles, raise_issue
+from ropevit_mmdet.datasets.validation.checks import ERROR, CocoFiles, Findings, raise_issue
 from ropevit_mmdet.weights.detector_checkpoint import check_classes
 
 SPLITS = ("train", "val", "test")
@@ -100,22 +99,18 @@ def missing_issue(what: str, path: Path) -> str | None:
 
 
 def content_issues(
-    content: Mapping[str, Any], files: CocoFiles, *, required: bool = False
+    content: Mapping[str, Any], files: CocoFiles, findings: Findings
 ) -> Iterator[str]:
-    """What makes a dataset useless: its images are missing, its classes or objects do not fit.
-
-    Files of a test server have no annotations, unless they are `required`.
-    """
+    """What makes a dataset useless: its images are missing, or errors among the findings."""
     directory = image_files(content, files)[0] if files.local else None
     if directory and (missing := missing_issue("image directory", directory)):
         yield missing
     elif directory and not any(directory.iterdir()):
         yield f"image directory {directory} is empty"
-    if issue := classes_issue(content, files.classes):
-        yield f"the categories of {files.ann_file} are {issue[1]}"
-    checked = content.get("annotations") or required
-    if checked and (unusable := usability_issue(content, files)):
-        yield f"annotation file {files.ann_file}: {unusable}"
+    if errors := findings.summary(ERROR):
+        command = f"ropevit check-data --ann-file {files.ann_file} --img-dir {files.img_dir}"
+        fix = " --fix OUT.json` corrects ids" if findings.fixable else "` lists all findings"
+        yield f"annotation file {files.ann_file}: {errors}; `{command}{fix}"
 
 
 def image_files(content: Mapping[str, Any], files: CocoFiles) -> tuple[Path, dict[str, Path]]:
@@ -167,8 +162,10 @@ def _split_issues(config: Config, split: str, read: Read) -> Iterator[str]:
     for files in datasets:
         if missing := missing_issue("annotation file", files.ann_file):
             yield missing
-        required = split == "train" and len(datasets) == 1  # else others may have annotations
-        yield from content_issues(read(files.ann_file), files, required=required)
+        content = read(files.ann_file)
+        # A test server's file has no annotations, nor need each of several training sets.
+        required = split == "train" and len(datasets) == 1 or bool(content.get("annotations"))
+        yield from content_issues(content, files, check_annotations(content, files, required))
     loader = config.get(f"{split}_dataloader")
     if loader and len(datasets) < len(list(innermost_datasets(loader["dataset"]))):
         datasets = []  # the images of others are unknown
@@ -192,8 +189,8 @@ def _metric_issues(
     is_coco = issubclass(_class(metric, METRICS), CocoMetric)
     if not is_coco or metric.get("format_only") or not datasets:
         return
-    files = datasets[0]._replace(ann_file=path, trained=False, local=False)  # without images
-    yield from content_issues(read(path), files, required=True)
+    files = datasets[0]._replace(ann_file=path, trained=False, masks=False, local=False)
+    yield from content_issues(read(path), files, check_annotations(read(path), files, True))
     yield from _image_issues(path, datasets, read)
     if any(files.partial for files in datasets) and type_name(metric) != "FastCocoMetric":
         yield (

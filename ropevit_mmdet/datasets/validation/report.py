@@ -12,9 +12,7 @@ from tqdm import tqdm
 from ropevit_mmdet.datasets.validation.annotations import (
     LISTS,
     check_annotations,
-    classes_issue,
     read_annotation_file,
-    usability_issue,
 )
 from ropevit_mmdet.datasets.validation.checks import (
     CHECKS,
@@ -76,13 +74,10 @@ def report_dataset(files: CocoFiles, *, decode: bool = False, title: str = "imag
     entries = [one for one in content.get("annotations", ()) if isinstance(one, dict)]
     if files.masks is None:
         files = files._replace(masks=any(one.get("segmentation") for one in entries))
-    findings = check_annotations(content, masks=bool(files.masks), evaluated=not files.trained)
-    if issue := classes_issue(content, files.classes):
-        findings.add(*issue)
+    required = bool("annotations" in content or files.trained)
+    findings = check_annotations(content, files, required)
     images = [one for one in content["images"] if isinstance(one, dict)]
-    if "annotations" in content or files.trained:
-        if unusable := usability_issue(content, files):
-            findings.add("nothing usable", unusable)
+    if required:
         annotated = {str(one.get("image_id")) for one in entries}
         for one in images:
             if str(one.get("id")) not in annotated:
