@@ -3,6 +3,7 @@
 import glob
 import os
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -112,7 +113,7 @@ def locate_images(directory: Path, names: Sequence[str]) -> dict[str, Path]:
     A name that no file has may have `\` for `/`, `%20` for a space, or begin with directories of
     another machine. A missing file is `directory / name`.
     """
-    unusual = [name for name in names if "\\" in name or "%" in name or _FOREIGN.match(name)]
+    unusual = [name for name in names if len(_forms(name)) > 1]
     resolved = {name: _existing(directory, name) for name in unusual}
     uses = Counter(resolved.values())  # a file of two names is the end of both by chance
     resolved = {name: path for name, path in resolved.items() if path and uses[path] == 1}
@@ -244,10 +245,11 @@ def _expand(path: Path, suffixes: tuple[str, ...]) -> list[Path]:
 
 def _forms(name: str) -> list[str]:
     """The names that a `file_name` stands for, itself first."""
-    path = unquote(name.replace("\\", "/"))
+    path = unquote(name).replace("\\", "/")
     parts = path.split("/") if _FOREIGN.match(path) else [path]
-    ends = ("/".join(parts[start:]) for start in range(len(parts)))
-    return list(dict.fromkeys(form for form in (name, *ends) if form))
+    ends = ["/".join(parts[start:]) for start in range(len(parts))]
+    composed = (unicodedata.normalize(form, end) for end in ends for form in ("NFC", "NFD"))
+    return list(dict.fromkeys(form for form in (name, *ends, *composed) if form))
 
 
 def _existing(directory: Path, name: str) -> Path | None:

@@ -123,6 +123,34 @@ def write_voc(root):
     (root / "ImageSets/Main/trainval.txt").write_text("a\nb_c\nd\ne\n")
 
 
+def write_voc_devkit(root):
+    """The parent of VOC2007, unpacked by macOS."""
+    write_voc(root / "VOC2007")
+    (root / "__MACOSX").mkdir()
+    (root / "__MACOSX/._a.xml").write_bytes(b"\0\5")
+
+
+def write_voc_subsets(root):
+    """As CVAT exports it: lists name directories, which have files of one name."""
+    write_voc(root)
+    for split in IMAGES:
+        path = root / f"ImageSets/Main/{split}.txt"
+        names = path.read_text().split()
+        path.write_text("".join(f"{split}/{name}\n" for name in names))
+        for directory, suffix in (("Annotations", ".xml"), ("JPEGImages", ".jpg")):
+            for name in names:
+                (root / directory / split).mkdir(exist_ok=True)
+                file = root / directory / f"{name}{suffix}"
+                file.rename(root / directory / split / file.name)
+    image(root / "JPEGImages/other/e.jpg")
+
+
+def write_yolo_windows(root):
+    write_yolo(root)
+    content = (root / "data.yaml").read_text()
+    (root / "data.yaml").write_text(content.replace("images/", "images\\"))
+
+
 def write_labelme(root):
     for split, images in IMAGES.items():
         for name, objects in images.items():
@@ -137,7 +165,7 @@ def write_labelme(root):
             (root / f"{split}/{name}.json").write_text(json.dumps(content))
 
 
-def write_createml(root):
+def write_createml(root, keys=("image", "annotations"), space=" "):
     for split, directory in (("train", "train"), ("val", "valid")):
         rows = []
         for name, objects in IMAGES[split].items():
@@ -147,8 +175,12 @@ def write_createml(root):
                 x, y, w, h = box(polygon)
                 coordinates = dict(x=x + w / 2, y=y + h / 2, width=w, height=h)
                 labels.append(dict(label=one, coordinates=coordinates))
-            rows.append(dict(image=f"{name}.jpg", annotations=labels))
+            rows.append({keys[0]: f"{name}.jpg".replace(" ", space), keys[1]: labels})
         (root / directory / "_annotations.createml.json").write_text(json.dumps(rows))
+
+
+def write_createml_of_2018(root):
+    write_createml(root, ("imagefilename", "annotation"), "%20")
 
 
 # Writer, and whether the format has polygons, flags of difficult objects, an order of classes.
@@ -158,9 +190,13 @@ FORMATS = {
     "yolo of Roboflow": (write_yolo_roboflow, False, False, True),
     "yolo with lists": (write_yolo_lists, False, False, True),
     "yolo of Darknet": (write_darknet, False, False, True),
+    "yolo of Windows": (write_yolo_windows, False, False, True),
     "voc": (write_voc, False, True, False),
+    "voc of a devkit": (write_voc_devkit, False, True, False),
+    "voc in subsets": (write_voc_subsets, False, True, False),
     "labelme": (write_labelme, True, True, False),
     "createml": (write_createml, False, False, False),
+    "createml of 2018": (write_createml_of_2018, False, False, False),
 }
 
 

@@ -170,6 +170,9 @@ def test_the_fix_keeps_categories_that_one_split_lacks(tmp_path):
         ("sub/a b.png", "sub/a%20b.png"),
         ("sub/a b.png", r"C:\data\images\sub\a%20b.png"),
         ("sub/a b.png", "/home/other/sub/a b.png"),
+        ("sub/a b.png", "sub%5Ca%20b.png"),
+        ("u\u0308.png", "\u00fc.png"),  # as macOS and others write the letter
+        ("\u00fc.png", "u\u0308.png"),
         ("a%20b.png", "a%20b.png"),
         ("100%.png", "100%.png"),
     ],
@@ -214,6 +217,7 @@ def test_files_of_a_test_server_have_no_annotations(tmp_path, capsys):
     assert ropevit("check-data", "--ann-file", path) == 0
     out = capsys.readouterr().out
     assert "3 images, 5 categories" in out and "note     file without annotations" in out
+    assert ropevit("check-data", "--ann-file", path, "--fix", tmp_path / "a" / "fixed.json") == 0
     del content["categories"]  # COCO's unlabeled2017
     path.write_text(json.dumps(content))
     assert ropevit("check-data", "--ann-file", path) == 0

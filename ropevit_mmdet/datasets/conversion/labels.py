@@ -1,11 +1,13 @@
 """Labels of an image, whatever their format, and where its file is."""
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import unquote
 
 import cv2
 import numpy as np
@@ -35,11 +37,11 @@ class ImageIndex:
         self.root, self.reading = root, root  # the second: the label file that a reader is at
         self.missing, self.classes = list[str](), list[str]()
         self.skipped = Counter[str]()  # what is not converted
-        files = image_files(root)
+        files = find_files(root, *SUFFIXES)
         self.files = [path for path in files if path.parent.name not in _MASK_DIRECTORIES]
         self._by_stem: dict[str, list[Path]] = {}
         for path in self.files:
-            self._by_stem.setdefault(path.stem.lower(), []).append(path)
+            self._by_stem.setdefault(_key(path.stem), []).append(path)
 
     def find(self, label: Path, name: str = "") -> Path | None:
         """The image of a label file: named in it, or of its name; adds to `missing` if None."""
@@ -65,8 +67,8 @@ class ImageIndex:
         return None
 
     def of_stem(self, stem: str) -> list[Path]:
-        """The images of a name without suffix; case does not count."""
-        return self._by_stem.get(stem.lower(), [])
+        """The images of a name without suffix; case and form of its letters do not count."""
+        return self._by_stem.get(_key(stem), [])
 
 
 def annotation(
@@ -97,9 +99,14 @@ def annotation(
     return fields | {"bbox": list(map(number, around if box is None else box)), "area": area}
 
 
-def image_files(root: Path) -> list[Path]:
-    """The image files below a directory, suffixes in any case."""
-    return sorted(path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES)
+def find_files(root: Path, *suffixes: str) -> list[Path]:
+    """The files below a directory with one of the suffixes, in any case, without hidden ones."""
+    paths = (path for path in root.rglob("*") if path.suffix.lower() in suffixes)
+    return sorted(
+        path
+        for path in paths
+        if not any(part.startswith(".") for part in path.relative_to(root).parts)
+    )
 
 
 def split_of(path: Path, default: str = "train") -> str:
@@ -129,6 +136,10 @@ def read_lines(path: Path) -> Iterator[str]:
     """The lines of a text file without those that are empty."""
     lines = path.read_text(encoding="utf-8-sig").splitlines()
     return (line.strip() for line in lines if line.strip())
+
+
+def _key(stem: str) -> str:
+    return unicodedata.normalize("NFC", unquote(stem)).lower()
 
 
 def _common_end(one: Path, other: Path) -> int:

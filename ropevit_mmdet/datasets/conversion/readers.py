@@ -12,12 +12,12 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from ropevit_mmdet._images import open_image
+from ropevit_mmdet._images import SUFFIXES, open_image
 from ropevit_mmdet.datasets.conversion.labels import (
     ImageIndex,
     Labels,
     annotation,
-    image_files,
+    find_files,
     image_size,
     number,
     read_lines,
@@ -37,7 +37,7 @@ def read_yolo(src: Path, images: ImageIndex) -> Iterator[Labels]:
     """
     settings = _yolo_settings(src)
     images.classes = settings["names"]
-    labels = sorted(src.rglob("*.txt"))
+    labels = find_files(src, ".txt")
     by_stem: dict[str, list[Path]] = {}
     for path in labels:
         by_stem.setdefault(path.stem, []).append(path)
@@ -84,7 +84,7 @@ def _yolo_splits(
                 found = filter(None, (_yolo_path(one, src, settings) for one in read_lines(path)))
                 paths = dict.fromkeys(found)
             else:
-                paths = dict.fromkeys(image_files(path) if path else ())
+                paths = dict.fromkeys(find_files(path, *SUFFIXES) if path else ())
             if not paths and split == "test":  # Roboflow names it where it has none
                 images.skipped[f"split 'test' without images ({value})"] += 1
             elif not paths:
@@ -97,6 +97,7 @@ def _yolo_splits(
 
 def _yolo_path(value: str, src: Path, settings: dict[str, Any]) -> Path | None:
     """A path of `data.yaml`, also if it begins with directories of another machine."""
+    value = value.replace("\\", "/")
     parts = [part for part in Path(value).parts if part not in ("..", "/")]
     paths = [src / str(settings.get("path") or "") / value, src / value]
     last = len(parts) - (not value.endswith(".txt"))  # a directory alone could be another split's
@@ -150,22 +151,24 @@ def read_voc(src: Path, images: ImageIndex) -> Iterator[Labels]:
 
     Corners are taken as they are; difficult objects are crowds, which no evaluation counts.
     """
-    files = sorted(src.rglob("*.xml"))
-    by_name: dict[Path, Path] = {}  # a file by each end of its path, without suffix
-    for path in files:
-        parts = path.relative_to(src).with_suffix("").parts
-        by_name |= {Path(*parts[start:]): path for start in range(len(parts))}
-    lists = {path.stem: path for path in sorted(src.glob("ImageSets/Main/*.txt"))}
-    named = [name for name in ("train", "trainval", "val", "test") if name in lists]
-    for name in [one for one in named if one != "trainval" or "train" not in lists]:
-        for line in read_lines(lists[name]):
-            stem = Path(line) if Path(line) in by_name else Path(line.split()[0])
-            if path := by_name.get(stem) or by_name.get(stem.with_suffix("")):
-                yield from _voc_file(path, split_of(Path(name)), images)
-            else:
-                images.missing.append(f"{stem} in {lists[name]}, which has no XML file")
-    for path in [] if named else files:
-        yield from _voc_file(path, split_of(path.relative_to(src).parent), images)
+    lists = sorted(src.rglob("ImageSets/Main/*.txt"))
+    for root in dict.fromkeys(path.parents[2] for path in lists) or [src]:
+        files = find_files(root, ".xml")
+        by_name: dict[Path, Path] = {}  # a file by each end of its path, without suffix
+        for path in files:
+            parts = path.relative_to(root).with_suffix("").parts
+            by_name |= {Path(*parts[start:]): path for start in range(len(parts))}
+        named = {path.stem: path for path in lists if path.parents[2] == root}
+        names = [name for name in ("train", "trainval", "val", "test") if name in named]
+        for name in [one for one in names if one != "trainval" or "train" not in named]:
+            for line in read_lines(named[name]):
+                stem = Path(line) if Path(line) in by_name else Path(line.split()[0])
+                if found := by_name.get(stem) or by_name.get(stem.with_suffix("")):
+                    yield from _voc_file(found, split_of(Path(name)), images)
+                else:
+                    images.missing.append(f"{stem} in {named[name]}, which has no XML file")
+        for path in [] if names else files:
+            yield from _voc_file(path, split_of(path.relative_to(src).parent), images)
 
 
 def _voc_file(path: Path, split: str, images: ImageIndex) -> Iterator[Labels]:
@@ -246,7 +249,7 @@ def read_createml(src: Path, images: ImageIndex) -> Iterator[Labels]:
         for one in content:
             name = one.get("image") or one.get("imagefilename")
             objects = []
-            for label in one.get("annotations") or ():
+            for label in one.get("annotations") or one.get("annotation") or ():
                 keys = ("x", "y", "width", "height")
                 x, y, width, height = (number(label["coordinates"][key]) for key in keys)
                 box = (x - width / 2, y - height / 2, width, height)
@@ -256,7 +259,7 @@ def read_createml(src: Path, images: ImageIndex) -> Iterator[Labels]:
 
 
 def _json_files(src: Path, images: ImageIndex, content_type: type) -> Iterator[tuple[Path, Any]]:
-    for path in sorted(src.rglob("*.json")):
+    for path in find_files(src, ".json"):
         images.reading = path
         content = json.loads(path.read_text(encoding="utf-8"))
         if isinstance(content, content_type):
