@@ -113,11 +113,20 @@ def locate_images(directory: Path, names: Sequence[str]) -> dict[str, Path]:
     A name that no file has may have `\` for `/`, `%20` for a space, or begin with directories of
     another machine. A missing file is `directory / name`.
     """
-    unusual = [name for name in names if len(_forms(name)) > 1]
+    unusual = [name for name in names if len(name_forms(name)) > 1]
     resolved = {name: _existing(directory, name) for name in unusual}
     uses = Counter(resolved.values())  # a file of two names is the end of both by chance
     resolved = {name: path for name, path in resolved.items() if path and uses[path] == 1}
     return {name: resolved.get(name) or directory / name for name in names}
+
+
+def name_forms(name: str) -> list[str]:
+    """The names that a `file_name` stands for, itself first."""
+    path = unquote(name).replace("\\", "/")
+    parts = path.split("/") if _FOREIGN.match(path) else [path]
+    ends = ["/".join(parts[start:]) for start in range(len(parts))]
+    composed = (unicodedata.normalize(form, end) for end in ends for form in ("NFC", "NFD"))
+    return list(dict.fromkeys(form for form in (name, *ends, *composed) if form))
 
 
 def ids_by_name(images: Iterable[Mapping[str, Any]]) -> dict[Path, Any]:
@@ -126,7 +135,7 @@ def ids_by_name(images: Iterable[Mapping[str, Any]]) -> dict[Path, Any]:
     exact = {}
     for one in images:
         exact[Path(one["file_name"])] = one["id"]
-        for form in _forms(one["file_name"]):
+        for form in name_forms(one["file_name"]):
             ids.setdefault(Path(form), set()).add(one["id"])
     return {form: owners.pop() for form, owners in ids.items() if len(owners) == 1} | exact
 
@@ -243,15 +252,6 @@ def _expand(path: Path, suffixes: tuple[str, ...]) -> list[Path]:
     return files
 
 
-def _forms(name: str) -> list[str]:
-    """The names that a `file_name` stands for, itself first."""
-    path = unquote(name).replace("\\", "/")
-    parts = path.split("/") if _FOREIGN.match(path) else [path]
-    ends = ["/".join(parts[start:]) for start in range(len(parts))]
-    composed = (unicodedata.normalize(form, end) for end in ends for form in ("NFC", "NFD"))
-    return list(dict.fromkeys(form for form in (name, *ends, *composed) if form))
-
-
 def _existing(directory: Path, name: str) -> Path | None:
-    paths = (directory / form for form in _forms(name))
+    paths = (directory / form for form in name_forms(name))
     return next((path for path in paths if path.is_file()), None)

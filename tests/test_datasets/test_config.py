@@ -83,6 +83,18 @@ def test_evaluator_of_other_images(form, change, message, tiny):
         check_datasets(config)
 
 
+def test_evaluator_of_another_split_with_the_same_names(tiny):
+    config, write = tiny
+
+    def move(content):
+        for one in content["annotations"]:
+            one["bbox"][0] += 2
+
+    config.val_evaluator.ann_file = write("other", move)
+    with pytest.raises(UserError, match="other.json has no box of the dataset's"):
+        check_datasets(config)
+
+
 def test_evaluator_with_more_images_than_the_dataset(tiny):
     config, write = tiny
     config.val_dataloader.dataset.ann_file = write("part", shorten)
@@ -93,12 +105,14 @@ def test_evaluator_with_more_images_than_the_dataset(tiny):
 def test_evaluator_of_the_same_images_in_other_directories(tiny):
     config, write = tiny
 
-    def add_directory(content):
-        for image in content["images"]:
-            image["file_name"] = f"images/{image['file_name']}"
+    for prefix in ("images/", "images\\", "/of/another/machine/"):
 
-    config.val_evaluator.ann_file = write("relative", add_directory)
-    check_datasets(config)
+        def add(content, prefix=prefix):
+            for image in content["images"]:
+                image["file_name"] = f"{prefix}{image['file_name']}"
+
+        config.val_evaluator.ann_file = write("relative", add)
+        check_datasets(config)
 
 
 def test_evaluator_of_several_datasets(tiny):

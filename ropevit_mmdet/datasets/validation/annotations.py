@@ -42,6 +42,18 @@ def read_annotation_file(path: str | Path, lists: Sequence[str] = LISTS) -> dict
     return content
 
 
+def field_issue(one: Any, keys: Sequence[str]) -> str:
+    """What is wrong with the fields of an entry, "" if all are valid."""
+    if not isinstance(one, dict):
+        return short(one)
+    for key in keys:
+        if key not in one:
+            return f"no {key!r}"
+        if not _VALID[key](one[key]):
+            return f"{key} {short(one[key])}"
+    return ""
+
+
 def check_annotations(
     content: Mapping[str, Any], files: CocoFiles, required: bool = False
 ) -> Findings:
@@ -172,7 +184,7 @@ def _valid_entries(
     """The entries whose fields are valid."""
     valid = []
     for index, one in enumerate(entries):
-        if issue := _field_issue(one, keys):
+        if issue := field_issue(one, keys):
             fields = one if isinstance(one, dict) else {}
             name = fields.get("file_name") or fields.get("id", f"at index {index}")
             image = f" of image {short(fields['image_id'])}" if "image_id" in fields else ""
@@ -183,18 +195,6 @@ def _valid_entries(
 
 
 _SINGULAR = {"images": "image", "annotations": "annotation", "categories": "category"}
-
-
-def _field_issue(one: Any, keys: Sequence[str]) -> str:
-    """What is wrong with the fields of an entry, "" if all are valid."""
-    if not isinstance(one, dict):
-        return short(one)
-    for key in keys:
-        if key not in one:
-            return f"no {key!r}"
-        if not _VALID[key](one[key]):
-            return f"{key} {short(one[key])}"
-    return ""
 
 
 def _is_number(value: Any) -> bool:

@@ -1,5 +1,6 @@
 """Checks the datasets and evaluators of a config, before a model is built or a file written."""
 
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
@@ -13,10 +14,11 @@ from mmengine.config import Config
 from mmengine.fileio import list_from_file
 from mmengine.registry import Registry, init_default_scope
 
-from ropevit_mmdet._images import image_directory, locate_images
+from ropevit_mmdet._images import image_directory, locate_images, name_forms
 from ropevit_mmdet.compat.config import innermost_datasets, metric_settings, type_name
 from ropevit_mmdet.datasets.validation.annotations import (
     check_annotations,
+    field_issue,
     read_annotation_file,
 )
 from ropevit_mmdet.datasets.validation.checks import ERROR, CocoFiles, Findings, raise_issue
@@ -165,7 +167,7 @@ def _split_issues(config: Config, split: str, read: Read) -> Iterator[str]:
         content = read(files.ann_file)
         # A test server's file has no annotations, nor need each of several training sets.
         required = split == "train" and len(datasets) == 1 or bool(content.get("annotations"))
-        yield from content_issues(content, files, check_annotations(content, files, required))
+        yield from content_issues(content, files, _findings(content, files, required))
     loader = config.get(f"{split}_dataloader")
     if loader and len(datasets) < len(list(innermost_datasets(loader["dataset"]))):
         datasets = []  # the images of others are unknown
@@ -176,6 +178,15 @@ def _split_issues(config: Config, split: str, read: Read) -> Iterator[str]:
     for index, metric in enumerate(metrics):
         issues = _metric_issues(metric, [datasets[index]] if separate else datasets, read)
         yield from (f"{split}_evaluator: {issue}" for issue in issues)
+
+
+def _findings(content: Mapping[str, Any], files: CocoFiles, required: bool) -> Findings:
+    """All findings for a CheckedCocoDataset; LVIS and others read entries of another form."""
+    findings = check_annotations(content, files, required)
+    if not files.searched:
+        general = ("classes", "class order", "nothing usable")
+        findings.places = {key: findings.places[key] for key in general if key in findings.places}
+    return findings
 
 
 def _metric_issues(
@@ -189,8 +200,8 @@ def _metric_issues(
     is_coco = issubclass(_class(metric, METRICS), CocoMetric)
     if not is_coco or metric.get("format_only") or not datasets:
         return
-    files = datasets[0]._replace(ann_file=path, trained=False, masks=False, local=False)
-    yield from content_issues(read(path), files, check_annotations(read(path), files, True))
+    files = datasets[0]._replace(ann_file=path, trained=False, local=False, searched=False)
+    yield from content_issues(read(path), files, _findings(read(path), files, True))
     yield from _image_issues(path, datasets, read)
     if any(files.partial for files in datasets) and type_name(metric) != "FastCocoMetric":
         yield (
@@ -204,20 +215,22 @@ def _image_issues(path: Path, datasets: Sequence[CocoFiles], read: Read) -> Iter
     if len(datasets) == 1 and path.samefile(datasets[0].ann_file):
         return
     tested: dict[Any, _Image] = {}
+    boxes = set()
     for files in datasets:
         images = _images_by_id(read(files.ann_file), files.img_dir)
         for key in tested.keys() & images.keys():
             yield f"image {key!r} is in {files.ann_file} and another dataset: ids must be unique"
         tested |= images
+        boxes |= _boxes(read(files.ann_file))
     expected = _images_by_id(read(path), Path())
+    fix = "set both to one ann_file, or to files of the same images"
     for key in tested | expected:
         one, other = tested.get(key, _Image()), expected.get(key, _Image())
-        ending = other.path.parts
-        if one.size != other.size or one.path.parts[-len(ending) :] != ending:
-            yield (
-                f"image {key!r} is {one} in the dataset, but {other} in {path}: set both to one "
-                "ann_file, or to files of the same images"
-            )
+        names = name_forms(os.path.abspath(one.path)), name_forms(str(other.path))
+        if one.size != other.size or set(names[0]).isdisjoint(names[1]):
+            yield f"image {key!r} is {one} in the dataset, but {other} in {path}: {fix}"
+    if boxes and boxes.isdisjoint(_boxes(read(path))):  # splits with the same ids and names
+        yield f"{path} has no box of the dataset's: {fix}"
 
 
 class _Image(NamedTuple):
@@ -237,6 +250,16 @@ def _images_by_id(content: Mapping[str, Any], img_dir: Path) -> dict[Any, _Image
         for one in images
         if isinstance(one.get("id"), int | str)
     }
+
+
+def _boxes(content: Mapping[str, Any]) -> set[tuple]:
+    """Image ids and boxes, rounded to pixels, of the valid annotations."""
+    entries = [
+        one
+        for one in content.get("annotations") or ()
+        if not field_issue(one, ("image_id", "bbox"))
+    ]
+    return {(one["image_id"], *map(round, one["bbox"])) for one in entries}
 
 
 def _class(settings: Mapping[str, Any], registry: Registry) -> type:
