@@ -152,15 +152,16 @@ def test_what_the_fix_changes(spoil, change, tmp_path, capsys):
 
 def test_the_fix_keeps_categories_that_one_split_lacks(tmp_path):
     content = document()
-    content["categories"][0].update(id=0, supercategory="shape")
+    content["categories"][0].update(id=0)  # as Label Studio numbers them
     for one in content["annotations"]:
         one["category_id"] = 2
-    content["categories"][1]["supercategory"] = "circle"  # a category of a category's name
-    content["categories"][0]["supercategory"] = "circle"
-    fixed, changes = fix_annotations(
-        CocoFiles(write(tmp_path, content) / "annotations.json", tmp_path)
-    )
-    assert not changes and [one["name"] for one in fixed["categories"]] == list(CLASSES)
+    files = CocoFiles(write(tmp_path, content) / "annotations.json", tmp_path)
+    for groups in ({}, {"supercategory": "circle"}):  # or a category of a category's name
+        content["categories"][0] |= groups
+        content["categories"][1] |= groups
+        files.ann_file.write_text(json.dumps(content))
+        fixed, changes = fix_annotations(files)
+        assert not changes and [one["name"] for one in fixed["categories"]] == list(CLASSES)
 
 
 @pytest.mark.parametrize(
