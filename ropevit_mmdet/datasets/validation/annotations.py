@@ -69,25 +69,9 @@ def check_annotations(
         _check_ids(part, valid[part], evaluated, findings)
     required = required and "fields" not in findings.places
     images, categories = ({one["id"]: one for one in valid[part]} for part in LISTS[::2])
-    reasons: Counter[str] = Counter()
-    for one in valid["annotations"]:
-        if check := _link_check(one, images, categories):
-            ids = f"image {one['image_id']!r}, category {one['category_id']!r}"
-            findings.add(check, f"annotation {one['id']}: {ids}")
-            key = "image_id" if one["image_id"] not in images else "category_id"
-            other = f"have {key}s of another type than the ids"
-            reasons[other if check == "other ids" else f"have unknown {key}s"] += 1
-            continue
-        image = images[one["image_id"]]
-        place = f"{image['file_name']}, annotation {one['id']}"
-        if check := _box_check(one, image):
-            findings.add(check, f"{place}: bbox {one['bbox']}, area {one['area']}")
-        if files.masks:
-            size = image["height"], image["width"]
-            finding = segmentation_finding(one.get("segmentation"), *size, evaluated=evaluated)
-            if finding:
-                findings.add(finding[0], place + finding[1])
-        reasons[_why_unused(one, check, files)] += 1
+    reasons = Counter(
+        _check_object(one, images, categories, files, findings) for one in valid["annotations"]
+    )
     total = len(valid["annotations"])
     crowds = sum(bool(one.get("iscrowd") or one.get("ignore")) for one in valid["annotations"])
     if total < 2 * crowds < 2 * total:
@@ -101,6 +85,30 @@ def check_annotations(
     if "categories" in content and (issue := _classes_issue(content, files.classes)):
         findings.add(*issue)
     return findings
+
+
+def _check_object(
+    one: Mapping[str, Any],
+    images: Mapping,
+    categories: Mapping,
+    files: CocoFiles,
+    findings: Findings,
+) -> str:
+    """Adds what is wrong with an object; returns why it does not count, "" if it does."""
+    if check := _link_check(one, images, categories):
+        ids = f"image {one['image_id']!r}, category {one['category_id']!r}"
+        findings.add(check, f"annotation {one['id']}: {ids}")
+        key = "image_id" if one["image_id"] not in images else "category_id"
+        other = check == "other ids"
+        return f"have {key}s of another type than the ids" if other else f"have unknown {key}s"
+    image = images[one["image_id"]]
+    place, size = f"{image['file_name']}, annotation {one['id']}", (image["height"], image["width"])
+    if check := _box_check(one, image):
+        findings.add(check, f"{place}: bbox {one['bbox']}, area {one['area']}")
+    shape = one.get("segmentation")
+    if files.masks and (mask := segmentation_finding(shape, *size, evaluated=not files.trained)):
+        findings.add(mask[0], place + mask[1])
+    return _why_unused(one, check, files)
 
 
 def _why_unused(one: Mapping[str, Any], box_check: str, files: CocoFiles) -> str:
