@@ -93,14 +93,14 @@ def image_directory(ann_file: Path, img_dir: Path, names: Sequence[str]) -> Path
     """The directory of the images of a COCO annotation file, by some of their `file_name`s.
 
     It is `img_dir`, or if that has none of the files a directory next to the annotation file: the
-    layouts of COCO, Roboflow, CVAT and Label Studio.
+    layouts of COCO, Roboflow, CVAT, Label Studio and FiftyOne.
     """
     stem = ann_file.stem
     splits = dict.fromkeys((stem.removeprefix("instances_"), *reversed(stem.split("_"))))
     near = [
         base / directory
         for base in (ann_file.parent, ann_file.parent.parent)
-        for directory in (*splits, *(f"images/{split}" for split in splits), "images", "")
+        for directory in (*splits, *(f"images/{split}" for split in splits), "images", "data", "")
     ]
     sample = names[:_SAMPLE]
     found = (one for one in (img_dir, *near) if any(_existing(one, name) for name in sample))

@@ -33,6 +33,7 @@ LAYOUTS = {
     "CVAT, flat": ("{}/annotations/instances_default.json", "{}/images", ""),
     "Label Studio": ("{}/result.json", "{}/images", "images/"),
     "Label Studio on Windows": ("{}/result.json", "{}/images", "images\\"),
+    "FiftyOne": ("{}/labels.json", "{}/data", ""),
     "of another machine": ("{}/result.json", "{}/images", "../../media/upload/"),
     "next to the images": ("{}/labels.json", "{}", ""),
 }

@@ -50,17 +50,13 @@ class ImageIndex:
             return label.parent / named
         paths = self.of_stem(named.stem) or self.of_stem(label.stem)
         split = split_of(label.parent)
-        scores = [
-            (
-                path.parent == label.parent,
-                path.name == named.name,
-                _common_end(path.parent, named.parent),
-                split_of(path.parent) == split,
-                _common_end(path.parent, label.parent),
-            )
-            for path in paths
-        ]
-        best = [path for path, score in zip(paths, scores) if score == max(scores)]
+
+        def score(path: Path) -> tuple[Any, ...]:
+            ends = (_common_end(path.parent, one.parent) for one in (named, label))
+            return path.name == named.name, next(ends), split_of(path.parent) == split, next(ends)
+
+        highest = max(map(score, paths), default=None)
+        best = [path for path in paths if score(path) == highest]
         if len(best) == 1:
             return best[0]
         self.missing.append(f"{label} ({len(best)} images of this name)" if best else str(label))

@@ -115,14 +115,20 @@ def content_issues(
         yield f"annotation file {files.ann_file}: {errors}; `{command}{fix}"
 
 
-def image_files(content: Mapping[str, Any], files: CocoFiles) -> tuple[Path, dict[str, Path]]:
-    """The directory of the images of an annotation file, and the path of each valid `file_name`."""
+def image_files(
+    content: Mapping[str, Any], files: CocoFiles, findings: Findings | None = None
+) -> tuple[Path, dict[str, Path]]:
+    """The directory of a file's images, and the path of each valid `file_name`."""
     names = (one.get("file_name") for one in content["images"] if isinstance(one, dict))
     valid = [name for name in names if name and isinstance(name, str)]
     if not files.searched:
         return files.img_dir, {name: files.img_dir / name for name in valid}
     directory = image_directory(files.ann_file, files.img_dir, valid)
-    return directory, locate_images(directory, valid)
+    paths = locate_images(directory, valid)
+    for name, path in paths.items():
+        if findings and path != directory / name:
+            findings.add("file names", f"{name}: {path}")
+    return directory, paths
 
 
 def is_local(settings: Mapping[str, Any], *paths: str | Path) -> bool:

@@ -84,7 +84,7 @@ def report_dataset(files: CocoFiles, *, decode: bool = False, title: str = "imag
                 findings.add("no objects", str(one.get("file_name")))
     else:
         findings.add("no annotations", f"{len(images):,} images")
-    directory, paths = image_files(content, files)
+    directory, paths = image_files(content, files, findings)
     if not directory.is_dir():
         findings.add("image directory", f"{directory} (current directory: {Path.cwd()})")
         images = []
@@ -99,8 +99,6 @@ def report_dataset(files: CocoFiles, *, decode: bool = False, title: str = "imag
         failed = pool.map(check, images)
         for one, checks in zip(tqdm(images, title, disable=None, leave=False), failed):
             name = one["file_name"]
-            if paths[name] != directory / name:
-                checks = [*checks, ("file names", str(paths[name]))]
             for check_name, details in checks:
                 findings.add(check_name, name + (f": {details}" if details else ""))
     counts = {key: len(content[key]) for key in LISTS if key in content}
