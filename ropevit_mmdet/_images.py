@@ -3,6 +3,7 @@
 import glob
 import os
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -92,14 +93,14 @@ def image_directory(ann_file: Path, img_dir: Path, names: Sequence[str]) -> Path
     """The directory of the images of a COCO annotation file, by some of their `file_name`s.
 
     It is `img_dir`, or if that has none of the files a directory next to the annotation file: the
-    layouts of COCO, Roboflow, CVAT and Label Studio.
+    layouts of COCO, Roboflow, CVAT, Label Studio and FiftyOne.
     """
     stem = ann_file.stem
     splits = dict.fromkeys((stem.removeprefix("instances_"), *reversed(stem.split("_"))))
     near = [
         base / directory
         for base in (ann_file.parent, ann_file.parent.parent)
-        for directory in (*splits, *(f"images/{split}" for split in splits), "images", "")
+        for directory in (*splits, *(f"images/{split}" for split in splits), "images", "data", "")
     ]
     sample = names[:_SAMPLE]
     found = (one for one in (img_dir, *near) if any(_existing(one, name) for name in sample))
@@ -112,11 +113,20 @@ def locate_images(directory: Path, names: Sequence[str]) -> dict[str, Path]:
     A name that no file has may have `\` for `/`, `%20` for a space, or begin with directories of
     another machine. A missing file is `directory / name`.
     """
-    unusual = [name for name in names if "\\" in name or "%" in name or _FOREIGN.match(name)]
+    unusual = [name for name in names if len(name_forms(name)) > 1]
     resolved = {name: _existing(directory, name) for name in unusual}
     uses = Counter(resolved.values())  # a file of two names is the end of both by chance
     resolved = {name: path for name, path in resolved.items() if path and uses[path] == 1}
     return {name: resolved.get(name) or directory / name for name in names}
+
+
+def name_forms(name: str) -> list[str]:
+    """The names that a `file_name` stands for, itself first."""
+    path = unquote(name).replace("\\", "/")
+    parts = path.split("/") if _FOREIGN.match(path) else [path]
+    ends = ["/".join(parts[start:]) for start in range(len(parts))]
+    composed = (unicodedata.normalize(form, end) for end in ends for form in ("NFC", "NFD"))
+    return list(dict.fromkeys(form for form in (name, *ends, *composed) if form))
 
 
 def ids_by_name(images: Iterable[Mapping[str, Any]]) -> dict[Path, Any]:
@@ -125,7 +135,7 @@ def ids_by_name(images: Iterable[Mapping[str, Any]]) -> dict[Path, Any]:
     exact = {}
     for one in images:
         exact[Path(one["file_name"])] = one["id"]
-        for form in _forms(one["file_name"]):
+        for form in name_forms(one["file_name"]):
             ids.setdefault(Path(form), set()).add(one["id"])
     return {form: owners.pop() for form, owners in ids.items() if len(owners) == 1} | exact
 
@@ -170,6 +180,12 @@ def exif_orientation(image: Image.Image) -> int:
         return image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # SyntaxError, struct.error and others
         return 1
+
+
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """Height and width of an open image after its EXIF rotation."""
+    size = image.height, image.width
+    return size[::-1] if exif_orientation(image) >= 5 else size
 
 
 def why_unreadable(error: Exception) -> str:
@@ -236,14 +252,6 @@ def _expand(path: Path, suffixes: tuple[str, ...]) -> list[Path]:
     return files
 
 
-def _forms(name: str) -> list[str]:
-    """The names that a `file_name` stands for, itself first."""
-    path = unquote(name.replace("\\", "/"))
-    parts = path.split("/") if _FOREIGN.match(path) else [path]
-    ends = ("/".join(parts[start:]) for start in range(len(parts)))
-    return list(dict.fromkeys(form for form in (name, *ends) if form))
-
-
 def _existing(directory: Path, name: str) -> Path | None:
-    paths = (directory / form for form in _forms(name))
+    paths = (directory / form for form in name_forms(name))
     return next((path for path in paths if path.is_file()), None)

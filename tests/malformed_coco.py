@@ -196,6 +196,5 @@ UNUSABLE = {
     "outside": (_all(bbox=[500, 500, 40, 48]), "are outside of the image"),
     "thin": (_all(bbox=[5, 5, 40, 0.5]), "are smaller than a pixel"),
     "area 0": (_all(area=0), "are smaller than a pixel"),
-    "small images": (_all("images", height=70, width=60), "are in images smaller than"),
     "short polygons": (_all(segmentation=[[1, 2, 3, 4]]), "have polygons of less than three"),
 }

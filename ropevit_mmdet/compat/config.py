@@ -4,7 +4,7 @@ mmengine 0.10.7 needs it for `_base_ = "mmdet::..."` and for `from PACKAGE... im
 `with read_base()`, and accepts only the names of OpenMMLab's packages.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -71,3 +71,13 @@ def metric_settings(evaluator: Any) -> list[Any]:
     metrics = evaluator.get("metrics", evaluator) if isinstance(evaluator, Mapping) else evaluator
     metrics = metrics if isinstance(metrics, (list, tuple)) else [metrics]
     return [metric for metric in metrics if isinstance(metric, Mapping)]
+
+
+def innermost_datasets(dataset: Any) -> Iterator[Any]:
+    """The datasets inside wrappers such as RepeatDataset and ConcatDataset: settings or objects."""
+    fields = dataset if isinstance(dataset, Mapping) else getattr(dataset, "__dict__", {})
+    inner = fields.get("datasets") or ([fields["dataset"]] if fields.get("dataset") else [])
+    for part in inner:
+        yield from innermost_datasets(part)
+    if not inner:
+        yield dataset

@@ -1,11 +1,12 @@
 """Datasets: COCO's format with checks, and a generator of synthetic images."""
 
+from ropevit_mmdet.compat.config import innermost_datasets
 from ropevit_mmdet.datasets.checked_coco_dataset import CheckedCocoDataset
 from ropevit_mmdet.datasets.validation.config import (
     check_datasets,
     compare_classes,
     dataset_classes,
-    innermost_datasets,
+    dataset_metainfo,
 )
 
 __all__ = [
@@ -13,5 +14,6 @@ __all__ = [
     "check_datasets",
     "compare_classes",
     "dataset_classes",
+    "dataset_metainfo",
     "innermost_datasets",
 ]

@@ -13,7 +13,7 @@ from mmengine.logging import MMLogger
 
 from ropevit_mmdet.datasets.run_length_masks import LoadRunLengths
 from ropevit_mmdet.datasets.validation.annotations import check_annotations, read_annotation_file
-from ropevit_mmdet.datasets.validation.checks import CHECKS, ERROR, WARNING, CocoFiles, raise_issue
+from ropevit_mmdet.datasets.validation.checks import WARNING, CocoFiles, Findings, raise_issue
 from ropevit_mmdet.datasets.validation.config import (
     content_issues,
     dataset_files,
@@ -81,31 +81,21 @@ class _CheckedCOCO(COCO):
     def __init__(self, path: str, *, files: CocoFiles) -> None:
         super().__init__()
         self.dataset = read_annotation_file(path, ("images", "categories"))
-        raise_issue(next(content_issues(self.dataset, files), None))
-        evaluated = not files.trained
-        findings = check_annotations(self.dataset, masks=bool(files.masks), evaluated=evaluated)
-        if errors := findings.summary(ERROR):
-            command = f"ropevit check-data --ann-file {path} --img-dir {files.img_dir}"
-            fix = " --fix OUT.json` corrects ids" if findings.fixable else "` lists all findings"
-            raise_issue(f"annotation file {path}: {errors}; `{command}{fix}")
+        findings = check_annotations(self.dataset, files, bool(self.dataset.get("annotations")))
+        raise_issue(next(content_issues(self.dataset, files, findings), None))
         if files.local:
-            self._find_images(files)
+            self._find_images(files, findings)
         if warnings := findings.summary(WARNING):
             MMLogger.get_current_instance().warning(f"annotation file {path}: {warnings}")
         self.createIndex()
         self.img_ann_map, self.cat_img_map = self.imgToAnns, self.catToImgs  # mmdet's names
 
-    def _find_images(self, files: CocoFiles) -> None:
-        """Replaces the names of images that are not in the image directory by paths; logs it."""
-        directory, paths = image_files(self.dataset, files)
-        log = MMLogger.get_current_instance()
+    def _find_images(self, files: CocoFiles, findings: Findings) -> None:
+        """Replaces the names of images that are not in the image directory by paths."""
+        directory, paths = image_files(self.dataset, files, findings)
         if directory != files.img_dir:
-            log.info(f"images of {files.ann_file} are in {directory}, not in {files.img_dir}")
-        unusual = [name for name, path in paths.items() if path != directory / name]
-        if unusual:
-            message = CHECKS["file names"].message
-            example = f"{unusual[0]} is {paths[unusual[0]]}"
-            log.warning(f"annotation file {files.ann_file}: {message} ({len(unusual)}: {example})")
+            message = f"images of {files.ann_file} are in {directory}, not in {files.img_dir}"
+            MMLogger.get_current_instance().info(message)
         for one in self.dataset["images"]:
             path = paths[one["file_name"]]
             if path != files.img_dir / one["file_name"]:

@@ -1,6 +1,6 @@
 """Masks of a data pipeline as run lengths, which take kilobytes instead of pixels per object."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,16 +32,25 @@ class RunLengthMasks(BitmapMasks):
     are 1.2 GB each.
     """
 
-    def __init__(self, codes: Sequence[dict[str, Any]], height: int, width: int) -> None:
-        self.codes, self.height, self.width = list(codes), int(height), int(width)
+    def __init__(
+        self, masks: Iterable[dict[str, Any] | np.ndarray], height: int, width: int
+    ) -> None:
+        self.codes = [one if isinstance(one, dict) else _encode(one) for one in masks]
+        self.height, self.width = int(height), int(width)
 
     @property
     def masks(self) -> np.ndarray:
-        """The pixels, uint8 [N, H, W], decoded at each access."""
-        masks = np.empty((len(self), self.height, self.width), np.uint8)
-        for mask, code in zip(masks, self.codes):
+        """The pixels, uint8 [N, H, W], decoded at each access; assignments to them count."""
+        pixels = np.empty((len(self), self.height, self.width), np.uint8)
+        for mask, code in zip(pixels, self.codes):
             mask[:] = rle.decode(code)
+        masks = pixels.view(_Pixels)
+        masks.owner = self
         return masks
+
+    @masks.setter
+    def masks(self, pixels: np.ndarray) -> None:
+        self.codes = [_encode(one) for one in pixels]
 
     def __len__(self) -> int:
         return len(self.codes)
@@ -67,7 +76,8 @@ class RunLengthMasks(BitmapMasks):
 
     def to_tensor(self, dtype: torch.dtype, device: Any) -> torch.Tensor:
         """See `BitmapMasks.to_tensor`."""
-        masks = self.masks.view(bool) if dtype is torch.bool else self.masks
+        masks = self.masks.view(np.ndarray)
+        masks = masks.view(bool) if dtype is torch.bool else masks
         return torch.from_numpy(masks).to(device, dtype)
 
     @classmethod
@@ -77,6 +87,17 @@ class RunLengthMasks(BitmapMasks):
             return BitmapMasks.cat(masks)
         codes = [code for one in masks for code in one.codes]  # type: ignore[attr-defined]
         return cls(codes, masks[0].height, masks[0].width)
+
+
+class _Pixels(np.ndarray):
+    """Decoded masks: RandomErasing of mmdet assigns to a part of them."""
+
+    owner: RunLengthMasks | None = None  # not of views and results
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        super().__setitem__(index, value)
+        if self.owner is not None:
+            self.owner.masks = self
 
 
 class LoadRunLengths(LoadAnnotations):

@@ -1,7 +1,6 @@
 """Writes predictions as COCO results, the JSON file that evaluation servers and tools read."""
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 from mmdet.evaluation import DumpDetResults
@@ -9,6 +8,7 @@ from mmengine.dataset import BaseDataset
 from mmengine.logging import print_log
 
 from ropevit_mmdet._output import atomic_file
+from ropevit_mmdet.compat.config import innermost_datasets
 from ropevit_mmdet.errors import UserError
 
 
@@ -23,7 +23,8 @@ class DumpCocoResults(DumpDetResults):
 
     def __init__(self, out_file: str, dataset: BaseDataset) -> None:
         super().__init__(out_file_path="results.pkl")  # mmengine accepts no other suffix
-        self.out_file, all_ids = out_file, list(_category_ids(dataset))
+        self.out_file = out_file
+        all_ids = [getattr(one, "cat_ids", None) for one in innermost_datasets(dataset)]
         if not all_ids[0] or any(ids != all_ids[0] for ids in all_ids):
             raise UserError(
                 f"--out {out_file} needs a COCO dataset, or several of the same category ids; "
@@ -53,13 +54,3 @@ class DumpCocoResults(DumpDetResults):
         for detection, mask in zip(detections, predicted.get("masks", ())):
             detection["segmentation"] = {"size": mask["size"], "counts": mask["counts"].decode()}
         return detections
-
-
-def _category_ids(dataset: Any) -> Iterator[list[int] | None]:
-    """The category ids of each dataset in a wrapper, by label."""
-    inner = getattr(dataset, "datasets", None) or [getattr(dataset, "dataset", None)]
-    if hasattr(dataset, "cat_ids") or inner == [None]:
-        yield getattr(dataset, "cat_ids", None)
-        return
-    for part in inner:
-        yield from _category_ids(part)

@@ -64,10 +64,8 @@ def as_json(
     by_iou = {}
     for index, iou in enumerate(IOUS):
         classes = {}
-        for label, name in enumerate(curves.names):
-            values = curves.precision[index, :, label]
-            known = not np.isnan(values).any()
-            precision = values.round(6).tolist() if known else None
+        for name, values in zip(curves.names, curves.precision[index].T):
+            precision = None if np.isnan(values).any() else values.round(6).tolist()
             classes[name] = {"ap": _rounded(values.mean()), "precision": precision}
         by_iou[str(iou)] = {"ap": _rounded(curves.average(index)), "classes": classes}
     return {

@@ -66,10 +66,10 @@ WRAPPED = {
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (rename, "image 2 is 2.png .* but other.png"),
-        (resize, r"image 3 is 3.png \(64 x 56\) .* but 3.png \(65 x 56\)"),
-        (shorten, "image 4 is 4.png .* but missing in"),
-        (renumber, "image 1 is 1.png .* but missing in"),
+        (rename, "image 2 is .*2.png .* but other.png"),
+        (resize, r"image 3 is .*/3.png \(64 x 56\) .* but 3.png \(65 x 56\)"),
+        (shorten, "image 4 is .*/4.png .* but missing in"),
+        (renumber, "image 1 is .*/1.png .* but missing in"),
     ],
 )
 @pytest.mark.parametrize("form", WRAPPED)
@@ -83,6 +83,18 @@ def test_evaluator_of_other_images(form, change, message, tiny):
         check_datasets(config)
 
 
+def test_evaluator_of_another_split_with_the_same_names(tiny):
+    config, write = tiny
+
+    def move(content):
+        for one in content["annotations"]:
+            one["bbox"][0] += 2
+
+    config.val_evaluator.ann_file = write("other", move)
+    with pytest.raises(UserError, match="other.json has no box of the dataset's"):
+        check_datasets(config)
+
+
 def test_evaluator_with_more_images_than_the_dataset(tiny):
     config, write = tiny
     config.val_dataloader.dataset.ann_file = write("part", shorten)
@@ -93,12 +105,14 @@ def test_evaluator_with_more_images_than_the_dataset(tiny):
 def test_evaluator_of_the_same_images_in_other_directories(tiny):
     config, write = tiny
 
-    def add_directory(content):
-        for image in content["images"]:
-            image["file_name"] = f"images/{image['file_name']}"
+    for prefix in ("images/", "images\\", "/of/another/machine/"):
 
-    config.val_evaluator.ann_file = write("relative", add_directory)
-    check_datasets(config)
+        def add(content, prefix=prefix):
+            for image in content["images"]:
+                image["file_name"] = f"{prefix}{image['file_name']}"
+
+        config.val_evaluator.ann_file = write("relative", add)
+        check_datasets(config)
 
 
 def test_evaluator_of_several_datasets(tiny):
@@ -113,7 +127,7 @@ def test_evaluator_of_several_datasets(tiny):
     config.val_evaluator = dict(separate, metrics=metrics)
     check_datasets(config)
     config.val_evaluator = dict(separate, metrics=metrics[::-1])
-    with pytest.raises(UserError, match="image 1 is 1.png .* missing in .*second.json"):
+    with pytest.raises(UserError, match="image 1 is .*/1.png .* missing in .*second.json"):
         check_datasets(config)
     config.val_dataloader.dataset = concat(parts[0], parts[0], parts[1])
     config.val_evaluator = config.test_evaluator

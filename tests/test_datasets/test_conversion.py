@@ -123,6 +123,34 @@ def write_voc(root):
     (root / "ImageSets/Main/trainval.txt").write_text("a\nb_c\nd\ne\n")
 
 
+def write_voc_devkit(root):
+    """The parent of VOC2007, unpacked by macOS."""
+    write_voc(root / "VOC2007")
+    (root / "__MACOSX").mkdir()
+    (root / "__MACOSX/._a.xml").write_bytes(b"\0\5")
+
+
+def write_voc_subsets(root):
+    """As CVAT exports it: lists name directories, which have files of one name."""
+    write_voc(root)
+    for split in IMAGES:
+        path = root / f"ImageSets/Main/{split}.txt"
+        names = path.read_text().split()
+        path.write_text("".join(f"{split}/{name}\n" for name in names))
+        for directory, suffix in (("Annotations", ".xml"), ("JPEGImages", ".jpg")):
+            for name in names:
+                (root / directory / split).mkdir(exist_ok=True)
+                file = root / directory / f"{name}{suffix}"
+                file.rename(root / directory / split / file.name)
+    image(root / "JPEGImages/other/e.jpg")
+
+
+def write_yolo_windows(root):
+    write_yolo(root)
+    content = (root / "data.yaml").read_text()
+    (root / "data.yaml").write_text(content.replace("images/", "images\\"))
+
+
 def write_labelme(root):
     for split, images in IMAGES.items():
         for name, objects in images.items():
@@ -137,7 +165,7 @@ def write_labelme(root):
             (root / f"{split}/{name}.json").write_text(json.dumps(content))
 
 
-def write_createml(root):
+def write_createml(root, keys=("image", "annotations"), space=" "):
     for split, directory in (("train", "train"), ("val", "valid")):
         rows = []
         for name, objects in IMAGES[split].items():
@@ -147,8 +175,12 @@ def write_createml(root):
                 x, y, w, h = box(polygon)
                 coordinates = dict(x=x + w / 2, y=y + h / 2, width=w, height=h)
                 labels.append(dict(label=one, coordinates=coordinates))
-            rows.append(dict(image=f"{name}.jpg", annotations=labels))
+            rows.append({keys[0]: f"{name}.jpg".replace(" ", space), keys[1]: labels})
         (root / directory / "_annotations.createml.json").write_text(json.dumps(rows))
+
+
+def write_createml_of_2018(root):
+    write_createml(root, ("imagefilename", "annotation"), "%20")
 
 
 # Writer, and whether the format has polygons, flags of difficult objects, an order of classes.
@@ -158,9 +190,13 @@ FORMATS = {
     "yolo of Roboflow": (write_yolo_roboflow, False, False, True),
     "yolo with lists": (write_yolo_lists, False, False, True),
     "yolo of Darknet": (write_darknet, False, False, True),
+    "yolo of Windows": (write_yolo_windows, False, False, True),
     "voc": (write_voc, False, True, False),
+    "voc of a devkit": (write_voc_devkit, False, True, False),
+    "voc in subsets": (write_voc_subsets, False, True, False),
     "labelme": (write_labelme, True, True, False),
     "createml": (write_createml, False, False, False),
+    "createml of 2018": (write_createml_of_2018, False, False, False),
 }
 
 
@@ -247,22 +283,21 @@ def test_shapes_of_labelme(tmp_path):
     square = [[10, 10], [20, 10], [20, 20], [10, 20]]
     other = [[30, 30], [40, 30], [40, 40]]
     content["shapes"] = [
-        dict(label="box", shape_type="rectangle", points=[[50, 60], [20, 10]]),
-        dict(label="disk", shape_type="circle", points=[[40, 40], [50, 40]]),
+        dict(label="box", shape_type="rectangle", group_id=2, points=[[50, 60], [20, 10]]),
+        dict(label="box", shape_type="rectangle", group_id=2, points=[[1, 2], [4, 6]]),
         dict(label="box", shape_type="polygon", group_id=1, points=square),
         dict(label="box", shape_type="polygon", group_id=1, points=other),
-        dict(label="box", shape_type="point", points=[[1, 1]]),
+        dict(label="disk", shape_type="circle", points=[[40, 40], [50, 40]]),
     ]
     path.write_text(json.dumps(content))
     result = convert("labelme", tmp_path / "src", tmp_path / "out")
     content = json.loads((tmp_path / "out/annotations/instances_val.json").read_text())
-    rectangle, circle, grouped = content["annotations"]
+    rectangle, other, grouped = content["annotations"]
     assert rectangle["bbox"] == [20, 10, 30, 50] and "segmentation" not in rectangle
-    assert circle["bbox"] == pytest.approx([30, 30, 20, 20])
-    assert circle["area"] == pytest.approx(314, abs=1)
+    assert other["bbox"] == [1, 2, 3, 4]
     assert grouped["bbox"] == [10, 10, 30, 30] and grouped["area"] == 150
-    assert "1 of 6 objects have a box only" in result.notes[0]
-    assert result.notes[-1] == "1 point shapes are skipped"
+    assert "2 of 6 objects have a box only" in result.notes[0]
+    assert result.notes[-1] == "1 circle shapes are skipped"
     assert "ropevit_retinanet" in result.config()
 
 

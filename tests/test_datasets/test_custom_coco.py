@@ -143,17 +143,3 @@ def test_invalid_settings(custom, lines, message):
 def test_classes_that_do_not_match(custom, classes, message):
     with pytest.raises(UserError, match=message):
         check_datasets(custom(classes=classes))
-
-
-def test_a_category_without_objects_is_ignored(custom, tmp_path):
-    """Some programs write a heading as category 0."""
-    config = custom()
-    for path in (tmp_path / "data").glob("*.json"):
-        content = json.loads(path.read_text())
-        content["categories"].insert(0, dict(id=0, name="brightness", supercategory="none"))
-        path.write_text(json.dumps(content))
-    check_datasets(config)
-    init_default_scope("mmdet")
-    dataset = DATASETS.build(config.train_dataloader.dataset)
-    labels = {one["bbox_label"] for i in range(2) for one in dataset.get_data_info(i)["instances"]}
-    assert labels == {0, 1} and dataset.metainfo["classes"] == ("dark", "light")

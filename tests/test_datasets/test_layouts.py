@@ -32,6 +32,7 @@ LAYOUTS = {
     "CVAT, flat": ("{}/annotations/instances_default.json", "{}/images", ""),
     "Label Studio": ("{}/result.json", "{}/images", "images/"),
     "Label Studio on Windows": ("{}/result.json", "{}/images", "images\\"),
+    "FiftyOne": ("{}/labels.json", "{}/data", ""),
     "of another machine": ("{}/result.json", "{}/images", "../../media/upload/"),
     "next to the images": ("{}/labels.json", "{}", ""),
 }
@@ -151,15 +152,16 @@ def test_what_the_fix_changes(spoil, change, tmp_path, capsys):
 
 def test_the_fix_keeps_categories_that_one_split_lacks(tmp_path):
     content = document()
-    content["categories"][0].update(id=0, supercategory="shape")
+    content["categories"][0].update(id=0)  # as Label Studio numbers them
     for one in content["annotations"]:
         one["category_id"] = 2
-    content["categories"][1]["supercategory"] = "circle"  # a category of a category's name
-    content["categories"][0]["supercategory"] = "circle"
-    fixed, changes = fix_annotations(
-        CocoFiles(write(tmp_path, content) / "annotations.json", tmp_path)
-    )
-    assert not changes and [one["name"] for one in fixed["categories"]] == list(CLASSES)
+    files = CocoFiles(write(tmp_path, content) / "annotations.json", tmp_path)
+    for groups in ({}, {"supercategory": "circle"}):  # or a category of a category's name
+        content["categories"][0] |= groups
+        content["categories"][1] |= groups
+        files.ann_file.write_text(json.dumps(content))
+        fixed, changes = fix_annotations(files)
+        assert not changes and [one["name"] for one in fixed["categories"]] == list(CLASSES)
 
 
 @pytest.mark.parametrize(
@@ -169,6 +171,9 @@ def test_the_fix_keeps_categories_that_one_split_lacks(tmp_path):
         ("sub/a b.png", "sub/a%20b.png"),
         ("sub/a b.png", r"C:\data\images\sub\a%20b.png"),
         ("sub/a b.png", "/home/other/sub/a b.png"),
+        ("sub/a b.png", "sub%5Ca%20b.png"),
+        ("u\u0308.png", "\u00fc.png"),  # as macOS and others write the letter
+        ("\u00fc.png", "u\u0308.png"),
         ("a%20b.png", "a%20b.png"),
         ("100%.png", "100%.png"),
     ],
@@ -211,6 +216,7 @@ def test_files_of_a_test_server_have_no_annotations(tmp_path, capsys):
     assert ropevit("check-data", "--ann-file", path) == 0
     out = capsys.readouterr().out
     assert "3 images, 5 categories" in out and "note     file without annotations" in out
+    assert ropevit("check-data", "--ann-file", path, "--fix", tmp_path / "a" / "fixed.json") == 0
     del content["categories"]  # COCO's unlabeled2017
     path.write_text(json.dumps(content))
     assert ropevit("check-data", "--ann-file", path) == 0

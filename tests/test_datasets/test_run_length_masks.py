@@ -8,6 +8,7 @@ import pytest
 import torch
 from mmdet.datasets.transforms import LoadAnnotations
 from mmdet.registry import DATASETS
+from mmdet.structures.bbox import HorizontalBoxes
 from mmdet.structures.mask import BitmapMasks
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
@@ -62,6 +63,21 @@ def test_views_of_the_pixels():
             RunLengthMasks.cat(masks).masks, BitmapMasks.cat([expected, expected]).masks
         )
     assert len(pickle.dumps(actual)) < expected.masks.nbytes
+
+
+def test_transforms_that_assign_masks_or_build_them_from_pixels():
+    """RandomErasing, CopyPaste and Albu of mmdet."""
+    for expected, actual in (both(0), both(2)):
+        for one in (expected, actual):
+            one.masks[:, 10:40, 5:30] = 0
+        np.testing.assert_array_equal(actual.masks, expected.masks)
+        for one in (expected, actual):
+            one.masks = np.where(np.arange(WIDTH) < 50, 0, one.masks)
+        np.testing.assert_array_equal(actual.masks, expected.masks)
+        boxes = [HorizontalBoxes.from_instance_masks(one).tensor for one in (expected, actual)]
+        np.testing.assert_array_equal(*boxes)
+        again = [type(one)(np.array([*one.masks]), HEIGHT, WIDTH) for one in (expected, actual)]
+        np.testing.assert_array_equal(again[1].masks, again[0].masks)
 
 
 def settings(directory, pipeline):

@@ -110,13 +110,6 @@ def test_a_complete_dataset_is_kept(tmp_path):
     assert digests(root) == before and [path.name for path in tmp_path.iterdir()] == ["set"]
 
 
-def test_other_directories_are_never_changed(tmp_path):
-    (tmp_path / "mine.png").write_text("keep")
-    with pytest.raises(UserError, match="has other content"):
-        generate(tmp_path, **SMALL)
-    assert (tmp_path / "mine.png").read_text() == "keep"
-
-
 def test_a_failure_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(dataset, "_statistics", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):

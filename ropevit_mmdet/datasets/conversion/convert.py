@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
-from yaml import YAMLError
 
 from ropevit_mmdet._output import output_directory
 from ropevit_mmdet.compat.config import CONFIGS
@@ -19,8 +18,6 @@ from ropevit_mmdet.datasets.conversion.readers import READERS
 from ropevit_mmdet.errors import UserError
 
 SPLITS = ("train", "val", "test")
-# What readers raise for labels of another form; a SyntaxError is one of XML.
-_INVALID = (ValueError, ArithmeticError, LookupError, TypeError, AttributeError, SyntaxError)
 
 
 @dataclass
@@ -110,7 +107,7 @@ def _read(label_format: str, src: Path, index: ImageIndex) -> list[Labels]:
             labels.append(one._replace(image=Path(os.path.abspath(one.image))))
     except UserError:
         raise
-    except (*_INVALID, YAMLError) as error:
+    except Exception as error:  # of a parser, or of a reader for labels of another form
         issue = f"{index.reading} has no valid {label_format} labels: {error!r}"
     if index.missing and not issue:
         issue = (

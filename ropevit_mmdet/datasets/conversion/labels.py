@@ -1,17 +1,19 @@
 """Labels of an image, whatever their format, and where its file is."""
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import unquote
 
 import cv2
 import numpy as np
 from pycocotools import mask as rle
 
-from ropevit_mmdet._images import SUFFIXES, exif_orientation, open_image, why_unreadable
+from ropevit_mmdet._images import SUFFIXES, open_image, upright_size, why_unreadable
 from ropevit_mmdet.errors import UserError
 
 _SPLITS = {"train": "train", "training": "train", "trainval": "train", "val": "val"}
@@ -35,30 +37,34 @@ class ImageIndex:
         self.root, self.reading = root, root  # the second: the label file that a reader is at
         self.missing, self.classes = list[str](), list[str]()
         self.skipped = Counter[str]()  # what is not converted
-        files = image_files(root)
+        files = find_files(root, *SUFFIXES)
         self.files = [path for path in files if path.parent.name not in _MASK_DIRECTORIES]
         self._by_stem: dict[str, list[Path]] = {}
         for path in self.files:
-            self._by_stem.setdefault(path.stem.lower(), []).append(path)
+            self._by_stem.setdefault(_key(path.stem), []).append(path)
 
     def find(self, label: Path, name: str = "") -> Path | None:
         """The image of a label file: named in it, or of its name; adds to `missing` if None."""
-        name = name.replace("\\", "/")
-        exact = label.parent / name
-        if name and exact.is_file():
-            return exact
-        paths = self.of_stem(Path(name or label).stem) or self.of_stem(label.stem)
+        named = Path(name.replace("\\", "/"))
+        if name and (label.parent / named).is_file():
+            return label.parent / named
+        paths = self.of_stem(named.stem) or self.of_stem(label.stem)
         split = split_of(label.parent)
-        near = [path for path in paths if path.parent == label.parent]
-        near = near or [path for path in paths if split_of(path.parent) == split] or paths
-        if len(near) == 1:
-            return near[0]
-        self.missing.append(f"{label} ({len(near)} images of this name)" if near else str(label))
+
+        def score(path: Path) -> tuple[Any, ...]:
+            ends = (_common_end(path.parent, one.parent) for one in (named, label))
+            return path.name == named.name, next(ends), split_of(path.parent) == split, next(ends)
+
+        highest = max(map(score, paths), default=None)
+        best = [path for path in paths if score(path) == highest]
+        if len(best) == 1:
+            return best[0]
+        self.missing.append(f"{label} ({len(best)} images of this name)" if best else str(label))
         return None
 
     def of_stem(self, stem: str) -> list[Path]:
-        """The images of a name without suffix; case does not count."""
-        return self._by_stem.get(stem.lower(), [])
+        """The images of a name without suffix; case and form of its letters do not count."""
+        return self._by_stem.get(_key(stem), [])
 
 
 def annotation(
@@ -89,9 +95,14 @@ def annotation(
     return fields | {"bbox": list(map(number, around if box is None else box)), "area": area}
 
 
-def image_files(root: Path) -> list[Path]:
-    """The image files below a directory, suffixes in any case."""
-    return sorted(path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES)
+def find_files(root: Path, *suffixes: str) -> list[Path]:
+    """The files below a directory with one of the suffixes, in any case, without hidden ones."""
+    paths = (path for path in root.rglob("*") if path.suffix.lower() in suffixes)
+    return sorted(
+        path
+        for path in paths
+        if not any(part.startswith(".") for part in path.relative_to(root).parts)
+    )
 
 
 def split_of(path: Path, default: str = "train") -> str:
@@ -102,13 +113,11 @@ def split_of(path: Path, default: str = "train") -> str:
     return next((_SPLITS[word] for part in words for word in part if word in _SPLITS), default)
 
 
-@lru_cache(1)
 def image_size(path: Path) -> tuple[int, int]:
     """Height and width of an image file after its EXIF rotation."""
     try:
         with open_image(path) as image:
-            size = image.height, image.width
-            return size[::-1] if exif_orientation(image) >= 5 else size
+            return upright_size(image)
     except Exception as error:  # Pillow's parsers raise many types
         raise UserError(f"image {path} cannot be read: {why_unreadable(error)}") from error
 
@@ -123,3 +132,13 @@ def read_lines(path: Path) -> Iterator[str]:
     """The lines of a text file without those that are empty."""
     lines = path.read_text(encoding="utf-8-sig").splitlines()
     return (line.strip() for line in lines if line.strip())
+
+
+def _key(stem: str) -> str:
+    return unicodedata.normalize("NFC", unquote(stem)).lower()
+
+
+def _common_end(one: Path, other: Path) -> int:
+    """How many of the last parts of two paths are equal."""
+    pairs = zip(reversed(one.parts), reversed(other.parts))
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))

@@ -9,20 +9,141 @@ from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
+import yaml
 from PIL import Image
 
-from ropevit_mmdet._images import open_image
+from ropevit_mmdet._images import SUFFIXES, open_image
 from ropevit_mmdet.datasets.conversion.labels import (
     ImageIndex,
     Labels,
     annotation,
+    find_files,
+    image_size,
     number,
     read_lines,
     split_of,
 )
-from ropevit_mmdet.datasets.conversion.yolo import read_yolo
+from ropevit_mmdet.errors import UserError
 
 Reader = Callable[[Path, ImageIndex], Iterable[Labels]]
+_NAME_FILES = ("classes.txt", "obj.names", "_darknet.labels", "predefined_classes.txt")
+
+
+def read_yolo(src: Path, images: ImageIndex) -> Iterator[Labels]:
+    """YOLO: text files with `class x y width height` or `class x y x y x y ...` in 0..1.
+
+    Classes and splits come from `data.yaml`, else from a file of names and the directories. An
+    image without a label file has no objects.
+    """
+    settings = _yolo_settings(src)
+    images.classes = settings["names"]
+    labels = find_files(src, ".txt")
+    by_stem: dict[str, list[Path]] = {}
+    for path in labels:
+        by_stem.setdefault(path.stem, []).append(path)
+    used: set[Path] = set()
+    for split, paths in _yolo_splits(src, settings, images).items():
+        for image in paths:
+            images.reading, size = image, image_size(image)
+            label = _yolo_file(image, src, by_stem)
+            used |= {label} if label else set()
+            yield Labels(split, image, _yolo_objects(label, size, settings) if label else [], size)
+    directories = {label.parent for label in used}
+    for path in [one for one in labels if one.parent in directories and one not in used]:
+        is_list = path.name in _NAME_FILES or split_of(Path(path.stem), "")
+        if not is_list and not images.of_stem(path.stem):  # else of a split that is not listed
+            images.missing.append(str(path))
+
+
+def _yolo_settings(src: Path) -> dict[str, Any]:
+    """The content of `data.yaml` with a list of `names`, or that of a file of names."""
+    for path in [*sorted(src.glob("*.yaml")), *sorted(src.glob("*.yml"))]:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if isinstance(content, dict) and (names := content.get("names")):
+            names = [names[index] for index in range(len(names))]  # a list, or by index
+            return content | {"names": list(map(str, names))}
+    files = [path for name in _NAME_FILES for path in sorted(src.rglob(name))]
+    if not files:
+        raise UserError(
+            f"{src} has no class names: add data.yaml with `names: [...]`, or classes.txt with a "
+            "name per line"
+        )
+    return {"names": list(read_lines(files[0]))}
+
+
+def _yolo_splits(
+    src: Path, settings: dict[str, Any], images: ImageIndex
+) -> dict[str, dict[Path, None]]:
+    """The images of each split, in order."""
+    splits: dict[str, dict[Path, None]] = {}
+    for split in ("train", "val", "test"):
+        values = settings.get(split) or []
+        for value in values if isinstance(values, list) else [values]:
+            path = _yolo_path(value, src, settings)
+            if path and path.is_file():
+                found = filter(None, (_yolo_path(one, src, settings) for one in read_lines(path)))
+                paths = dict.fromkeys(found)
+            else:
+                paths = dict.fromkeys(find_files(path, *SUFFIXES) if path else ())
+            if not paths and split == "test":  # Roboflow names it where it has none
+                images.skipped[f"split 'test' without images ({value})"] += 1
+            elif not paths:
+                raise UserError(f"{split}: {value} of {src} has no images: correct its data.yaml")
+            splits.setdefault(split, {}).update(paths)
+    for path in () if splits else images.files:
+        splits.setdefault(split_of(path.relative_to(images.root).parent), {})[path] = None
+    return splits
+
+
+def _yolo_path(value: str, src: Path, settings: dict[str, Any]) -> Path | None:
+    """A path of `data.yaml`, also if it begins with directories of another machine."""
+    value = value.replace("\\", "/")
+    parts = [part for part in Path(value).parts if part not in ("..", "/")]
+    paths = [src / str(settings.get("path") or "") / value, src / value]
+    last = len(parts) - (not value.endswith(".txt"))  # a directory alone could be another split's
+    paths += [src.joinpath(*parts[start:]) for start in range(max(1, last))]
+    return next((path for path in paths if path.exists()), None)
+
+
+def _yolo_file(image: Path, src: Path, by_stem: dict[str, list[Path]]) -> Path | None:
+    """The label file of an image: in `labels` for `images`, next to it, or of its name."""
+    parts = list(image.with_suffix(".txt").parts)
+    if "images" in parts:
+        parts[len(parts) - 1 - parts[::-1].index("images")] = "labels"
+    candidates = by_stem.get(image.stem, [])
+    for path in (Path(*parts), image.with_suffix(".txt")):
+        if path in candidates:
+            return path
+    if image.is_relative_to(src) and "images" in image.relative_to(src).parts:
+        return None
+    same = [path for path in candidates if split_of(path.parent) == split_of(image.parent)]
+    return same[0] if len(same) == 1 else None
+
+
+def _yolo_objects(
+    label: Path, size: tuple[int, int], settings: dict[str, Any]
+) -> list[dict[str, Any]]:
+    objects = []
+    height, width = size
+    for line in read_lines(label):
+        try:
+            index, *values = map(float, line.split())
+            name = dict(enumerate(settings["names"]))[int(index)]
+        except (ValueError, LookupError):
+            values = []
+        values = values[:4] if settings.get("kpt_shape") else values
+        scaled = [value * (height if i % 2 else width) for i, value in enumerate(values)]
+        if len(scaled) == 4:
+            x, y, w, h = scaled
+            objects.append(annotation(name, (x - w / 2, y - h / 2, w, h)))
+        elif len(scaled) >= 6 and len(scaled) % 2 == 0:
+            objects.append(annotation(name, polygons=[scaled]))
+        else:
+            raise UserError(
+                f"{label}: {line[:60]!r} is not `class x y width height` or a polygon, of one of "
+                f"{len(settings['names'])} classes"
+            )
+    return objects
 
 
 def read_voc(src: Path, images: ImageIndex) -> Iterator[Labels]:
@@ -30,19 +151,24 @@ def read_voc(src: Path, images: ImageIndex) -> Iterator[Labels]:
 
     Corners are taken as they are; difficult objects are crowds, which no evaluation counts.
     """
-    files = sorted(src.rglob("*.xml"))
-    by_stem = {path.stem: path for path in files}
-    lists = {path.stem: path for path in sorted(src.glob("ImageSets/Main/*.txt"))}
-    named = [name for name in ("train", "trainval", "val", "test") if name in lists]
-    for name in [one for one in named if one != "trainval" or "train" not in lists]:
-        for line in read_lines(lists[name]):
-            stem = line.split()[0]
-            if path := by_stem.get(stem) or by_stem.get(Path(stem).stem):
-                yield from _voc_file(path, split_of(Path(name)), images)
-            else:
-                images.missing.append(f"{stem} in {lists[name]}, which has no XML file")
-    for path in [] if named else files:
-        yield from _voc_file(path, split_of(path.relative_to(src).parent), images)
+    lists = sorted(src.rglob("ImageSets/Main/*.txt"))
+    for root in dict.fromkeys(path.parents[2] for path in lists) or [src]:
+        files = find_files(root, ".xml")
+        by_name: dict[Path, Path] = {}  # a file by each end of its path, without suffix
+        for path in files:
+            parts = path.relative_to(root).with_suffix("").parts
+            by_name |= {Path(*parts[start:]): path for start in range(len(parts))}
+        named = {path.stem: path for path in lists if path.parents[2] == root}
+        names = [name for name in ("train", "trainval", "val", "test") if name in named]
+        for name in [one for one in names if one != "trainval" or "train" not in named]:
+            for line in read_lines(named[name]):
+                stem = Path(line) if Path(line) in by_name else Path(line.split()[0])
+                if found := by_name.get(stem) or by_name.get(stem.with_suffix("")):
+                    yield from _voc_file(found, split_of(Path(name)), images)
+                else:
+                    images.missing.append(f"{stem} in {named[name]}, which has no XML file")
+        for path in [] if names else files:
+            yield from _voc_file(path, split_of(path.relative_to(src).parent), images)
 
 
 def _voc_file(path: Path, split: str, images: ImageIndex) -> Iterator[Labels]:
@@ -81,14 +207,14 @@ def read_labelme(src: Path, images: ImageIndex) -> Iterator[Labels]:
         groups: dict[Any, list[dict[str, Any]]] = {}
         for index, shape in enumerate(content["shapes"]):
             group = shape.get("group_id")
-            key = ("shape", index) if group is None else ("group", group, shape["label"])
-            groups.setdefault(key, []).append(shape)
+            grouped = group is not None and (shape.get("shape_type") or "polygon") == "polygon"
+            groups.setdefault((group, shape["label"]) if grouped else index, []).append(shape)
         size = content.get("imageHeight"), content.get("imageWidth")
         objects = []
         for shapes in groups.values():
-            fields = _labelme_object(shapes, size)
-            crowd = any(map(_is_crowd, shapes))
-            if fields:
+            flags = [shape | (shape.get("flags") or {}) for shape in shapes]
+            crowd = any(one.get(k) for one in flags for k in ("crowd", "iscrowd", "difficult"))
+            if fields := _labelme_object(shapes, size):
                 objects.append(annotation(shapes[0]["label"], **fields, crowd=crowd))
             else:
                 images.skipped[f"{shapes[0].get('shape_type') or 'polygon'} shapes"] += 1
@@ -98,12 +224,12 @@ def read_labelme(src: Path, images: ImageIndex) -> Iterator[Labels]:
 
 
 def _labelme_object(shapes: list[dict[str, Any]], size: tuple[Any, Any]) -> dict[str, Any]:
-    """Arguments of `annotation` for the shapes of a group; {} if it has no area."""
+    """Arguments of `annotation` for a shape or the polygons of a group; {} if it has no area."""
     kind = shapes[0].get("shape_type") or "polygon"
     points = np.array(shapes[0]["points"], float)  # [N, 2]
     if kind == "polygon":
-        parts = [np.array(one["points"], float) for one in shapes if len(one["points"]) > 2]
-        return {"polygons": [part.ravel().tolist() for part in parts]} if parts else {}
+        parts = [np.array(one["points"], float).ravel().tolist() for one in shapes]
+        return {"polygons": parts} if (parts := [one for one in parts if len(one) >= 6]) else {}
     if kind == "rectangle":
         low, high = points.min(axis=0), points.max(axis=0)
         return {"box": (*low, *(high - low))}
@@ -114,17 +240,7 @@ def _labelme_object(shapes: list[dict[str, Any]], size: tuple[Any, Any]) -> dict
         mask = np.zeros(size, bool)
         mask[top : top + part.shape[0], left : left + part.shape[1]] = part
         return {"mask": mask}
-    if kind == "circle":
-        center, edge = points
-        angles = np.linspace(0, 2 * np.pi, 72, endpoint=False)
-        ring = np.stack((np.cos(angles), np.sin(angles)), axis=1) * np.linalg.norm(edge - center)
-        return {"polygons": [(center + ring).ravel().tolist()]}
     return {}
-
-
-def _is_crowd(shape: dict[str, Any]) -> bool:
-    flags = shape | (shape.get("flags") or {})
-    return any(flags.get(key) for key in ("crowd", "iscrowd", "difficult"))
 
 
 def read_createml(src: Path, images: ImageIndex) -> Iterator[Labels]:
@@ -133,7 +249,7 @@ def read_createml(src: Path, images: ImageIndex) -> Iterator[Labels]:
         for one in content:
             name = one.get("image") or one.get("imagefilename")
             objects = []
-            for label in one.get("annotations") or ():
+            for label in one.get("annotations") or one.get("annotation") or ():
                 keys = ("x", "y", "width", "height")
                 x, y, width, height = (number(label["coordinates"][key]) for key in keys)
                 box = (x - width / 2, y - height / 2, width, height)
@@ -143,7 +259,7 @@ def read_createml(src: Path, images: ImageIndex) -> Iterator[Labels]:
 
 
 def _json_files(src: Path, images: ImageIndex, content_type: type) -> Iterator[tuple[Path, Any]]:
-    for path in sorted(src.rglob("*.json")):
+    for path in find_files(src, ".json"):
         images.reading = path
         content = json.loads(path.read_text(encoding="utf-8"))
         if isinstance(content, content_type):

@@ -15,9 +15,12 @@ from ropevit_mmdet.datasets.validation.checks import (
 )
 from ropevit_mmdet.datasets.validation.segmentations import is_short, segmentation_finding
 
-LISTS = ("images", "annotations", "categories")
-IMAGE, CATEGORY = ("id", "file_name", "height", "width"), ("id", "name")
-OBJECT = ("image_id", "category_id", "bbox", "id", "area")
+FIELDS = {
+    "images": ("id", "file_name", "height", "width"),
+    "annotations": ("image_id", "category_id", "bbox", "id", "area"),
+    "categories": ("id", "name"),
+}
+LISTS = tuple(FIELDS)
 
 
 def read_annotation_file(path: str | Path, lists: Sequence[str] = LISTS) -> dict[str, Any]:
@@ -39,43 +42,98 @@ def read_annotation_file(path: str | Path, lists: Sequence[str] = LISTS) -> dict
     return content
 
 
+def field_issue(one: Any, keys: Sequence[str]) -> str:
+    """What is wrong with the fields of an entry, "" if all are valid."""
+    if not isinstance(one, dict):
+        return short(one)
+    for key in keys:
+        if key not in one:
+            return f"no {key!r}"
+        if not _VALID[key](one[key]):
+            return f"{key} {short(one[key])}"
+    return ""
+
+
 def check_annotations(
-    content: Mapping[str, Any], *, masks: bool, evaluated: bool = False
+    content: Mapping[str, Any], files: CocoFiles, required: bool = False
 ) -> Findings:
-    """Checks the content of an annotation file: with `masks` the segmentations too.
+    """Checks the content of an annotation file; `required` is an object that counts.
 
     COCO's evaluation needs `iscrowd`, and ids that are integers.
     """
-    findings = Findings()
-    fields = {"images": IMAGE, "annotations": OBJECT + ("iscrowd",) * evaluated}
+    findings, evaluated = Findings(), not files.trained
     valid = {}
-    for part, keys in (fields | {"categories": CATEGORY}).items():
+    for part, keys in FIELDS.items():
+        keys += ("iscrowd",) * (evaluated and part == "annotations")
         valid[part] = _valid_entries(part, content.get(part) or (), keys, findings)
         _check_ids(part, valid[part], evaluated, findings)
+    required = required and "fields" not in findings.places
     images, categories = ({one["id"]: one for one in valid[part]} for part in LISTS[::2])
-    for one in valid["annotations"]:
-        place = f"annotation {one['id']}"
-        if check := _link_check(one, images, categories):
-            ids = f"image {one['image_id']!r}, category {one['category_id']!r}"
-            findings.add(check, f"{place}: {ids}")
-            continue
-        image = images[one["image_id"]]
-        place = f"{image['file_name']}, {place}"
-        if check := _box_check(one, image):
-            findings.add(check, f"{place}: bbox {one['bbox']}, area {one['area']}")
-        if masks:
-            size = image["height"], image["width"]
-            finding = segmentation_finding(one.get("segmentation"), *size, evaluated=evaluated)
-            if finding:
-                findings.add(finding[0], place + finding[1])
-    crowds = sum(bool(one.get("iscrowd") or one.get("ignore")) for one in valid["annotations"])
+    reasons = Counter(
+        _check_object(one, images, categories, files, findings) for one in valid["annotations"]
+    )
     total = len(valid["annotations"])
+    crowds = sum(bool(one.get("iscrowd") or one.get("ignore")) for one in valid["annotations"])
     if total < 2 * crowds < 2 * total:
         findings.add("mostly crowds", f"{crowds:,} of {total:,} objects")
+    if required and not reasons[""]:
+        task = "evaluate" if files.trained is False else "learn"
+        counts = [f"{'all' if n == total else n} {why}" for why, n in reasons.most_common()]
+        why = ", ".join(counts) or "the file has no annotations"
+        text = f"nothing to {task}: {len(images):,} images, 0 usable objects: {why}"
+        findings.add("nothing usable", text)
+    if "categories" in content and (issue := _classes_issue(content, files.classes)):
+        findings.add(*issue)
     return findings
 
 
-def classes_issue(content: Mapping[str, Any], classes: Sequence[str]) -> tuple[str, str] | None:
+def _check_object(
+    one: Mapping[str, Any],
+    images: Mapping,
+    categories: Mapping,
+    files: CocoFiles,
+    findings: Findings,
+) -> str:
+    """Adds what is wrong with an object; returns why it does not count, "" if it does."""
+    if check := _link_check(one, images, categories):
+        ids = f"image {one['image_id']!r}, category {one['category_id']!r}"
+        findings.add(check, f"annotation {one['id']}: {ids}")
+        key = "image_id" if one["image_id"] not in images else "category_id"
+        other = check == "other ids"
+        return f"have {key}s of another type than the ids" if other else f"have unknown {key}s"
+    image = images[one["image_id"]]
+    place, size = f"{image['file_name']}, annotation {one['id']}", (image["height"], image["width"])
+    if check := _box_check(one, image):
+        findings.add(check, f"{place}: bbox {one['bbox']}, area {one['area']}")
+    shape = one.get("segmentation")
+    if files.masks and (mask := segmentation_finding(shape, *size, evaluated=not files.trained)):
+        findings.add(mask[0], place + mask[1])
+    return _why_unused(one, check, files)
+
+
+def _why_unused(one: Mapping[str, Any], box_check: str, files: CocoFiles) -> str:
+    """Why mmdet does not train, or COCO's evaluation does not count, an object; "" if used.
+
+    Follows `CocoDataset` and `LoadAnnotations` of mmdet 3.3, and pycocotools.
+    """
+    if one.get("iscrowd"):
+        return "are crowds (iscrowd=1)"
+    if max(map(abs, one["bbox"])) < 1.1:  # some tools write a bit more than 1
+        return "have a box within 0..1: boxes are in pixels, not normalized"
+    if files.trained is False:
+        return ""
+    if one.get("ignore"):
+        return "are marked `ignore`"
+    if box_check in ("degenerate boxes", "boxes outside"):
+        small = box_check == "degenerate boxes"
+        return "are smaller than a pixel" if small else "are outside of the image"
+    parts = one.get("segmentation") if files.masks else None
+    valid = isinstance(parts, list) and all(isinstance(part, list) for part in parts)
+    short_parts = parts and valid and all(map(is_short, parts))
+    return "have polygons of less than three points" if short_parts else ""
+
+
+def _classes_issue(content: Mapping[str, Any], classes: Sequence[str]) -> tuple[str, str] | None:
     """Why the categories of a file do not give the labels of a config's classes; None if they do.
 
     mmdet numbers classes in the file's order and ignores objects of other categories. No classes
@@ -98,69 +156,6 @@ def classes_issue(content: Mapping[str, Any], classes: Sequence[str]) -> tuple[s
     ]
     issue = " and ".join(filter(None, issues)) or "have another order than the config's classes"
     return check, f"{_listed(names)}: they {issue} ({_listed(classes)}); {CHECKS[check].fix}"
-
-
-def usability_issue(content: Mapping[str, Any], files: CocoFiles) -> str | None:
-    """Why a file has no object that mmdet would train or evaluate; None if it has one.
-
-    Follows `CocoDataset` and `LoadAnnotations` of mmdet 3.3, and pycocotools. Invalid entries
-    count as usable: `check_annotations` reports them.
-    """
-    if any(_field_issue(one, IMAGE) for one in content["images"]):
-        return None
-    if any(_field_issue(one, CATEGORY) for one in content["categories"]):
-        return None
-    images = {one["id"]: one for one in content["images"]}
-    categories = {
-        one["id"]: one
-        for one in content["categories"]
-        if not files.classes or one["name"] in files.classes
-    }
-    reasons: Counter[str] = Counter()
-    for one in content.get("annotations") or ():
-        reason = "" if _field_issue(one, OBJECT) else _why_unused(one, images, categories, files)
-        if not reason:
-            return None
-        reasons[reason] += 1
-    counts = [f"{n:,} {reason}" for reason, n in reasons.most_common()]
-    details = f"all {next(iter(reasons))}" if len(counts) == 1 else ", ".join(counts)
-    details = details or "the file has no annotations"
-    task = "evaluate" if files.trained is False else "learn"
-    return f"nothing to {task}: {len(images):,} images, 0 usable objects: {details}"
-
-
-def _why_unused(
-    one: Mapping[str, Any],
-    images: Mapping[Any, Any],
-    categories: Mapping[Any, Any],
-    files: CocoFiles,
-) -> str:
-    """Why mmdet does not train, or COCO's evaluation does not count, an object; "" if used."""
-    if check := _link_check(one, images, categories):
-        key = "image_id" if one["image_id"] not in images else "category_id"
-        other = check == "other ids"
-        return f"have {key}s of another type than the ids" if other else f"have unknown {key}s"
-    image, box, shape = images[one["image_id"]], one["bbox"], one.get("segmentation")
-    polygons = shape if isinstance(shape, list) and files.masks else []
-    check, side = _box_check(one, image), min(image["height"], image["width"])
-    reasons = {
-        "are crowds (iscrowd=1)": one.get("iscrowd"),
-        "have a box within 0..1: boxes are in pixels, not normalized": min(box) >= 0
-        and max(box) <= 1,
-    }
-    if files.trained is not False:
-        reasons |= {
-            "are marked `ignore`": one.get("ignore"),
-            "are smaller than a pixel": check == "degenerate boxes",
-            "are outside of the image": check == "boxes outside",
-            f"are in images smaller than filter_cfg.min_size={files.min_size}": side
-            < files.min_size,
-            "have polygons of less than three points": polygons
-            and all(isinstance(part, list) and is_short(part) for part in polygons),
-            "have run lengths, which LoadAnnotations(poly2mask=False) ignores": files.polygons
-            and isinstance(shape, dict),
-        }
-    return next((reason for reason, applies in reasons.items() if applies), "")
 
 
 def _link_check(one: Mapping[str, Any], images: Mapping, categories: Mapping) -> str:
@@ -197,7 +192,7 @@ def _valid_entries(
     """The entries whose fields are valid."""
     valid = []
     for index, one in enumerate(entries):
-        if issue := _field_issue(one, keys):
+        if issue := field_issue(one, keys):
             fields = one if isinstance(one, dict) else {}
             name = fields.get("file_name") or fields.get("id", f"at index {index}")
             image = f" of image {short(fields['image_id'])}" if "image_id" in fields else ""
@@ -208,18 +203,6 @@ def _valid_entries(
 
 
 _SINGULAR = {"images": "image", "annotations": "annotation", "categories": "category"}
-
-
-def _field_issue(one: Any, keys: Sequence[str]) -> str:
-    """What is wrong with the fields of an entry, "" if all are valid."""
-    if not isinstance(one, dict):
-        return short(one)
-    for key in keys:
-        if key not in one:
-            return f"no {key!r}"
-        if not _VALID[key](one[key]):
-            return f"{key} {short(one[key])}"
-    return ""
 
 
 def _is_number(value: Any) -> bool:
@@ -248,15 +231,14 @@ def _check_ids(
     part: str, entries: Sequence[dict[str, Any]], evaluated: bool, findings: Findings
 ) -> None:
     what = _SINGULAR[part]
-    keys = [("id", one["id"]) for one in entries]
-    keys += [("name", one["name"]) for one in entries if part == "categories"]
-    for (key, value), count in Counter(keys).items():
-        if count > 1:
-            findings.add("duplicate ids", f"{what} {key} {value!r}, {count} times")
-        if evaluated and key == "id" and isinstance(value, str):
-            findings.add("text ids", f"{what} {value!r}")
-        if evaluated and part == "annotations" and value == 0:
-            findings.add("id 0", f"{what} {value!r}")
+    for key in ("id", "name") if part == "categories" else ("id",):
+        for value, count in Counter(one[key] for one in entries).items():
+            if count > 1:
+                findings.add("duplicate ids", f"{what} {key} {value!r}, {count} times")
+            if evaluated and key == "id" and isinstance(value, str):
+                findings.add("text ids", f"{what} {value!r}")
+            if evaluated and part == "annotations" and value == 0:
+                findings.add("id 0", f"{what} {value!r}")
 
 
 def _listed(names: Sequence[Any]) -> str:

@@ -20,8 +20,6 @@ class CocoFiles(NamedTuple):
     masks: bool | None = None  # whether segmentations are read; None: if any exists
     classes: tuple[str, ...] = ()  # of the config; empty where the file lists them
     trained: bool | None = None  # or evaluated; None: maybe both
-    polygons: bool = False  # whether masks of run lengths are ignored: poly2mask=False
-    min_size: float = 0  # of the images that are trained, filter_cfg.min_size
     searched: bool = True  # whether the dataset finds images that are not in img_dir
     partial: bool = False  # whether only some of its images are evaluated
     local: bool = True  # whether it is read without another storage backend

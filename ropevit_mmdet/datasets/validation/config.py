@@ -1,26 +1,27 @@
 """Checks the datasets and evaluators of a config, before a model is built or a file written."""
 
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from mmdet.datasets import CocoDataset
 from mmdet.evaluation import CocoMetric
 from mmdet.registry import DATASETS, METRICS
-from mmengine.config import Config, ConfigDict
+from mmengine.config import Config
 from mmengine.fileio import list_from_file
 from mmengine.registry import Registry, init_default_scope
 
-from ropevit_mmdet._images import image_directory, locate_images
-from ropevit_mmdet.compat.config import metric_settings, type_name
+from ropevit_mmdet._images import image_directory, locate_images, name_forms
+from ropevit_mmdet.compat.config import innermost_datasets, metric_settings, type_name
 from ropevit_mmdet.datasets.validation.annotations import (
-    classes_issue,
+    check_annotations,
+    field_issue,
     read_annotation_file,
-    usability_issue,
 )
-from ropevit_mmdet.datasets.validation.checks import CocoFiles, raise_issue
+from ropevit_mmdet.datasets.validation.checks import ERROR, CocoFiles, Findings, raise_issue
 from ropevit_mmdet.weights.detector_checkpoint import check_classes
 
 SPLITS = ("train", "val", "test")
@@ -83,8 +84,6 @@ def dataset_files(dataset: CocoDataset) -> CocoFiles:
         masks=bool(masks),
         classes=tuple(dataset.metainfo["classes"]),
         trained=not dataset.test_mode,
-        polygons=any(not getattr(one, "poly2mask", True) for one in masks),
-        min_size=filters.get("min_size", 0),
         searched=getattr(dataset, "finds_images", False),
         partial=bool(dataset._indices or filters and not dataset.test_mode),
         local=is_local(vars(dataset), dataset.ann_file, img_dir),
@@ -102,32 +101,34 @@ def missing_issue(what: str, path: Path) -> str | None:
 
 
 def content_issues(
-    content: Mapping[str, Any], files: CocoFiles, *, required: bool = False
+    content: Mapping[str, Any], files: CocoFiles, findings: Findings
 ) -> Iterator[str]:
-    """What makes a dataset useless: its images are missing, its classes or objects do not fit.
-
-    Files of a test server have no annotations, unless they are `required`.
-    """
+    """What makes a dataset useless: its images are missing, or errors among the findings."""
     directory = image_files(content, files)[0] if files.local else None
     if directory and (missing := missing_issue("image directory", directory)):
         yield missing
     elif directory and not any(directory.iterdir()):
         yield f"image directory {directory} is empty"
-    if issue := classes_issue(content, files.classes):
-        yield f"the categories of {files.ann_file} are {issue[1]}"
-    checked = content.get("annotations") or required
-    if checked and (unusable := usability_issue(content, files)):
-        yield f"annotation file {files.ann_file}: {unusable}"
+    if errors := findings.summary(ERROR):
+        command = f"ropevit check-data --ann-file {files.ann_file} --img-dir {files.img_dir}"
+        fix = " --fix OUT.json` corrects ids" if findings.fixable else "` lists all findings"
+        yield f"annotation file {files.ann_file}: {errors}; `{command}{fix}"
 
 
-def image_files(content: Mapping[str, Any], files: CocoFiles) -> tuple[Path, dict[str, Path]]:
-    """The directory of the images of an annotation file, and the path of each valid `file_name`."""
+def image_files(
+    content: Mapping[str, Any], files: CocoFiles, findings: Findings | None = None
+) -> tuple[Path, dict[str, Path]]:
+    """The directory of a file's images, and the path of each valid `file_name`."""
     names = (one.get("file_name") for one in content["images"] if isinstance(one, dict))
     valid = [name for name in names if name and isinstance(name, str)]
     if not files.searched:
         return files.img_dir, {name: files.img_dir / name for name in valid}
     directory = image_directory(files.ann_file, files.img_dir, valid)
-    return directory, locate_images(directory, valid)
+    paths = locate_images(directory, valid)
+    for name, path in paths.items():
+        if findings and path != directory / name:
+            findings.add("file names", f"{name}: {path}")
+    return directory, paths
 
 
 def is_local(settings: Mapping[str, Any], *paths: str | Path) -> bool:
@@ -136,19 +137,15 @@ def is_local(settings: Mapping[str, Any], *paths: str | Path) -> bool:
     return backend == "local" and not any(re.match(r"[\w.:+-]+://", str(path)) for path in paths)
 
 
-def innermost_datasets(dataset: ConfigDict) -> Iterator[ConfigDict]:
-    """The datasets inside wrappers such as RepeatDataset, ConcatDataset, MultiImageMixDataset."""
-    inner = dataset.get("datasets") or ([dataset["dataset"]] if "dataset" in dataset else [])
-    for part in inner:
-        yield from innermost_datasets(part)
-    if not inner:
-        yield dataset
+def dataset_metainfo(dataset: Mapping[str, Any]) -> dict[str, Any]:
+    """The `metainfo` in a dataset's settings, on top of that of its type."""
+    given = {key: value for key, value in (dataset.get("metainfo") or {}).items() if value}
+    return {**getattr(_class(dataset, DATASETS), "METAINFO", {}), **given}
 
 
 def dataset_classes(dataset: Mapping[str, Any]) -> tuple[str, ...]:
     """The class names in a dataset's settings, or else those of its type; () if it has none."""
-    known = getattr(_class(dataset, DATASETS), "METAINFO", {})
-    names = (dataset.get("metainfo") or {}).get("classes") or known.get("classes") or ()
+    names = dataset_metainfo(dataset).get("classes") or ()
     if isinstance(names, str):  # mmengine takes it for the path of a list
         names = list_from_file(names) if Path(names).is_file() else [names]
     return tuple(names)
@@ -173,8 +170,10 @@ def _split_issues(config: Config, split: str, read: Read) -> Iterator[str]:
     for files in datasets:
         if missing := missing_issue("annotation file", files.ann_file):
             yield missing
-        required = split == "train" and len(datasets) == 1  # else others may have annotations
-        yield from content_issues(read(files.ann_file), files, required=required)
+        content = read(files.ann_file)
+        # A test server's file has no annotations, nor need each of several training sets.
+        required = split == "train" and len(datasets) == 1 or bool(content.get("annotations"))
+        yield from content_issues(content, files, _findings(content, files, required))
     loader = config.get(f"{split}_dataloader")
     if loader and len(datasets) < len(list(innermost_datasets(loader["dataset"]))):
         datasets = []  # the images of others are unknown
@@ -185,6 +184,15 @@ def _split_issues(config: Config, split: str, read: Read) -> Iterator[str]:
     for index, metric in enumerate(metrics):
         issues = _metric_issues(metric, [datasets[index]] if separate else datasets, read)
         yield from (f"{split}_evaluator: {issue}" for issue in issues)
+
+
+def _findings(content: Mapping[str, Any], files: CocoFiles, required: bool) -> Findings:
+    """All findings for a CheckedCocoDataset; LVIS and others read entries of another form."""
+    findings = check_annotations(content, files, required)
+    if not files.searched:
+        general = ("classes", "class order", "nothing usable")
+        findings.places = {key: findings.places[key] for key in general if key in findings.places}
+    return findings
 
 
 def _metric_issues(
@@ -198,8 +206,8 @@ def _metric_issues(
     is_coco = issubclass(_class(metric, METRICS), CocoMetric)
     if not is_coco or metric.get("format_only") or not datasets:
         return
-    files = datasets[0]._replace(ann_file=path, trained=False, local=False)  # without images
-    yield from content_issues(read(path), files, required=True)
+    files = datasets[0]._replace(ann_file=path, trained=False, local=False, searched=False)
+    yield from content_issues(read(path), files, _findings(read(path), files, True))
     yield from _image_issues(path, datasets, read)
     if any(files.partial for files in datasets) and type_name(metric) != "FastCocoMetric":
         yield (
@@ -212,37 +220,52 @@ def _image_issues(path: Path, datasets: Sequence[CocoFiles], read: Read) -> Iter
     """Compares the images of an annotation file, by id, name and size, with those of datasets."""
     if len(datasets) == 1 and path.samefile(datasets[0].ann_file):
         return
-    tested: dict[Any, Any] = {}
+    tested: dict[Any, _Image] = {}
+    boxes = set()
     for files in datasets:
-        images = _images_by_id(read(files.ann_file))
+        images = _images_by_id(read(files.ann_file), files.img_dir)
         for key in tested.keys() & images.keys():
             yield f"image {key!r} is in {files.ann_file} and another dataset: ids must be unique"
-        tested |= {key: (image, files.img_dir) for key, image in images.items()}
-    expected = _images_by_id(read(path))
+        tested |= images
+        boxes |= _boxes(read(files.ann_file))
+    expected = _images_by_id(read(path), Path())
+    fix = "set both to one ann_file, or to files of the same images"
     for key in tested | expected:
-        image, img_dir = tested.get(key, ({}, Path()))
-        if not _is_same(image, other := expected.get(key, {}), img_dir):
-            yield (
-                f"image {key!r} is {_shown(image)} in the dataset, but {_shown(other)} in {path}: "
-                "set both to one ann_file, or to files of the same images"
-            )
+        one, other = tested.get(key, _Image()), expected.get(key, _Image())
+        names = name_forms(os.path.abspath(one.path)), name_forms(str(other.path))
+        if one.size != other.size or set(names[0]).isdisjoint(names[1]):
+            yield f"image {key!r} is {one} in the dataset, but {other} in {path}: {fix}"
+    if boxes and boxes.isdisjoint(_boxes(read(path))):  # splits with the same ids and names
+        yield f"{path} has no box of the dataset's: {fix}"
 
 
-def _images_by_id(content: Mapping[str, Any]) -> dict[Any, Mapping[str, Any]]:
-    images = [one for one in content["images"] if isinstance(one, dict)]
-    return {one["id"]: one for one in images if isinstance(one.get("id"), int | str)}
+class _Image(NamedTuple):
+    path: Path = Path()
+    size: tuple[Any, ...] = ()  # width and height
+
+    def __str__(self) -> str:
+        return f"{self.path} ({self.size[0]} x {self.size[1]})" if self.size else "missing"
 
 
-def _shown(image: Mapping[str, Any]) -> str:
-    size = f"({image.get('width')} x {image.get('height')})"
-    return f"{image.get('file_name')} {size}" if image else "missing"
+def _images_by_id(content: Mapping[str, Any], img_dir: Path) -> dict[Any, _Image]:
+    images = (one for one in content["images"] if isinstance(one, dict))
+    return {
+        one["id"]: _Image(
+            img_dir / str(one.get("file_name")), tuple(map(one.get, ("width", "height")))
+        )
+        for one in images
+        if isinstance(one.get("id"), int | str)
+    }
 
 
-def _is_same(image: Mapping[str, Any], other: Mapping[str, Any], img_dir: Path) -> bool:
-    """Whether size and file agree; `file_name` may start at any directory."""
-    name, ending = str(image.get("file_name")), Path(str(other.get("file_name"))).parts
-    same = name == other.get("file_name") or Path(img_dir, name).parts[-len(ending) :] == ending
-    return same and all(image.get(side) == other.get(side) for side in ("width", "height"))
+def _boxes(content: Mapping[str, Any]) -> set[tuple]:
+    """Image ids and boxes, rounded to pixels, of the valid annotations."""
+    entries = [
+        one
+        for one in content.get("annotations") or ()
+        if not field_issue(one, ("image_id", "bbox"))
+    ]
+    return {(one["image_id"], *map(round, one["bbox"])) for one in entries}
 
 
 def _class(settings: Mapping[str, Any], registry: Registry) -> type:

@@ -20,10 +20,9 @@ def fix_annotations(files: CocoFiles) -> tuple[dict[str, Any], list[str]]:
     """
     content = read_annotation_file(files.ann_file, ("images", "categories"))
     changes = []
-    for part in LISTS:
-        entries = content.get(part) or []
-        content[part] = [one for one in entries if isinstance(one, dict)]
-    images, annotations, categories = (content[part] for part in LISTS)
+    for part in set(LISTS) & content.keys():  # a test server's file has no annotations
+        content[part] = [one for one in content[part] or [] if isinstance(one, dict)]
+    images, annotations, categories = (content.get(part, []) for part in LISTS)
     used = {str(one.get("category_id")) for one in annotations}
     for one in list(categories):
         if is_heading(one, categories, used):
@@ -56,9 +55,10 @@ def is_heading(one: dict[str, Any], categories: Entries, used: set[str]) -> bool
     if not others or str(one.get("id")) in used:
         return False
     groups = [other.get("supercategory") for other in others]
-    top = one.get("name") in groups or (one.get("id") == 0 and "none" not in groups)
-    top = top and one.get("supercategory") in (None, "", "none")
-    return top or one.get("name") in [other.get("name") for other in others]
+    own = one.get("supercategory")
+    first = one.get("id") == 0 and own == "none" and own not in groups
+    top = one.get("name") in groups and own in (None, "", "none")
+    return first or top or one.get("name") in [other.get("name") for other in others]
 
 
 def _link(entries: Entries, annotations: Entries, key: str, what: str) -> list[str]:

@@ -5,7 +5,13 @@ from pathlib import Path
 
 import cv2
 
-from ropevit_mmdet._images import exif_orientation, open_image, read_image, why_unreadable
+from ropevit_mmdet._images import (
+    exif_orientation,
+    open_image,
+    read_image,
+    upright_size,
+    why_unreadable,
+)
 from ropevit_mmdet.datasets.validation.checks import CHECKS, ERROR
 from ropevit_mmdet.errors import UserError
 
@@ -22,7 +28,7 @@ def check_image(
     """
     try:
         with open_image(path) as image:
-            orientation, stored = exif_orientation(image), (image.height, image.width)
+            orientation, upright = exif_orientation(image), upright_size(image)
             decode = decode or _seems_truncated(path, image.format or "")
         if decode:
             read_image(path)
@@ -36,11 +42,11 @@ def check_image(
         return [("unreadable", str(error).partition("cannot be read: ")[2])]
     except Exception as error:  # Pillow's parsers raise many types
         return [("unreadable", why_unreadable(error))]
-    upright = stored[::-1] if orientation >= 5 else stored
     findings = []
     text = f"{upright[1]} x {upright[0]}"
     if size is not None and size != upright:
-        check = "stored size" if size == stored else "other size"
+        stored = orientation >= 5 and size == upright[::-1]
+        check = "stored size" if stored else "other size"
         findings.append((check, f"{text}, annotated as {size[1]} x {size[0]}"))
     elif orientation != 1:
         findings.append(("rotated", f"EXIF orientation {orientation}"))

@@ -12,9 +12,7 @@ from tqdm import tqdm
 from ropevit_mmdet.datasets.validation.annotations import (
     LISTS,
     check_annotations,
-    classes_issue,
     read_annotation_file,
-    usability_issue,
 )
 from ropevit_mmdet.datasets.validation.checks import (
     CHECKS,
@@ -66,46 +64,31 @@ class Report:
 
 def report_dataset(files: CocoFiles, *, decode: bool = False, title: str = "images") -> Report:
     """Checks an annotation file and its images; without `decode` only their headers are read."""
+    findings = Findings()
     try:
         content = read_annotation_file(files.ann_file, ("images",))
     except UserError as error:
-        findings = Findings()
         findings.add("annotation file", str(error))
         return Report(files, {}, findings)
     content = {key: content.get(key, []) for key in LISTS if key in content or key == LISTS[2]}
     entries = [one for one in content.get("annotations", ()) if isinstance(one, dict)]
     if files.masks is None:
         files = files._replace(masks=any(one.get("segmentation") for one in entries))
-    findings = check_annotations(content, masks=bool(files.masks), evaluated=not files.trained)
-    if issue := classes_issue(content, files.classes):
-        findings.add(*issue)
+    required = bool("annotations" in content or files.trained)
+    findings = check_annotations(content, files, required)
     images = [one for one in content["images"] if isinstance(one, dict)]
-    if "annotations" in content or files.trained:
-        if unusable := usability_issue(content, files):
-            findings.add("nothing usable", unusable)
+    if required:
         annotated = {str(one.get("image_id")) for one in entries}
         for one in images:
             if str(one.get("id")) not in annotated:
                 findings.add("no objects", str(one.get("file_name")))
     else:
         findings.add("no annotations", f"{len(images):,} images")
-    directory, paths = image_files(content, files)
-    if directory.is_dir():
-        _check_images(images, directory, paths, findings, decode, title)
-    else:
+    directory, paths = image_files(content, files, findings)
+    if not directory.is_dir():
         findings.add("image directory", f"{directory} (current directory: {Path.cwd()})")
-    counts = {key: len(content[key]) for key in LISTS if key in content}
-    return Report(files._replace(img_dir=directory), counts, findings)
+        images = []
 
-
-def _check_images(
-    images: list[dict[str, Any]],
-    directory: Path,
-    paths: dict[str, Path],
-    findings: Findings,
-    decode: bool,
-    title: str,
-) -> None:
     def check(image: dict[str, Any]) -> list[tuple[str, str]]:
         height, width = image.get("height"), image.get("width")
         size = (height, width) if height and width else None
@@ -113,11 +96,10 @@ def _check_images(
 
     images = [one for one in images if one.get("file_name") in paths]
     with ThreadPoolExecutor((os.cpu_count() or 1) * (1 if decode else 4)) as pool:
-        for image, failed in zip(
-            tqdm(images, title, disable=None, leave=False), pool.map(check, images)
-        ):
-            name = image["file_name"]
-            for check_name, details in failed:
+        failed = pool.map(check, images)
+        for one, checks in zip(tqdm(images, title, disable=None, leave=False), failed):
+            name = one["file_name"]
+            for check_name, details in checks:
                 findings.add(check_name, name + (f": {details}" if details else ""))
-            if paths[name] != directory / name:
-                findings.add("file names", f"{name}: {paths[name]}")
+    counts = {key: len(content[key]) for key in LISTS if key in content}
+    return Report(files._replace(img_dir=directory), counts, findings)

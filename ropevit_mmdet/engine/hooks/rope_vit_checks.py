@@ -5,14 +5,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from mmdet.registry import DATASETS, HOOKS
+from mmdet.registry import HOOKS
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import find_latest_checkpoint
 from torch import nn
 
-from ropevit_mmdet.datasets import innermost_datasets
+from ropevit_mmdet.datasets import dataset_metainfo, innermost_datasets
 from ropevit_mmdet.engine.float32_decoding import float32_decoding
 from ropevit_mmdet.engine.hooks._query_checks import check_queries
 from ropevit_mmdet.engine.hooks._resumed_settings import resume_warning
@@ -120,10 +120,7 @@ def check_config_classes(model: nn.Module, config: Config, splits: Sequence[str]
     for split in splits:
         loader = config.get(f"{split}_dataloader")
         for dataset in innermost_datasets(loader["dataset"]) if loader else ():
-            cls = dataset["type"]
-            cls = DATASETS.get(cls) if isinstance(cls, str) else cls
-            given = {key: value for key, value in (dataset.get("metainfo") or {}).items() if value}
-            check_num_classes(model, {**getattr(cls, "METAINFO", {}), **given})
+            check_num_classes(model, dataset_metainfo(dataset))
 
 
 def check_num_classes(model: nn.Module, metainfo: Mapping[str, Any]) -> None:
@@ -198,12 +195,12 @@ def _check_dataset(model: Any, dataset: Any, training: bool = False) -> None:
 
 
 def _loads_masks(dataset: Any) -> bool:
-    """Also of a dataset inside wrappers; True if it has no pipeline to read."""
-    inner = getattr(dataset, "datasets", None) or filter(None, [getattr(dataset, "dataset", None)])
-    parts = [_loads_masks(part) for part in inner]
-    steps = getattr(getattr(dataset, "pipeline", None), "transforms", None)
-    own = steps is None or any(getattr(step, "with_mask", False) for step in steps)
-    return any(parts) if parts else own
+    """Also if it has no pipeline to read."""
+    pipelines = (getattr(one, "pipeline", None) for one in innermost_datasets(dataset))
+    steps = (getattr(pipeline, "transforms", None) for pipeline in pipelines)
+    return any(
+        part is None or any(getattr(one, "with_mask", False) for one in part) for part in steps
+    )
 
 
 def _bare(model: Any) -> nn.Module:
