@@ -19,7 +19,7 @@ from tests.processes import ROOT
 SMALL_ARCH = dict(
     patch_size=14, num_layers=3, num_heads=2, hidden_dim=32, mlp_dim=64, num_reg_tokens=4
 )
-# Two blocks, one of them global, the maps of both, few channels: translation takes time per operator.
+# Two blocks, one of them global, both maps and few channels: translation takes time per operator.
 SMALLER = f"""
 _base_ = [{str(ROOT / "configs" / "shapes_retinanet.py")!r}]
 model = dict(
