@@ -30,12 +30,12 @@ class SimpleFeaturePyramid(BaseModule):
     """Scales one feature map by powers of two, then mixes channels at every level.
 
     Args:
-        in_channels: channels of the feature map; a list for several, one per `out_index` of the
-            backbone, which `fuse` makes one of.
+        in_channels: channels of the feature map; a list of them for several maps, as many as the
+            backbone has `out_indices`.
         out_channels: channels of every level.
-        fuse: how: 'concat' or 'sum' the maps, each normalized by a layer norm of its own (the
-            backbone's final norm is for its last map only), then a 1 x 1 projection, as in
-            DINOv3's detector. One map is used as it is.
+        fuse: how several maps become one: each passes a layer norm (a backbone's final norm is for
+            its last map only), 'concat' or 'sum' joins them, a 1 x 1 convolution projects them, as
+            in DINOv3's detector. One map is used as it is.
         in_stride: pixels per cell of the feature maps.
         scale_factors: 4 two deconvolutions, 2 one, 1 the feature map itself, 0.5 max-pooling;
             smaller ones (0.25, ...) pool more.
