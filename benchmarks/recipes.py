@@ -32,6 +32,8 @@ PRETRAINING = f"""--network {NETWORK} --tag shapes --device cpu --batch-size 64
     --lr-scheduler cosine --lr-scheduler-update step --warmup-steps 100
     --num-workers 1 --non-interactive --no-summary
     --data-path classes/train --val-path classes/val"""
+FROZEN = {"model.backbone.frozen_stages": 6}
+QUARTERS = (0, 2, 3, 5)  # blocks, the last of each quarter
 DECAY = "optim_wrapper.paramwise_cfg.layer_decay_rate"
 DECAYS = (1.0, 0.9, 0.8, 0.7)
 AT_448 = {  # settings to fine-tune a detector that was trained at 224 pixels
@@ -45,6 +47,7 @@ COORDINATES = {"fixed": 224, "fitted": "pretrain"}
 TRIAL = 100  # iterations to measure the time of one
 SECTIONS = {  # of the report: title -> method of `Recipes`
     "From scratch, transferred, frozen": "transfer",
+    "Frozen backbones: one map or four": "feature_maps",
     "Layer decay": "layer_decay",
     "448 pixels": "at_448",
     "Non-square images": "padding",
@@ -130,8 +133,20 @@ class Recipes:
         for seed in self.seeds:
             self.run(title, "from scratch", SMALL, {DECAY: 1.0}, seed)
             self.run(title, "transferred", SMALL, self.pretrained(), seed)
-            frozen = {"model.backbone.frozen_stages": 6, DECAY: 1.0}
-            self.run(title, "frozen probe", SMALL, self.pretrained() | frozen, seed)
+            self.run(title, "frozen probe", SMALL, self.frozen(), seed)
+
+    def feature_maps(self, title: str) -> None:
+        channels = self.config.model.neck.in_channels
+        for seed in self.seeds:
+            self.run(title, "frozen probe", SMALL, self.frozen(), seed, shown="one map, the last")
+            for fuse in ("concat", "sum"):
+                options = self.frozen() | {
+                    "model.backbone.out_indices": QUARTERS,
+                    "model.neck.in_channels": [channels] * len(QUARTERS),
+                    "model.neck.fuse": fuse,
+                }
+                name = f"frozen probe {fuse}"
+                self.run(title, name, SMALL, options, seed, shown=f"four maps, fuse='{fuse}'")
 
     def layer_decay(self, title: str) -> None:
         own = self.config.optim_wrapper.paramwise_cfg.layer_decay_rate
@@ -216,6 +231,9 @@ class Recipes:
     def pretrained(self) -> dict:
         checkpoint = {"_delete_": True, "type": "Pretrained", "checkpoint": str(self.checkpoint)}
         return {"model.backbone.init_cfg": checkpoint}
+
+    def frozen(self) -> dict:
+        return self.pretrained() | FROZEN | {DECAY: 1.0}
 
     def detector(self, name: str, seed: int) -> str:
         iterations = self.config.train_cfg.max_iters

@@ -106,7 +106,7 @@ def _read_coco(path: Path) -> Any:
         check_annotations,
         read_annotation_file,
     )
-    from ropevit_mmdet.datasets.validation.checks import ERROR
+    from ropevit_mmdet.datasets.validation.checks import ERROR, CocoFiles
     from ropevit_mmdet.errors import UserError
 
     coco = COCO()
@@ -115,7 +115,7 @@ def _read_coco(path: Path) -> Any:
     for index, one in enumerate(annotations):
         if isinstance(one, dict):
             annotations[index] = {"id": f"index {index}", "area": 1} | one
-    findings = check_annotations(coco.dataset, masks=False)
+    findings = check_annotations(coco.dataset, CocoFiles(path, Path(), masks=False, trained=True))
     if findings.of(ERROR):
         raise UserError(f"annotation file {path}: {findings.summary(ERROR)}")
     coco.createIndex()

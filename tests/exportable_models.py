@@ -19,15 +19,18 @@ from tests.processes import ROOT
 SMALL_ARCH = dict(
     patch_size=14, num_layers=3, num_heads=2, hidden_dim=32, mlp_dim=64, num_reg_tokens=4
 )
-# Half the blocks, one of them global, and few channels: translation takes time per operator.
+# Two blocks, one of them global, both maps and few channels: translation takes time per operator.
 SMALLER = f"""
 _base_ = [{str(ROOT / "configs" / "shapes_retinanet.py")!r}]
 model = dict(
-    backbone=dict(arch=dict(num_layers=2, hidden_dim=48), global_attn_indices=[1]),
-    neck=dict(in_channels=48),
+    backbone=dict(
+        arch=dict(num_layers=2, hidden_dim=48), global_attn_indices=[1], out_indices=[0, 1]
+    ),
+    neck=dict(in_channels=[48, 48], fuse="concat"),
     bbox_head=dict(stacked_convs=1),
 )
 """
+PYRAMID = dict(in_channels=32, out_channels=8)
 WINDOWED = dict(pretrain_img_size=56, window_size=4, global_attn_indices=(1,))
 
 
@@ -37,7 +40,7 @@ class Encoder(nn.Module):
     def __init__(self, backbone: dict, neck: dict | None = None) -> None:
         super().__init__()
         self.backbone = RoPEViT(**{"arch": SMALL_ARCH, **backbone})
-        self.neck = None if neck is None else SimpleFeaturePyramid(32, 8, **neck)
+        self.neck = None if neck is None else SimpleFeaturePyramid(**PYRAMID | neck)
         randomize(self, 0.2)
         self.eval()
 

@@ -17,6 +17,7 @@ from ropevit_mmdet.apis.compare import (
 )
 from ropevit_mmdet.compat.config import type_name
 from ropevit_mmdet.engine.config import build_detector, load_config
+from ropevit_mmdet.engine.hooks.rope_vit_checks import check_feature_maps
 from tests import oracle
 from tests.commands import fails, ropevit
 from tests.test_apis.test_compare_report import COST
@@ -133,6 +134,17 @@ def test_variants_of_a_frozen_base_are_frozen(base, checkpoint):
         assert not any(p.requires_grad for p in model.backbone.parameters())
     base.model.backbone.frozen_stages = 6
     assert derived(base, RESNET).model.backbone.type == "FrozenBackbone"
+
+
+def test_variants_of_a_base_that_fuses_feature_maps(base, checkpoint):
+    base.model.backbone.out_indices = [0, 2, 3, 5]
+    base.model.neck.update(in_channels=[128] * 4, fuse="concat")
+    config, model = detector(base, f"ours={checkpoint}")  # 12 blocks instead of 6
+    assert model.backbone.out_indices == (1, 5, 7, 11)
+    assert config.model.neck.in_channels == [model.backbone.arch.hidden_dim] * 4
+    check_feature_maps(model)
+    config, model = detector(base, RESNET)
+    assert config.model.neck.in_channels == 256 and model.neck.fusion is None
 
 
 def test_invalid_variants_and_unsuitable_base_configs_are_errors(base):

@@ -9,6 +9,7 @@ from benchmarks import recipes
 
 TITLES = {  # title -> rows, other runs that it starts from
     "From scratch, transferred, frozen": (3, set()),
+    "Frozen backbones: one map or four": (3, set()),
     "Layer decay": (4, set()),
     "448 pixels": (4, {"transferred"}),
     "Non-square images": (4, {"transferred"}),

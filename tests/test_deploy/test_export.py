@@ -48,11 +48,15 @@ def test_onnx_detector_equals_pytorch(exported, monkeypatch):
     "neck",
     [
         dict(scale_factors=(1,), num_outs=2, add_extra_convs="on_output"),
-        pytest.param(dict(out_strides=(4, 8, 16, 32, 64)), marks=pytest.mark.slow),
+        pytest.param(
+            dict(out_strides=(4, 8, 16, 32, 64), in_channels=[32, 32], fuse="sum"),
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_features_equal_pytorch_in_both_formats(neck, tmp_path):
     tiled = dict(WINDOWED, pos_embed_mode="tile", rope_interpolation=112)
+    tiled["out_indices"] = (0, 1) if "fuse" in neck else 1
     model = Encoder(dict(tiled, arch={**SMALL_ARCH, "num_layers": 2}), neck)
     shortest = min_side(model)
     program = torch_export.trace(DynamicFeatures(model).eval(), example_for(model), shortest)

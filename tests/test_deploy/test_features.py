@@ -24,6 +24,11 @@ LEVELS = dict(scale_factors=(2, 1, 0.5), num_outs=5, add_extra_convs="on_output"
         (dict(WINDOWED, global_attn_indices=(0, 2), rope_interpolation="none"), None),
         (dict(WINDOWED, out_indices=(0, 1, 2)), None),
         (WINDOWED, dict(out_strides=(4, 8, 16, 32, 64))),
+        (dict(WINDOWED, out_indices=(0, 1, 2)), dict(in_channels=[32] * 3, fuse="concat")),
+        (
+            dict(WINDOWED, out_indices=(0, 2)),
+            dict(in_channels=[32, 32], fuse="sum", out_strides=(4, 8, 16, 32, 64)),
+        ),
         (dict(WINDOWED, patch_size=16), dict(in_stride=16)),
         (dict(WINDOWED, arch={**SMALL_ARCH, "rope_style": "axial", **INTERLEAVED}), None),
         (dict(WINDOWED, pretrain_img_size=64, arch={**SMALL_ARCH, **HMLP}), None),

@@ -90,10 +90,15 @@ def _use_checkpoint(config: Config, source: str) -> None:
     backbone.update(arch=argument, init_cfg=dict(type="Pretrained", checkpoint=source))
     if arch.num_layers != own.num_layers:
         backbone.pop("global_attn_indices", None)  # the last of each quarter
+        if isinstance(indices := backbone.get("out_indices"), Sequence):  # of the same depths
+            scale = arch.num_layers / own.num_layers
+            backbone.out_indices = [int((i + 1) * scale) - 1 for i in indices]
     if is_frozen:
         backbone.frozen_stages = arch.num_layers
     model.data_preprocessor.update(pixel_stats(checkpoint))
-    _fit_neck(model.neck, arch.hidden_dim, patch)
+    maps = model.neck.get("in_channels")
+    several = isinstance(maps, Sequence)
+    _fit_neck(model.neck, [arch.hidden_dim] * len(maps) if several else arch.hidden_dim, patch)
 
 
 def _use_config(config: Config, other: Config) -> None:
@@ -121,8 +126,8 @@ def _use_config(config: Config, other: Config) -> None:
     config.custom_imports = dict(imports=imports, allow_failed_imports=False)
 
 
-def _fit_neck(neck: ConfigDict, channels: int, stride: float) -> None:
-    """Sets a neck up for a feature map of other channels and stride, with the same strides out."""
+def _fit_neck(neck: ConfigDict, channels: int | list[int], stride: float) -> None:
+    """Sets a neck up for feature maps of other channels and stride, with the same strides out."""
     before = MODELS.build(neck)
     strides = before.own_strides[: len(before.scales)]
     scales = [min(2.0 ** round(math.log2(stride / own)), _MAX_SCALE) for own in strides]

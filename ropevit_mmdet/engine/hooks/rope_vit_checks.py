@@ -19,6 +19,7 @@ from ropevit_mmdet.engine.hooks._resumed_settings import resume_warning
 from ropevit_mmdet.errors import UserError
 from ropevit_mmdet.evaluation.fast_coco_metric import zero_figures
 from ropevit_mmdet.models.backbones.rope_vit import RoPEViT
+from ropevit_mmdet.models.necks.simple_feature_pyramid import SimpleFeaturePyramid
 from ropevit_mmdet.weights.checkpoint import read_pretrained
 from ropevit_mmdet.weights.detector_checkpoint import check_start, has_backbone, skip_init
 
@@ -31,10 +32,11 @@ _MASK_HEAD = re.compile(r"^((roi|bbox)_head\.mask_head(\.\d+)?|panoptic_head)$")
 class RoPEViTChecks(Hook):
     """Stops a run whose config contradicts itself, its dataset or its checkpoint.
 
-    Compares the heads' strides with the neck's, their number of classes and their masks with the
-    dataset's, and the preprocessor's normalization with the checkpoint's. Warns if the batch size
-    differs from the one of the learning rate, or the settings of a resumed run from those of its
-    checkpoint. While the run trains, validates or tests, `float32_decoding` is active.
+    Compares the neck's feature maps with the backbone's, the heads' strides with the neck's, their
+    number of classes and their masks with the dataset's, and the preprocessor's normalization with
+    the checkpoint's. Warns if the batch size differs from the one of the learning rate, or the
+    settings of a resumed run from those of its checkpoint. While the run trains, validates or
+    tests, `float32_decoding` is active.
     """
 
     def __init__(self) -> None:
@@ -42,6 +44,7 @@ class RoPEViTChecks(Hook):
 
     def before_run(self, runner) -> None:
         model = _bare(runner.model)
+        check_feature_maps(model)
         check_strides(model)
         start, resume = getattr(runner, "_load_from", None), getattr(runner, "_resume", False)
         if resume and start is None:
@@ -147,6 +150,25 @@ def check_masks(model: nn.Module, dataset: Any) -> None:
             f"{heads[0]} trains with masks, but train_pipeline loads none: set "
             "dict(type='LoadAnnotations', with_bbox=True, with_mask=True) there"
         )
+
+
+def check_feature_maps(model: nn.Module) -> None:
+    """Compares the number of feature maps and their channels, of RoPEViT and neck."""
+    for name, part in model.named_modules():
+        neck = getattr(part, "neck", None)
+        neck = neck[0] if isinstance(neck, nn.Sequential) else neck
+        backbone = getattr(part, "backbone", None)
+        backbone = getattr(backbone, "backbone", backbone)  # in a FrozenBackbone
+        if not isinstance(backbone, RoPEViT) or not isinstance(neck, SimpleFeaturePyramid):
+            continue
+        maps = [backbone.arch.hidden_dim] * len(backbone.out_indices)
+        if list(neck.in_channels) != maps:
+            several = f"{maps}, fuse='concat'" * (len(maps) > 1) or maps[0]
+            raise UserError(
+                f"{name}{'.' * bool(name)}neck.in_channels is {list(neck.in_channels)}, but the "
+                f"backbone has out_indices={backbone.out_indices} with {maps[0]} channels: set "
+                f"in_channels={several} of the neck, or other out_indices"
+            )
 
 
 def check_strides(model: nn.Module) -> None:

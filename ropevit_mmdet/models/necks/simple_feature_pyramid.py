@@ -1,4 +1,4 @@
-"""SimpleFeaturePyramid: a multi-scale pyramid from the single feature map of a plain ViT.
+"""SimpleFeaturePyramid: a multi-scale pyramid from the feature maps of a plain ViT, of one stride.
 
 Paper: ViTDet, arXiv 2203.16527, section 3 and appendix A.2. Reference implementation: detectron2,
 `modeling/backbone/vit.py`. A stride-14 feature map gives strides 3.5, 7, 14, 28 and 56.
@@ -16,6 +16,7 @@ from mmengine.model import BaseModule
 from mmengine.registry import MODELS as ROOT_MODELS
 from torch import Tensor, nn
 
+from ropevit_mmdet.models.layers.map_fusion import MapFusion
 from ropevit_mmdet.models.layers.norm import LayerNorm2d
 from ropevit_mmdet.models.layers.patch_embed import StridedConv
 from ropevit_mmdet.weights.architectures import check_values
@@ -29,9 +30,13 @@ class SimpleFeaturePyramid(BaseModule):
     """Scales one feature map by powers of two, then mixes channels at every level.
 
     Args:
-        in_channels: channels of the feature map.
+        in_channels: channels of the feature map; a list of them for several maps, as many as the
+            backbone has `out_indices`.
         out_channels: channels of every level.
-        in_stride: pixels per cell of the feature map.
+        fuse: how several maps become one: each passes a layer norm (a backbone's final norm is for
+            its last map only), 'concat' or 'sum' joins them, a 1 x 1 convolution projects them, as
+            in DINOv3's detector. One map is used as it is.
+        in_stride: pixels per cell of the feature maps.
         scale_factors: 4 two deconvolutions, 2 one, 1 the feature map itself, 0.5 max-pooling;
             smaller ones (0.25, ...) pool more.
         num_outs: levels; those beyond `scale_factors` halve the last one.
@@ -48,9 +53,10 @@ class SimpleFeaturePyramid(BaseModule):
 
     def __init__(
         self,
-        in_channels: int = 768,
+        in_channels: int | Sequence[int] = 768,
         out_channels: int = 256,
         *,
+        fuse: str | None = None,
         in_stride: float = 14,
         scale_factors: Sequence[float] = (4, 2, 1, 0.5),
         num_outs: int = 5,
@@ -61,7 +67,13 @@ class SimpleFeaturePyramid(BaseModule):
     ) -> None:
         super().__init__(init_cfg)
         scales, count = tuple(scale_factors), len(scale_factors)
+        widths = (in_channels,) if isinstance(in_channels, int) else tuple(in_channels)
+        is_equal = fuse != "sum" or len(set(widths)) == 1
         check_values(
+            (len(widths) > 0, "in_channels", "the channels of one map or more", in_channels),
+            (fuse in (None, "concat", "sum"), "fuse", "None, 'concat' or 'sum'", fuse),
+            (bool(fuse) or len(widths) < 2, "fuse of several maps", "'concat' or 'sum'", fuse),
+            (is_equal, "in_channels for fuse='sum'", "equal", in_channels),
             (all(map(_is_scale, scales)), "scale_factors", "4, 2, 1 or 1 / a power of 2", scales),
             (num_outs >= count, "num_outs", f"{count} or more for {scales}", num_outs),
             (
@@ -78,10 +90,11 @@ class SimpleFeaturePyramid(BaseModule):
         self.own_strides += tuple(self.own_strides[-1] * 2 ** (i + 1) for i in range(num_extra))
         self.strides = self.own_strides if out_strides is None else tuple(out_strides)
 
+        self.in_channels = widths
         norm_cfg = None if norm_cfg is None else dict(norm_cfg)
         self.scales, self.convs = nn.ModuleList(), nn.ModuleList()
         for scale in scale_factors:
-            layers, channels = _scaling(in_channels, scale, norm_cfg)
+            layers, channels = _scaling(widths[-1], scale, norm_cfg)
             self.scales.append(layers)
             self.convs.append(
                 nn.Sequential(
@@ -97,24 +110,26 @@ class SimpleFeaturePyramid(BaseModule):
         else:
             extra = (nn.MaxPool2d(1, stride=2) for _ in range(num_extra))
         self.extra = nn.ModuleList(extra)
+        self.fusion = MapFusion(widths, str(fuse)) if len(widths) > 1 else None
 
     def forward(self, inputs: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """The pyramid of a feature map.
+        """The pyramid of a feature map, or of several.
 
         Args:
-            inputs: [B, in_channels, rows, columns], or a sequence of one such tensor.
+            inputs: [B, in_channels, rows, columns], or a sequence of one such tensor per map.
 
         Returns:
             `num_outs` feature maps [B, out_channels, ...], finest first, sizes rounded up; float32
             under autocast.
 
         Raises:
-            UserError: several feature maps.
+            UserError: another number of feature maps than of `in_channels`.
         """
-        if not isinstance(inputs, Tensor):
-            count = len(inputs)
-            check_values((count == 1, "number of feature maps (out_indices)", "1", count))
-            inputs = inputs[0]
+        maps = [inputs] if isinstance(inputs, Tensor) else inputs
+        count, expected = len(maps), len(self.in_channels)
+        is_count = count == expected
+        check_values((is_count, "number of feature maps (out_indices)", f"{expected}", count))
+        inputs = maps[0] if self.fusion is None else self.fusion(maps)
         levels = [conv(scale(inputs)) for scale, conv in zip(self.scales, self.convs)]
         for layer in self.extra:
             levels.append(layer(levels[-1]))

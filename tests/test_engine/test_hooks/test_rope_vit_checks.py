@@ -12,8 +12,10 @@ from mmengine.runner import Runner
 
 from ropevit_mmdet.engine.config import build_detector
 from ropevit_mmdet.engine.hooks.rope_vit_checks import (
+    RoPEViTChecks,
     batch_warning,
     check_config_classes,
+    check_feature_maps,
     check_masks,
     check_normalization,
     check_num_classes,
@@ -50,6 +52,37 @@ def test_strides_of_anchors_points_and_roi_extractors(name, key, strides, messag
         check_strides(MODELS.build(config.model))
 
 
+@pytest.mark.parametrize("kind", ["plain", "frozen", "several necks", "student"])
+@pytest.mark.parametrize(
+    ("out_indices", "neck", "advice"),
+    [
+        ((2, 5), dict(in_channels=[192] * 4, fuse="sum"), r"\[192, 192\], fuse='concat' of the"),
+        ((2, 5), dict(in_channels=192), r"in_channels is \[192\].*\(2, 5\).*fuse='concat' of the"),
+        ((2, 5), dict(in_channels=[192, 96], fuse="concat"), r"set in_channels=\[192, 192\]"),
+        (5, dict(in_channels=[192, 192], fuse="concat"), r"\(5,\) .* set in_channels=192 of the"),
+        (5, dict(), r"in_channels is \[768\], .* with 192 channels: set in_channels=192 of the"),
+        ((2, 5), dict(in_channels=[192, 192], fuse="concat"), None),
+        (5, dict(in_channels=192), None),
+    ],
+)
+def test_feature_maps_of_backbone_and_neck(out_indices, neck, advice, kind):
+    backbone = dict(type="RoPEViT", arch="rope_vit_t14", out_indices=out_indices)
+    detector = model = torch.nn.Module()
+    if kind == "student":  # of semi-supervised training
+        model.student = detector = torch.nn.Module()
+    if kind == "frozen":
+        backbone = dict(type="FrozenBackbone", backbone=backbone)
+    detector.backbone = MODELS.build(backbone)
+    detector.neck = MODELS.build(dict(type="SimpleFeaturePyramid", **neck))
+    if kind == "several necks":
+        detector.neck = torch.nn.Sequential(detector.neck, torch.nn.Identity())
+    if advice is None:
+        return check_feature_maps(model)
+    with pytest.raises(UserError, match=advice) as error:
+        RoPEViTChecks().before_run(SimpleNamespace(model=model))
+    assert "\n" not in str(error.value)
+
+
 def test_a_head_of_one_level_has_the_stride_of_any():
     """As the mask branch of CondInst and the semantic branch of HTC."""
     model = torch.nn.Module()
@@ -70,7 +103,7 @@ def normalized(tmp_path):
     def build(**preprocessor):
         init_default_scope("mmdet")
         model = Config.fromfile(CONFIGS / "shapes_maskrcnn.py").model
-        model.backbone.arch = SMALL
+        model.backbone.arch, model.neck.in_channels = SMALL, SMALL["hidden_dim"]
         model.backbone.init_cfg = dict(type="Pretrained", checkpoint=str(path))
         model.data_preprocessor.update(preprocessor)
         return MODELS.build(model)

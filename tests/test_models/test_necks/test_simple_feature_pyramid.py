@@ -7,9 +7,11 @@ from mmdet.registry import MODELS
 from ropevit_mmdet import LayerNorm2d, SimpleFeaturePyramid
 from ropevit_mmdet.models.necks.simple_feature_pyramid import _resample
 
+FUSE = ("concat", "sum")
+
 
 def pyramid(**arguments) -> SimpleFeaturePyramid:
-    return SimpleFeaturePyramid(16, 8, **arguments)
+    return SimpleFeaturePyramid(**dict(in_channels=16, out_channels=8) | arguments)
 
 
 def test_registered_with_the_published_shape():
@@ -65,6 +67,26 @@ def test_layers_are_those_of_the_simple_feature_pyramid():
         torch.testing.assert_close(level, y)
 
 
+@pytest.mark.parametrize("fuse", FUSE)
+def test_several_maps_are_fused_before_the_pyramid(fuse):
+    """The same weights as without fusion, from the same seed, and the same pyramid of their map."""
+    torch.manual_seed(0)
+    several = pyramid(in_channels=[16] * 3, fuse=fuse, out_strides=(4, 8, 16, 32, 64))
+    torch.manual_seed(0)
+    one = pyramid(in_channels=[16], fuse=fuse, out_strides=(4, 8, 16, 32, 64))
+    state = several.state_dict()
+    assert {name.split(".")[0] for name in state} == {"scales", "convs", "fusion"}
+    for name, weight in one.state_dict().items():
+        assert torch.equal(state.pop(name), weight)
+    assert all(name.startswith("fusion.") for name in state)
+    maps = [torch.randn(2, 16, 6, 9) for _ in range(3)]
+    for actual, expected in zip(several(maps), one(several.fusion(maps)), strict=True):
+        assert torch.equal(actual, expected)
+    for wrong in (maps[:2], maps[0]):
+        with pytest.raises(ValueError, match=r"\(out_indices\) must be 3, got [12]"):
+            several(wrong)
+
+
 def test_resampling_keeps_positions():
     """A ramp over the image stays the same ramp, sampled at the new cells' centres."""
     neck = pyramid(out_strides=(4, 8, 16, 32, 64))
@@ -105,6 +127,10 @@ def test_layer_norm_2d_is_layer_norm_over_channels():
         (dict(num_outs=3), "num_outs must be 4 or more.*got 3"),
         (dict(add_extra_convs="on_input"), "on_input"),
         (dict(out_strides=(4, 8)), r"\(4, 8\)"),
+        (dict(in_channels=[]), r"in_channels.*got \[\]"),
+        (dict(in_channels=[16, 16]), "fuse of several maps must be 'concat' or 'sum', got None"),
+        (dict(fuse="mean"), "^fuse must be None, 'concat' or 'sum', got 'mean'$"),
+        (dict(in_channels=[16, 8], fuse="sum"), r"fuse='sum' must be equal, got \[16, 8\]"),
         (dict(scale_factors=(3, 1)), r"scale_factors.*got \(3, 1\)"),
         (dict(scale_factors=(1, 0.3)), r"got \(1, 0.3\)"),
     ],
@@ -114,9 +140,15 @@ def test_invalid_arguments_are_named(arguments, message):
         pyramid(**arguments)
 
 
-def test_every_parameter_gets_a_gradient():
-    neck = pyramid(add_extra_convs="on_output")
-    sum(level.square().mean() for level in neck(torch.randn(1, 16, 8, 8))).backward()
+@pytest.mark.parametrize(
+    "several",
+    [dict(in_channels=[16]), *(dict(in_channels=[16] * 3, fuse=f) for f in FUSE)],
+    ids=str,
+)
+def test_every_parameter_gets_a_gradient(several):
+    neck = pyramid(add_extra_convs="on_output", **several)
+    maps = [torch.randn(1, 16, 8, 8) for _ in several["in_channels"]]
+    sum(level.square().mean() for level in neck(maps)).backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in neck.parameters())
 
 
