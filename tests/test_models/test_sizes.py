@@ -1,4 +1,4 @@
-"""Random sizes and settings of backbone and neck; more of them: SIZES=2000 pytest THIS_FILE."""
+"""Random sizes and settings of backbone and neck; more of them: SIZES=1000 pytest THIS_FILE."""
 
 import os
 
