@@ -19,7 +19,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("paths", nargs="+", metavar="PATH", help=help)
     runs = parser.add_argument_group("runs")
     runs.add_argument("--out", default="run.png", metavar="FILE.png", help="default: run.png")
-    runs.add_argument("--x", choices=["step", "time"], default="step", help="iterations or hours")
     help = "of validation (default: coco/bbox_mAP)"
     runs.add_argument("--metric", default="coco/bbox_mAP", help=help)
     results = parser.add_argument_group("results")
@@ -49,7 +48,7 @@ def plot_curves(args: argparse.Namespace) -> None:
         name, equals, path = text.partition("=")
         named = equals and not Path(text).exists()
         runs.append(read_run(path, name) if named else read_run(text))
-    plot_runs(runs, args.out, metric=args.metric, x=args.x)
+    plot_runs(runs, args.out, metric=args.metric)
     for one in runs:
         parts = [f"loss {e['loss']:.4g} at iteration {e['step']}" for e in one.train[-1:]]
         measured = [entry for entry in one.val if not math.isnan(entry.get(args.metric, math.nan))]

@@ -8,22 +8,14 @@ added to the name.
 import argparse
 
 HELP = "prepare a checkpoint for publication, or upload it"
-WEIGHTS = {
-    "EMA": "the averaged ones (EMA); --raw takes those of the last step",
-    "raw": "those of the last step, not their average (EMA)",
-    "only": "unchanged, the run had no EMA",
-}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("checkpoint", help="checkpoint of a detector, e.g. work_dirs/x/iter_9.pth")
     add("target", nargs="?", help="directory; a name that ends in .pth gets no model card")
-    add("--raw", action="store_true", help="the raw weights of a run with EMA")
     add("--hub", metavar="OWNER/NAME", help="upload to this repository of the Hugging Face Hub")
     add("--license", metavar="ID", help="for the model card, e.g. apache-2.0")
-    help = "for the model card (default: what the run logged for this checkpoint)"
-    add("--metrics", metavar="TEST.json", help=help)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -31,16 +23,14 @@ def run(args: argparse.Namespace) -> None:
     from ropevit_mmdet.errors import UserError
 
     single = bool(args.target) and args.target.endswith(".pth")
-    card = {name: getattr(args, name) for name in ("hub", "license", "metrics")}
-    if not (args.target or args.hub) or single and any(card.values()):
+    if not (args.target or args.hub) or single and (args.hub or args.license):
         raise UserError("publish needs a directory, --hub OWNER/NAME or both")
     if single:
-        done = publish_checkpoint(args.checkpoint, args.target, raw=args.raw)
+        done = publish_checkpoint(args.checkpoint, args.target)
     else:
-        done = publish_model(args.checkpoint, args.target, raw=args.raw, **card)
+        done = publish_model(args.checkpoint, args.target, hub=args.hub, license=args.license)
     print(f"wrote    {done.path}")
-    print(f"size     {done.size / 2**20:.1f} MiB, before {done.size_before / 2**20:.1f} MiB")
-    print(f"weights  {WEIGHTS[done.weights]}")
+    print(f"weights  {'averaged (EMA)' if 'ema_state_dict' in done.removed else 'unchanged'}")
     print(f"removed  {', '.join(done.removed) or 'nothing'}")
     for i, (old, new) in enumerate(done.redacted.items()):
         print(f"{'' if i else 'redacted':8} {old!r} -> {new!r}")

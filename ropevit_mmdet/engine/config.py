@@ -247,9 +247,10 @@ def _why_unreadable(error: BaseException) -> str:
 
 def _settings_of_mmdet_2(config: Config) -> str:
     data: Any = config.get("data")
-    keys = ["samples_per_gpu", "workers_per_gpu", *["train"] * ("train_dataloader" not in config)]
+    is_new = any(f"{split}_dataloader" in config for split in ("train", "val", "test"))
+    keys = ["samples_per_gpu", "workers_per_gpu", *(() if is_new else ("train", "val", "test"))]
     old = [f"data.{key}" for key in keys if isinstance(data, Mapping) and key in data]
-    keys = ["lr_config", "optimizer_config", "checkpoint_config"]
+    keys = "lr_config optimizer_config checkpoint_config log_config evaluation runner".split()
     return ", ".join(old + [key for key in keys if isinstance(config.get(key), Mapping)])
 
 

@@ -141,7 +141,9 @@ def _close(name: Any, names: Iterable[str]) -> str:
 
 def _loader_issues(given: Mapping[str, Any], split: str) -> Iterator[str]:
     path = f"{split}_dataloader"
-    loader = given.get(path) or {}
+    loader = given.get(path)
+    if not isinstance(loader, Mapping):  # built, in Python
+        return
     for key in ("persistent_workers", "prefetch_factor", "timeout"):
         if loader.get(key) and not loader.get("num_workers"):
             yield f"{path}.{key}={loader[key]} needs num_workers of 1 or more: remove it"
@@ -155,21 +157,20 @@ def _loader_issues(given: Mapping[str, Any], split: str) -> Iterator[str]:
 
 
 def _schedule_issues(given: Mapping[str, Any]) -> Iterator[str]:
-    schedulers = given.get("param_scheduler") or ()
-    schedulers = [schedulers] if isinstance(schedulers, Mapping) else schedulers
-    for index, one in enumerate(schedulers if _counts_iterations(given) else ()):
+    schedulers = {"param_scheduler": given.get("param_scheduler")}
+    for path, one in _walk(schedulers if _counts_iterations(given) else None):
         by_epoch = one.get("by_epoch", True) and not one.get("convert_to_iter_based")
-        if by_epoch and "Plateau" not in type_name(one):
+        if "type" in one and by_epoch and "Plateau" not in type_name(one):
             yield (
-                f"param_scheduler.{index}: {type_name(one)} counts epochs, and an "
-                "IterBasedTrainLoop is one: set by_epoch=False, and begin and end in iterations"
+                f"{path}: {type_name(one)} counts epochs, and an IterBasedTrainLoop is one: set "
+                "by_epoch=False, and begin and end in iterations"
             )
 
 
 def _checkpoint_warnings(given: Mapping[str, Any]) -> Iterator[str]:
-    hooks = [*(given.get("default_hooks") or {}).values(), *(given.get("custom_hooks") or ())]
-    for hook in hooks if _counts_iterations(given) else ():
-        if _is_a(hook or {}, CheckpointHook) and hook.get("by_epoch", True):
+    hooks = [given.get("default_hooks"), given.get("custom_hooks")]
+    for _, hook in _walk(hooks if _counts_iterations(given) else None):
+        if _is_a(hook, CheckpointHook) and hook.get("by_epoch", True):
             yield (
                 f"{type_name(hook)} counts epochs, and an IterBasedTrainLoop is one: it saves only "
                 "at the end; set by_epoch=False, and interval in iterations"

@@ -53,14 +53,20 @@ class FastCocoMetric(CocoMetric):
 
 def zero_figures(metrics: Sequence[Any]) -> dict[str, float]:
     """The figures, all 0, that CocoMetrics leave out if there are no detections at all."""
-    return {
-        "/".join(filter(None, (metric.prefix, f"{name}_{item}"))): 0.0
-        for metric in metrics
-        if isinstance(metric, CocoMetric) and not metric.format_only
-        for name in metric.metrics
+    coco = [one for one in metrics if isinstance(one, CocoMetric) and not one.format_only]
+    items = ("mAP", "mAP_50", "mAP_75", "mAP_s", "mAP_m", "mAP_l")
+    names = [
+        (one.prefix, f"{name}_{item}")
+        for one in coco
+        for name in one.metrics
         if name in ("bbox", "segm")
-        for item in metric.metric_items or ("mAP", "mAP_50", "mAP_75", "mAP_s", "mAP_m", "mAP_l")
-    }
+        for item in one.metric_items or items
+    ]
+    classwise = [
+        (one, name) for one in coco if one.classwise for name in one.dataset_meta["classes"]
+    ]
+    names += [(one.prefix, f"{name}_precision") for one, name in classwise]
+    return {"/".join(filter(None, name)): 0.0 for name in names}
 
 
 def _with_no_area(truth: dict[str, Any], prediction: dict[str, Any]) -> dict[str, Any]:

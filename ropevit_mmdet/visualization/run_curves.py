@@ -1,29 +1,23 @@
-"""Figure of runs: losses, learning rate and a metric over iterations or hours, a line per run."""
+"""Figure of runs: losses, learning rate and a metric over iterations, a line per run."""
 
 import math
 import os
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ropevit_mmdet.errors import UserError
 from ropevit_mmdet.visualization._figure_file import line_style, plain, save_figure
-from ropevit_mmdet.visualization.run_log import RunLog, elapsed_seconds
+from ropevit_mmdet.visualization.run_log import RunLog
 
 _COLUMNS = 3
-_X_LABELS = {"step": "iterations", "time": "hours of training"}
 _TITLES = {"base_lr": "learning rate", "lr": "learning rate", "loss": "loss (sum)"}
 
 
 def plot_runs(
-    runs: Sequence[RunLog],
-    path: str | os.PathLike[str],
-    *,
-    metric: str = "coco/bbox_mAP",
-    x: str = "step",
+    runs: Sequence[RunLog], path: str | os.PathLike[str], *, metric: str = "coco/bbox_mAP"
 ) -> None:
     """Writes a PNG with a panel per loss, for the learning rate and for the metric.
 
@@ -31,7 +25,6 @@ def plot_runs(
         runs: the runs to compare.
         path: the file to write.
         metric: the metric of validation.
-        x: "step" for iterations or "time" for hours.
 
     Raises:
         UserError: two runs of one name, a metric that no validation has, or no scalars at all.
@@ -43,13 +36,13 @@ def plot_runs(
     axes = figure.subplots(rows, columns, squeeze=False, sharex=True).flatten()
     for axis, (part, key) in zip(axes, panels, strict=False):
         for index, run in enumerate(runs):
-            _draw(axis, run, part, key, x, line_style(index))
+            _draw(axis, run, part, key, line_style(index))
         axis.set_title(plain(_TITLES.get(key, key)), fontsize=10)
         axis.tick_params(labelsize=8, labelbottom=True)
         axis.grid(alpha=0.3)
     for axis in axes[len(panels) :]:
         axis.set_axis_off()
-    figure.supxlabel(_X_LABELS[x], fontsize=10)
+    figure.supxlabel("iterations", fontsize=10)
     _add_legend(figure, [plain(run.name) for run in runs])
     save_figure(figure, path)
 
@@ -75,19 +68,16 @@ def _panels(runs: Sequence[RunLog], metric: str) -> list[tuple[str, str]]:
     return panels
 
 
-def _draw(axis: Axes, run: RunLog, part: str, key: str, x: str, style: dict[str, Any]) -> None:
+def _draw(axis: Axes, run: RunLog, part: str, key: str, style: dict[str, Any]) -> None:
     """Draws one scalar of one run, if the run has it."""
     entries = [entry for entry in getattr(run, part) if key in entry]
     if not entries:
         return
-    at = np.array([entry["step"] for entry in entries], float)
-    if x == "time":
-        steps = [0.0, *(entry["step"] for entry in run.train)]
-        at = np.interp(at, steps, [0.0, *elapsed_seconds(run)]) / 3600
+    steps = [entry["step"] for entry in entries]
     marker = "o" if part == "val" or len(entries) <= 3 else None
     values = [entry[key] for entry in entries]
     style = dict(style, marker=marker, markersize=3, linewidth=1.3, label=plain(run.name))
-    axis.plot(at, values, **style)
+    axis.plot(steps, values, **style)
 
 
 def _add_legend(figure: Figure, names: Sequence[str]) -> None:

@@ -165,7 +165,7 @@ val_evaluator.update(type={metric!r}, classwise=True)
 param_scheduler = [dict(type='ReduceOnPlateauLR', monitor='coco/bbox_mAP', rule='greater')]
 default_hooks['checkpoint'].update(type='ResumableCheckpointHook', save_best='auto')
 custom_hooks = [dict(type='RoPEViTChecks'),
-                dict(type='EarlyStoppingHook', monitor='coco/bbox_mAP', strict=True)]
+                dict(type='EarlyStoppingHook', monitor='coco/dark_precision', strict=True)]
 train_dataloader.update(batch_sampler=dict(type='AspectRatioBatchSampler'))
 auto_scale_lr = dict(base_batch_size=16)
 """

@@ -20,8 +20,6 @@ from tests.commands import fails
 from tests.exportable_models import run_command
 from tests.tiny_coco import write_tiny
 
-MOMENTUM = 0.3
-
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
@@ -29,8 +27,8 @@ def trained(tmp_path_factory):
     directory = tmp_path_factory.mktemp("run with EMA")
     path = write_tiny(directory)
     config = load_config(path, work_dir=str(directory / "run"))
-    config.custom_hooks = [dict(type="EMAHook", momentum=MOMENTUM)]
-    config.default_hooks.checkpoint.update(interval=1, max_keep_ckpts=-1)
+    config.custom_hooks = [dict(type="EMAHook", momentum=0.3)]
+    config.default_hooks.checkpoint.update(interval=1)
     config.default_hooks.logger = dict(type="LoggerHook", log_metric_by_epoch=False)
     Runner.from_cfg(config).train()
     return path, directory / "run"
@@ -62,7 +60,6 @@ def test_only_weights_and_meta_are_kept(trained, published):
         torch.serialization.add_safe_globals(allowed)
     assert after.keys() == {"meta", "state_dict"}
     assert set(published.removed) == before.keys() - after.keys() >= {"optimizer", "message_hub"}
-    assert published.size_before > 1.5 * published.size
     assert after["meta"]["dataset_meta"]["classes"] == ("dark", "light")
     assert after["meta"]["iter"] == 2 and after["meta"].keys() < before["meta"].keys()
 
@@ -108,12 +105,6 @@ def test_config_with_code_is_removed(tmp_path):
     assert after is None
 
 
-def test_config_with_classes_in_another_order(tmp_path):
-    config = dict(train_dataloader=dict(dataset=dict(metainfo=dict(classes=("b", "a")))))
-    with pytest.raises(UserError, match="classes in another order"):
-        published_config(config, tmp_path)
-
-
 def published_config(config, tmp_path):
     """What publishing a checkpoint with a config did, and the config in the new file."""
     text = config if isinstance(config, str) else Config(config).pretty_text
@@ -123,26 +114,6 @@ def published_config(config, tmp_path):
     done = publish_checkpoint(tmp_path / "a.pth", tmp_path / "out")
     text = torch.load(done.path, weights_only=True)["meta"].get("cfg")
     return done, text and Config.fromstring(text, ".py")
-
-
-def test_ema_and_raw_weights(trained, published, tmp_path):
-    """EMAHook swaps the two when it saves. After two steps the average is (1-m) w1 + m w2, where w1
-    and w2 are the raw weights.
-    """
-    raw = [
-        publish_checkpoint(trained[1] / f"iter_{step}.pth", tmp_path, raw=True) for step in (1, 2)
-    ]
-    assert [done.weights for done in (published, *raw)] == ["EMA", "raw", "raw"]
-    average, first, second = (
-        torch.load(done.path, weights_only=True)["state_dict"] for done in (published, *raw)
-    )
-    assert average.keys() == first.keys() == second.keys()
-    changed = 0
-    for name, value in average.items():
-        if name.endswith(("weight", "bias")) and "bn" not in name and "downsample" not in name:
-            assert_close(value, (1 - MOMENTUM) * first[name] + MOMENTUM * second[name])
-            changed += not torch.equal(first[name], second[name])
-    assert changed > 10
 
 
 def test_published_detector_detects_the_same(trained, published):
@@ -162,75 +133,56 @@ def test_views_of_a_large_storage_are_copied(tmp_path):
     weights = {"backbone.w": large[:10], "bbox_head.w": large[10:20].view(2, 5)}
     torch.save({"state_dict": weights}, tmp_path / "views.pth")
     done = publish_checkpoint(tmp_path / "views.pth", tmp_path / "small.pth")
-    assert done.size < 10_000 < 4_000_000 < done.size_before and done.weights == "only"
+    assert done.path.stat().st_size < 10_000
     assert_close(torch.load(done.path, weights_only=True)["state_dict"], weights)
 
 
 @pytest.mark.parametrize(
-    ("weights", "raw", "message"),
+    ("weights", "message"),
     [
-        (dict(backbone=1.0, head=1.0), False, "contains no detector, only backbone, head"),
-        (dict(backbone=1.0, bbox_head=1.0), True, "contains no EMA"),
-        (dict(backbone=1.0, bbox_head=float("nan")), False, "bbox_head.w"),
+        (dict(backbone=1.0, head=1.0), "contains no detector, only backbone, head"),
+        (dict(backbone=1.0, bbox_head=float("nan")), "bbox_head.w"),
     ],
 )
-def test_unsuitable_checkpoints(weights, raw, message, tmp_path):
+def test_unsuitable_checkpoints(weights, message, tmp_path):
     weights = {f"{name}.w": torch.full((3,), value) for name, value in weights.items()}
     torch.save({"state_dict": weights}, tmp_path / "a.pth")
-    with pytest.raises(ValueError, match=message):
-        publish_checkpoint(tmp_path / "a.pth", tmp_path / "out", raw=raw)
+    with pytest.raises(UserError, match=message):
+        publish_checkpoint(tmp_path / "a.pth", tmp_path / "out")
     assert not (tmp_path / "out").exists()
-
-
-def test_raw_weights_of_another_averaging_are_refused(tmp_path):
-    weights = {"backbone.w": torch.ones(2), "bbox_head.w": torch.ones(2)}
-    torch.save({"state_dict": weights, "ema_state_dict": weights}, tmp_path / "a.pth")
-    with pytest.raises(UserError, match="is not that of mmengine's EMAHook"):
-        publish_checkpoint(tmp_path / "a.pth", tmp_path / "out", raw=True)
 
 
 def test_command_prints_what_was_done(trained, tmp_path, capsys):
     run_command("publish", trained[1] / "iter_2.pth", tmp_path / "mine.pth")
     text = capsys.readouterr().out
-    assert "averaged ones (EMA)" in text and "ema_state_dict" in text
+    assert "averaged (EMA)" in text and "ema_state_dict" in text
     assert "-> 'annotations.json'" in text
 
 
 def test_publish_model_writes_a_directory_with_a_card(trained, published, tmp_path):
-    metrics = tmp_path / "test.json"
-    metrics.write_text(json.dumps({"coco/bbox_mAP": 0.25, "coco/bbox_mAP_50": 0.5, "time": 1.0}))
+    """The run validates at its end: iteration 2, with the averaged weights."""
+    (log,) = trained[1].glob("*/vis_data/scalars.json")
+    logged = [json.loads(line) for line in log.read_text().splitlines()]
+    (expected,) = [one["coco/bbox_mAP"] for one in logged if "coco/bbox_mAP" in one]
     source = trained[1] / "iter_2.pth"
-    done = publish_model(source, tmp_path / "out", license="mit", metrics=metrics)
+    done = publish_model(source, tmp_path / "out", license="mit")
     assert {path.name for path in (tmp_path / "out").iterdir()} == {done.path.name, "README.md"}
     assert done.path.read_bytes() == published.path.read_bytes()
     card = ModelCard.load(tmp_path / "out" / "README.md")
     assert card.data.license == "mit" and card.data.pipeline_tag == "object-detection"
     (result,) = card.data.eval_results
-    assert (result.metric_name, result.metric_value) == ("coco/bbox_mAP", 0.25)
+    assert (result.metric_name, result.metric_value) == ("coco/bbox_mAP", expected)
     assert result.dataset_name == "annotations.json"
     for words in (
         "| classes | 2: dark, light |",
         "| backbone | ResNet 18 |",
         "| training data | annotations.json |",
         "| trained for | 0 epochs, 2 iterations |",
-        "| coco/bbox_mAP_50 | 0.5 |",
         f'Detector("{done.path.name}")',
     ):
         assert words in card.text, words
     assert str(trained[0].parent) not in str(card)
     publish_model(source, tmp_path / "out")  # replaces its own card
-
-
-def test_card_has_the_metrics_of_the_published_weights(trained, tmp_path):
-    """The run validates at its end: iteration 2, with the averaged weights."""
-    (log,) = trained[1].glob("*/vis_data/scalars.json")
-    logged = [json.loads(line) for line in log.read_text().splitlines()]
-    (expected,) = [one["coco/bbox_mAP"] for one in logged if "coco/bbox_mAP" in one]
-    for name, raw, count in (("iter_2", False, 1), ("iter_2", True, 0), ("iter_1", False, 0)):
-        publish_model(trained[1] / f"{name}.pth", tmp_path / f"{name}{raw}", raw=raw)
-        card = ModelCard.load(tmp_path / f"{name}{raw}" / "README.md")
-        assert [one.metric_value for one in card.data.eval_results or ()] == [expected] * count
-        assert card.text.count("Not recorded.") == (not count)
 
 
 @pytest.mark.parametrize(
@@ -243,13 +195,13 @@ def test_card_has_the_metrics_of_the_published_weights(trained, tmp_path):
         ("iter_900.pth", dict(epoch=3, iter=900), None),
     ],
 )
-def test_run_metrics_by_iteration_and_epoch(name, meta, expected, tmp_path):
+def test_logged_metrics_by_iteration_and_epoch(name, meta, expected, tmp_path):
     entries = [dict(loss=1.0, step=250), {"coco/bbox_mAP": 0.3, "step": 300}]
     entries += [dict(loss=1.0, step=850), {"coco/bbox_mAP": 0.2, "step": 3}]
     log = tmp_path / "20260101" / "vis_data" / "scalars.json"
     log.parent.mkdir(parents=True)
     log.write_text("".join(json.dumps(entry) + "\n" for entry in entries) + '{"trunc')
-    found = model_card.run_metrics(tmp_path / name, meta)
+    found = model_card.logged_metrics(tmp_path / name, meta)
     assert found == ({} if expected is None else {"coco/bbox_mAP": expected})
 
 
@@ -273,7 +225,7 @@ def test_card_names_the_base_model(checkpoint, base, row, frozen):
     meta = dict(cfg=Config(config).pretty_text, dataset_meta=dict(classes=("a|b",)))
     text = model_card.model_card(meta, "a.pth", {"coco/bbox_mAP": 0.5}, repository="me/mine")
     card = ModelCard(text)
-    assert (card.data.get("base_model"), card.data.get("datasets")) == (base, ["coco"])
+    assert card.data.get("base_model") == base
     assert card.data.pipeline_tag == "image-segmentation" and card.data.get("license") is None
     assert f"| base model | {row} |" in text and "| backbone | RoPEViT rope_vit_reg4_b14 |" in text
     assert r"| 1: a\|b |" in text and 'Detector("hf://me/mine/a.pth")' in text
@@ -304,7 +256,6 @@ HUB = ["--hub", "me/tiny"]
         ("hf_x", HUB, (403, ""), "refuses the token (403)"),
         ("hf_x", HUB, (403, "GatedRepo"), "the repository is gated"),
         ("hf_x", HUB, (500, ""), "upload to me/tiny failed: "),
-        ("", ["--metrics", "gone.json"], None, "gone.json is not the JSON file"),
     ],
 )
 def test_upload_that_fails_writes_nothing(

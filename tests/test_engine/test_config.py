@@ -189,7 +189,9 @@ def test_tensorboard_events_and_early_stop(tmp_path):
     [
         ("data = dict(samples_per_gpu=2)", "is for MMDetection 2, by its data.samples_per_gpu"),
         ("data = dict(train=dict())", "is for MMDetection 2, by its data.train"),
+        ("data = dict(test=dict())", "is for MMDetection 2, by its data.test"),
         ("lr_config = dict(policy='step')", "is for MMDetection 2, by its lr_config"),
+        ("runner = dict(max_epochs=9)\nevaluation = dict()", "2, by its evaluation, runner"),
         (
             "custom_imports = dict(imports=['gone'])",
             "No module named 'gone': add its dir",

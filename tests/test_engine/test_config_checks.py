@@ -2,7 +2,7 @@
 
 import pytest
 from mmengine.config import Config
-from mmengine.hooks import EMAHook
+from mmengine.hooks import CheckpointHook, EMAHook
 from mmengine.optim import MultiStepLR
 from mmengine.runner import EpochBasedTrainLoop
 
@@ -59,7 +59,7 @@ def test_an_issue_in_one_line(changes, message, tiny):
 
 
 def test_settings_that_are_right(tiny):
-    tiny.custom_hooks = [dict(type=EMAHook, momentum=0.1, priority=49)]
+    tiny.custom_hooks = [dict(type=EMAHook, momentum=0.1, priority=49), EMAHook()]
     tiny.param_scheduler = [
         dict(type="ReduceOnPlateauLR", monitor="coco/bbox_mAP", rule="greater"),
         dict(type="StepLR", step_size=1, convert_to_iter_based=True),
@@ -73,5 +73,8 @@ def test_settings_that_are_right(tiny):
     tiny.default_hooks.checkpoint.by_epoch = True
     (warning,) = check_config(tiny, TRAIN)
     assert "saves only at the end" in warning
+    tiny.default_hooks.checkpoint = CheckpointHook(by_epoch=True)
+    tiny.param_scheduler = dict(optimizer=tiny.param_scheduler)
+    assert check_config(tiny, TRAIN) == []
     tiny.train_cfg = tiny.optim_wrapper = None
     assert check_config(tiny, ("test",)) == []

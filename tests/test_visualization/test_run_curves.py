@@ -1,6 +1,5 @@
 """Curves of runs: the plotted values, the legend, the command."""
 
-import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from PIL import Image
@@ -18,7 +17,7 @@ def plotted(monkeypatch):
     def read(figure):
         return {
             axis.get_title(): {
-                line.get_label(): list(zip(*map(np.ndarray.tolist, line.get_data()), strict=True))
+                line.get_label(): list(zip(*line.get_data(orig=True), strict=True))
                 for line in axis.get_lines()
             }
             for axis in figure.axes
@@ -42,9 +41,6 @@ def test_every_scalar_has_a_panel_and_every_run_a_line(resumed, plotted, tmp_pat
     assert panels["coco/bbox_mAP"] == {"run": [(10, 0.1), (20, 0.3)]}
     with Image.open(tmp_path / "new" / "run.png") as image:
         assert image.format == "PNG"
-    plot_runs([read_run(resumed)], tmp_path / "run.png", x="time")
-    hours = [x for x, _ in plotted[1]["coco/bbox_mAP"]["run"]]
-    assert hours == pytest.approx([20 / 3600, 60 / 3600])
 
 
 def test_every_name_is_in_the_legend_and_no_metric_is_needed(tmp_path, monkeypatch):
