@@ -4,8 +4,10 @@ torch's allow-list gets the classes that training checkpoints of mmengine 0.10 c
 a checkpoint, which `mmengine.infer` runs as Python, is read as literals.
 """
 
+import argparse
 import ast
 import errno
+import json
 import os
 import pickle
 import re
@@ -50,7 +52,8 @@ _init_model = BaseInferencer._init_model
 
 def install() -> None:
     """Extends torch's allow-list and replaces the reading of configs in checkpoints."""
-    torch.serialization.add_safe_globals(training_globals())
+    # Training scripts, timm's too, save their arguments next to the weights.
+    torch.serialization.add_safe_globals([*training_globals(), argparse.Namespace])
     BaseInferencer._init_model = _init_model_of_literals
 
 
@@ -85,6 +88,10 @@ def read_checkpoint_file(path: str | os.PathLike[str], map_location: Any = "cpu"
     """
     path = existing_file(path)
     try:
+        if parts := shards(path):
+            contents = [read_checkpoint_file(part, map_location) for part in parts]
+            named = [content.get("state_dict", content) for content in contents]
+            return {"state_dict": {key: one[key] for one in named for key in one}}
         with path.open("rb") as file:
             start = file.read(9)
         if _is_safetensors(start):
@@ -98,11 +105,21 @@ def read_checkpoint_file(path: str | os.PathLike[str], map_location: Any = "cpu"
         with path.open("rb") as file:
             source = path if mapped else file
             content = torch.load(source, map_location, weights_only=True, mmap=mapped)
+    except UserError:  # of a part
+        raise
     except Exception as error:  # corrupted files fail in many ways
         raise UserError(f"checkpoint {path} {_problem(error, path)}") from error
     if isinstance(content, dict) and isinstance(content.get("meta"), dict):
         content["meta"].pop("config", None)
     return content
+
+
+def shards(path: Path) -> list[Path]:
+    """The parts of a checkpoint, next to its `*.index.json`; none of any other file."""
+    if not path.name.endswith(".index.json"):
+        return []
+    names = json.loads(path.read_bytes())["weight_map"].values()
+    return [path.with_name(Path(name).name) for name in dict.fromkeys(names)]
 
 
 def literal_config(text: str, source: str) -> Config:
