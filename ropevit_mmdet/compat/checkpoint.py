@@ -28,7 +28,6 @@ from safetensors import safe_open
 from torch import nn
 
 from ropevit_mmdet.compat.config import type_name
-from ropevit_mmdet.compat.contents import describe_content
 from ropevit_mmdet.errors import UserError
 
 _STACK = ("torch.nn.", "mmcv.", "mmdet.", "mmengine.", "ropevit_mmdet.")
@@ -44,6 +43,22 @@ _BLOCK = 2**20  # bytes
 _ARCHIVE = b"PK\3\4"  # start of a zip file, torch's format since 1.6
 
 _MAX_HEADER = 100_000_000  # bytes, of a safetensors file
+
+# What files are that are no checkpoints.
+_STARTS = (
+    (rb"$", "empty, of a save or download that was truncated: do it again"),
+    (rb"version https://git-lfs", "a pointer of git-lfs to the file: run `git lfs pull`"),
+    (rb"(\xef\xbb\xbf)?\s*<", "a web page or XML, a server's answer: download the file itself"),
+    (rb"(\xef\xbb\xbf)?\s*[\[{]\s*[\"{\[\]}\d]", "JSON text: name the file of the weights"),
+    (rb"\x08.[\x12\x1a\x22\x28\x32\x3a\x42]", "an ONNX model: name the checkpoint it was made of"),
+    (rb"\x1f\x8b|BZh|\xfd7zXZ|7z\xbc\xaf|\x28\xb5\x2f\xfd|Rar!", "compressed: unpack it first"),
+    (rb"\x89HDF|GGUF|\x93NUMPY", "a file of another framework"),
+)
+_MEMBERS = (
+    (r"(serialized_exported_program\.json|archive_format)$", "an exported program (.pt2)"),
+    (r"(^|/)code/|constants\.pkl$", "a TorchScript archive"),
+    (r"\.npy$", "an archive of numpy (.npz)"),
+)
 
 _REFUSED = re.compile(r"GLOBAL \S+|unrecognized function .+|but got .+")
 
@@ -118,8 +133,11 @@ def shards(path: Path) -> list[Path]:
     """The parts of a checkpoint, next to its `*.index.json`; none of any other file."""
     if not path.name.endswith(".index.json"):
         return []
-    names = json.loads(path.read_bytes())["weight_map"].values()
-    return [path.with_name(Path(name).name) for name in dict.fromkeys(names)]
+    try:
+        names = json.loads(path.read_bytes())["weight_map"].values()
+        return [path.with_name(Path(name).name) for name in dict.fromkeys(names)]
+    except (LookupError, TypeError, ValueError, AttributeError):  # read as any other file
+        return []
 
 
 def literal_config(text: str, source: str) -> Config:
@@ -210,9 +228,26 @@ def _problem(error: Exception, path: Path) -> str:
     if system or isinstance(error, MemoryError) or "CUDA" in text or "enough memory" in text:
         first_line = text.partition("\n")[0]
         return f"cannot be loaded: {first_line or type(error).__name__}"
-    if "safetensors" not in type(error).__module__ and (content := describe_content(path)):
+    if "safetensors" not in type(error).__module__ and (content := _described(path)):
         return f"is {content}"
     refused = _REFUSED.search(text)
     if refused:
         return f"is refused: {refused[0]} could run code; save only its state_dict and load that"
     return "is truncated or not a checkpoint: delete it, then save or download it again"
+
+
+def _described(path: Path) -> str:
+    """What a file is by its first bytes, or the names in its archive; '' if they do not show it."""
+    with path.open("rb") as file:
+        start = file.read(4096)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except Exception:  # corrupted archives fail in many ways
+        matching = (text for pattern, text in _STARTS if re.match(pattern, start, re.DOTALL))
+        return next(matching, "")
+    for pattern, text in _MEMBERS:
+        if any(re.search(pattern, name) for name in names):
+            return f"{text}: name the checkpoint it was made of"
+    is_checkpoint = any(name.endswith("data.pkl") for name in names)
+    return "" if is_checkpoint else "a zip file, but not a checkpoint: unpack it first"

@@ -253,6 +253,9 @@ def test_weights_in_several_files(base, hf_hub, tmp_path):
     (tmp_path / files["norm.weight"]).unlink()
     with pytest.raises(UserError, match="checkpoint not found"):
         read_checkpoint(index)
+    index.write_text(json.dumps(dict(weight_map=list(files))))
+    with pytest.raises(UserError, match="is JSON text"):
+        read_checkpoint(index)
 
 
 @pytest.mark.parametrize("case", ["custom", *ARCHS])
