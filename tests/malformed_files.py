@@ -59,5 +59,6 @@ WRONG = {name: content for name, (content, _) in KNOWN.items()} | {
     "a pickled list": pickle.dumps([1, 2], protocol=2),
     "saved number": saved(5),
     "saved numbers": saved(dict(state_dict=dict(a=5))),
+    "numbered tensors": saved(dict(state_dict={1: torch.ones(2)})),
     "weights of a CNN": saved(dict(state={"conv.weight": torch.ones(2)})),
 }

@@ -4,8 +4,10 @@ torch's allow-list gets the classes that training checkpoints of mmengine 0.10 c
 a checkpoint, which `mmengine.infer` runs as Python, is read as literals.
 """
 
+import argparse
 import ast
 import errno
+import json
 import os
 import pickle
 import re
@@ -26,7 +28,6 @@ from safetensors import safe_open
 from torch import nn
 
 from ropevit_mmdet.compat.config import type_name
-from ropevit_mmdet.compat.contents import describe_content
 from ropevit_mmdet.errors import UserError
 
 _STACK = ("torch.nn.", "mmcv.", "mmdet.", "mmengine.", "ropevit_mmdet.")
@@ -43,6 +44,22 @@ _ARCHIVE = b"PK\3\4"  # start of a zip file, torch's format since 1.6
 
 _MAX_HEADER = 100_000_000  # bytes, of a safetensors file
 
+# What files are that are no checkpoints.
+_STARTS = (
+    (rb"$", "empty, of a save or download that was truncated: do it again"),
+    (rb"version https://git-lfs", "a pointer of git-lfs to the file: run `git lfs pull`"),
+    (rb"(\xef\xbb\xbf)?\s*<", "a web page or XML, a server's answer: download the file itself"),
+    (rb"(\xef\xbb\xbf)?\s*[\[{]\s*[\"{\[\]}\d]", "JSON text: name the file of the weights"),
+    (rb"\x08.[\x12\x1a\x22\x28\x32\x3a\x42]", "an ONNX model: name the checkpoint it was made of"),
+    (rb"\x1f\x8b|BZh|\xfd7zXZ|7z\xbc\xaf|\x28\xb5\x2f\xfd|Rar!", "compressed: unpack it first"),
+    (rb"\x89HDF|GGUF|\x93NUMPY", "a file of another framework"),
+)
+_MEMBERS = (
+    (r"(serialized_exported_program\.json|archive_format)$", "an exported program (.pt2)"),
+    (r"(^|/)code/|constants\.pkl$", "a TorchScript archive"),
+    (r"\.npy$", "an archive of numpy (.npz)"),
+)
+
 _REFUSED = re.compile(r"GLOBAL \S+|unrecognized function .+|but got .+")
 
 _init_model = BaseInferencer._init_model
@@ -50,7 +67,8 @@ _init_model = BaseInferencer._init_model
 
 def install() -> None:
     """Extends torch's allow-list and replaces the reading of configs in checkpoints."""
-    torch.serialization.add_safe_globals(training_globals())
+    # Training scripts, timm's too, save their arguments next to the weights.
+    torch.serialization.add_safe_globals([*training_globals(), argparse.Namespace])
     BaseInferencer._init_model = _init_model_of_literals
 
 
@@ -85,6 +103,10 @@ def read_checkpoint_file(path: str | os.PathLike[str], map_location: Any = "cpu"
     """
     path = existing_file(path)
     try:
+        if parts := shards(path):
+            contents = [read_checkpoint_file(part, map_location) for part in parts]
+            named = [content.get("state_dict", content) for content in contents]
+            return {"state_dict": {key: one[key] for one in named for key in one}}
         with path.open("rb") as file:
             start = file.read(9)
         if _is_safetensors(start):
@@ -98,11 +120,24 @@ def read_checkpoint_file(path: str | os.PathLike[str], map_location: Any = "cpu"
         with path.open("rb") as file:
             source = path if mapped else file
             content = torch.load(source, map_location, weights_only=True, mmap=mapped)
+    except UserError:  # of a part
+        raise
     except Exception as error:  # corrupted files fail in many ways
         raise UserError(f"checkpoint {path} {_problem(error, path)}") from error
     if isinstance(content, dict) and isinstance(content.get("meta"), dict):
         content["meta"].pop("config", None)
     return content
+
+
+def shards(path: Path) -> list[Path]:
+    """The parts of a checkpoint, next to its `*.index.json`; none of any other file."""
+    if not path.name.endswith(".index.json"):
+        return []
+    try:
+        names = json.loads(path.read_bytes())["weight_map"].values()
+        return [path.with_name(Path(name).name) for name in dict.fromkeys(names)]
+    except (LookupError, TypeError, ValueError, AttributeError):  # read as any other file
+        return []
 
 
 def literal_config(text: str, source: str) -> Config:
@@ -193,9 +228,26 @@ def _problem(error: Exception, path: Path) -> str:
     if system or isinstance(error, MemoryError) or "CUDA" in text or "enough memory" in text:
         first_line = text.partition("\n")[0]
         return f"cannot be loaded: {first_line or type(error).__name__}"
-    if "safetensors" not in type(error).__module__ and (content := describe_content(path)):
+    if "safetensors" not in type(error).__module__ and (content := _described(path)):
         return f"is {content}"
     refused = _REFUSED.search(text)
     if refused:
         return f"is refused: {refused[0]} could run code; save only its state_dict and load that"
     return "is truncated or not a checkpoint: delete it, then save or download it again"
+
+
+def _described(path: Path) -> str:
+    """What a file is by its first bytes, or the names in its archive; '' if they do not show it."""
+    with path.open("rb") as file:
+        start = file.read(4096)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except Exception:  # corrupted archives fail in many ways
+        matching = (text for pattern, text in _STARTS if re.match(pattern, start, re.DOTALL))
+        return next(matching, "")
+    for pattern, text in _MEMBERS:
+        if any(re.search(pattern, name) for name in names):
+            return f"{text}: name the checkpoint it was made of"
+    is_checkpoint = any(name.endswith("data.pkl") for name in names)
+    return "" if is_checkpoint else "a zip file, but not a checkpoint: unpack it first"

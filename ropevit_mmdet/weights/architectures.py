@@ -184,12 +184,6 @@ def _value_rows(arch: Arch) -> Iterator[tuple[bool, str, str, Any]]:
     for key in _LENGTHS:
         value = getattr(arch, key)
         yield isinstance(value, int) and value > 0, f"arch: {key}", "a positive integer", value
-    for key in ("drop_path_rate", "dropout", "attention_dropout", "projection_dropout"):
-        value = getattr(arch, key)
-        yield 0 <= value <= 1, f"arch: {key}", "0 to 1", value
-    for key in ("norm_layer_eps", "rope_temperature"):
-        value = getattr(arch, key)
-        yield value > 0, f"arch: {key}", "above 0", value
     registers = arch.num_reg_tokens
     yield isinstance(registers, int) and registers >= 0, "arch: num_reg_tokens", ">= 0", registers
     pt = arch.pt_grid_size

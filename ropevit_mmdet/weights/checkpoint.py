@@ -22,9 +22,8 @@ from ropevit_mmdet.weights.architectures import (
     arch_names,
     names_of,
     resolve_arch,
-    with_defaults,
 )
-from ropevit_mmdet.weights.formats import FORMATS, mmengine
+from ropevit_mmdet.weights.formats import find_vits, mmengine
 from ropevit_mmdet.weights.hub import NAMELESS, NEIGHBORS, resolve_weights
 from ropevit_mmdet.weights.other_architectures import PUBLISHED, TIMM
 from ropevit_mmdet.weights.settings import (
@@ -32,6 +31,7 @@ from ropevit_mmdet.weights.settings import (
     TRAINING_ONLY,
     arch_argument,
     contradictions,
+    differences,
     explicit_arguments,
     inferred_settings,
 )
@@ -70,8 +70,8 @@ class Checkpoint:
             return {self.stated: resolve_arch(self.stated)}
         if self.stated is not None:
             arch = resolve_arch(self.stated)
-            unused = (*TRAINING_ONLY, *HEAD)
-            return {next(iter(names_of(arch, ignore=unused)), "stated in config.json"): arch}
+            names = names_of(arch, ignore=(*TRAINING_ONLY, *HEAD))
+            return {next(iter(names), "stated in config.json"): arch}
         home = {"mmengine": "birder", "Meta": "timm"}.get(self.origin, self.origin)
         inferred, fitting = self.settings(), {}
         for name in arch_names(home):
@@ -119,18 +119,25 @@ def read_checkpoint(
     content = read_checkpoint_file(path)
     weights, fields = find_weights(content, path, prefix=prefix, revise_keys=revise_keys)
     fields |= _neighbors(path)
-    reader = next((reader for reader in FORMATS if reader.matches(weights)), None)
-    prefixes = mmengine.prefixes(weights)
+    vits = find_vits(weights)
     stated = (fields.get("config.json") or {}).get("architecture")
     if stated is not None and stated not in TIMM:
         problem = f"it is of {stated!r}, no RoPE ViT that this package knows"
-    elif len(prefixes) > 1:
-        problem = f"it contains several RoPE ViTs: choose prefix={' or '.join(map(repr, prefixes))}"
-    elif reader is None:
-        problem = f"it contains no weights of a RoPE ViT, but {first_names(weights)}"
+    elif len(vits) > 1:
+        prefixes = " or ".join(repr(prefix) for prefix, _ in vits)
+        problem = f"it contains several RoPE ViTs: choose prefix={prefixes}"
+    elif not vits:
+        part = "; it is one of several parts, which their .index.json names" * ("-of-" in path.stem)
+        problem = f"it contains no weights of a RoPE ViT, but {first_names(weights)}{part}"
     else:
+        (prefix, reader), others = vits[0], {}
+        if reader is not mmengine:
+            others = {key: weights[key] for key in weights if not key.startswith(prefix)}
+        vit = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
         try:
-            return _with_known_stats(Checkpoint(path=path, **reader.read(weights, fields)))
+            read = reader.read(vit, fields)
+            read["head"] |= others
+            return _with_known_stats(Checkpoint(path=path, **read))
         except (LookupError, TypeError, ValueError, AttributeError) as error:
             problem = f"its metadata are not those of a checkpoint: {error!r}"
     raise UserError(f"{path}: {problem}")
@@ -213,11 +220,29 @@ def first_names(names: Iterable[str]) -> str:
 
 
 def check_arch(checkpoint: Checkpoint, arch: Arch) -> None:
-    """Checks that the weights of a checkpoint and its `config` are of an architecture."""
-    problem = _config_problem(checkpoint, arch) or _settings_problem(checkpoint, arch)
-    problem = problem or _home_problem(checkpoint, arch)
-    if problem:
-        raise UserError(f"{checkpoint.path}: {problem}")
+    """Checks that the weights of a checkpoint and its `config` are of an architecture.
+
+    Weights of other homes than birder do not show RoPE and eps: these are those of a name there.
+    """
+    with_config = checkpoint.with_config(arch)
+    if changes := differences(arch, with_config):
+        fix = arch_argument(with_config)
+    else:
+        changes = contradictions(arch, checkpoint.settings())
+        foreign = checkpoint.origin not in ("birder", "mmengine")
+        named = list(checkpoint.named_archs().values()) if changes or foreign else []
+        if not changes and named and all(differences(arch, known) for known in named):
+            changes = differences(arch, named[0])
+        if not changes and foreign and not named and (names := names_of(arch)):
+            raise UserError(
+                f"{checkpoint.path}: it is of {checkpoint.origin} and not {names[0]}: set arch to "
+                "its name there, or to dict(...) with its RoPE and eps"
+            )
+        fix = " or ".join(dict.fromkeys(map(arch_argument, named)))
+        fix = fix or f"dict({explicit_arguments(arch, changes)})"
+    if changes:
+        listed = ", ".join(f"{key} {new} (not {old})" for key, (old, new) in changes.items())
+        raise UserError(f"{checkpoint.path}: it has another architecture: {listed}; set arch={fix}")
 
 
 def check_img_size(checkpoint: Checkpoint, arch: Arch, img_size: tuple[int, int]) -> None:
@@ -232,43 +257,10 @@ def check_img_size(checkpoint: Checkpoint, arch: Arch, img_size: tuple[int, int]
         raise UserError(f"{checkpoint.path}: {problem}")
 
 
-def _config_problem(checkpoint: Checkpoint, arch: Arch) -> str:
-    named = checkpoint.with_config(arch)
-    unused = (*TRAINING_ONLY, *HEAD)
-    if with_defaults(named, unused) == with_defaults(arch, unused):
-        return ""
-    return f"the file's config has other settings than the model: set arch={arch_argument(named)}"
-
-
-def _home_problem(checkpoint: Checkpoint, arch: Arch) -> str:
-    """What weights of other homes than birder do not show: RoPE, eps, which their name decides."""
-    if checkpoint.origin in ("birder", "mmengine"):
-        return ""
-    unused = (*TRAINING_ONLY, *HEAD)
-    own, named = with_defaults(arch, unused), checkpoint.named_archs()
-    others = {name: with_defaults(known, unused) for name, known in named.items()}
-    if own in others.values():
-        return ""
-    if others:
-        differing = {
-            key: value
-            for key, value in dataclasses.asdict(next(iter(others.values()))).items()
-            if value != getattr(own, key)
-        }
-        fix = " or ".join(sorted({arch_argument(known) for known in named.values()}))
-        return f"it is of {checkpoint.origin}, with {differing}: set arch={fix}"
-    if names := names_of(arch):
-        return (
-            f"it is of {checkpoint.origin} and not {names[0]}: set arch to its name there, or to "
-            "dict(...) with its RoPE and eps"
-        )
-    return ""
-
-
 def _neighbors(path: Path) -> dict[str, Any]:
     """The JSON files next to the file of a repository, whose name shows nothing."""
     found = {}
-    for name in NEIGHBORS if path.stem in NAMELESS else ():
+    for name in NEIGHBORS if path.name.partition(".")[0] in NAMELESS else ():
         neighbor = path.parent / name
         if neighbor.is_file():
             try:
@@ -287,17 +279,6 @@ def _with_known_stats(checkpoint: Checkpoint) -> Checkpoint:
     return dataclasses.replace(
         checkpoint, rgb_stats=known and dict(zip(("mean", "std"), known, strict=True))
     )
-
-
-def _settings_problem(checkpoint: Checkpoint, arch: Arch) -> str:
-    inferred = checkpoint.settings()
-    changes = contradictions(arch, inferred)
-    if not changes:
-        return ""
-    differences = ", ".join(f"{key} {new} (not {old})" for key, (old, new) in changes.items())
-    fitting = checkpoint.named_archs()
-    fix = " or ".join(map(repr, fitting)) or f"dict({explicit_arguments(arch, changes)})"
-    return f"it has another architecture: {differences}; set arch={fix}"
 
 
 def _positions_problem(checkpoint: Checkpoint, arch: Arch, img_size: tuple[int, int]) -> str:

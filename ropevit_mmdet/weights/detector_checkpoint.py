@@ -15,9 +15,9 @@ from torch import nn
 from ropevit_mmdet.compat.checkpoint import read_checkpoint_file
 from ropevit_mmdet.errors import UserError
 from ropevit_mmdet.weights.checkpoint import check_finite, check_fit
-from ropevit_mmdet.weights.formats import FORMATS, mmengine
+from ropevit_mmdet.weights.formats import find_vits, mmengine
 from ropevit_mmdet.weights.hub import SCHEMES, resolve_weights
-from ropevit_mmdet.weights.state_dict import find_weights, fitting, number_fitting
+from ropevit_mmdet.weights.state_dict import find_weights, fitting, number_fitting, unwrapped
 
 _mmengine_load_state_dict = mmengine_checkpoint.load_state_dict
 
@@ -52,7 +52,7 @@ def check_start(model: nn.Module, config: Mapping[str, Any]) -> dict[str, Any]:
         return {}
     checkpoint = read_detector_checkpoint(start, resume=resume)
     if resume:
-        check_fit(model.state_dict(), checkpoint["state_dict"], str(start))
+        check_fit(unwrapped(model.state_dict()), checkpoint["state_dict"], str(start))
     _check_backbone(model, checkpoint["state_dict"], str(start))
     return checkpoint
 
@@ -155,9 +155,9 @@ def _is_own(module: Any) -> bool:
 
 
 def _problem(weights: Mapping, content: Mapping, path: str | Path, resume: bool) -> str:
-    other = next((r for r in FORMATS if r is not mmengine and r.matches(weights)), None)
-    if "state" in content or other:
-        home = other.__name__.rpartition(".")[2] if other else "birder"
+    homes = [reader.__name__ for _, reader in find_vits(weights) if reader is not mmengine]
+    if "state" in content or homes:
+        home = (*homes, "birder")[0].rpartition(".")[2]
         return (
             f"is {home}'s, of a backbone only; to train a detector from it, "
             f"set model.backbone.init_cfg = dict(type='Pretrained', checkpoint='{path}')"

@@ -15,7 +15,7 @@ from urllib.request import url2pathname
 import torch
 from filelock import FileLock
 
-from ropevit_mmdet.compat.checkpoint import existing_file
+from ropevit_mmdet.compat.checkpoint import existing_file, shards
 from ropevit_mmdet.errors import UserError
 from ropevit_mmdet.weights.other_architectures import TIMM
 from ropevit_mmdet.weights.published import WEIGHTS, PublishedWeights
@@ -51,15 +51,7 @@ def resolve_weights(source: str | Path) -> Path:
         return existing_file(source)
     if scheme == "file":
         return existing_file(url2pathname(urlsplit(str(source)).path))
-    if scheme == "birder":
-        published = WEIGHTS.get(name)
-    else:
-        plain = str(source).partition("?")[0]
-        published = next((entry for entry in WEIGHTS.values() if entry.url == plain), None)
-    url = published.url if published else str(source)
-    if scheme == "timm" and name.partition(".")[0] in TIMM:
-        tagged = name if "." in name else f"{name}.{TIMM[name].tag}"
-        url = f"hf://timm/{tagged}/model.safetensors"
+    url, published = _located(str(source))
     if not (published or scheme in ("http", "https") or _HUB.fullmatch(url)):
         raise UserError(f"checkpoint {source}: {_expected(scheme, name)}")
     path = (published and cached_file(published)) or _download(url)
@@ -70,10 +62,20 @@ def resolve_weights(source: str | Path) -> Path:
 
 def hub_repository(source: str) -> str | None:
     """`OWNER/REPO` on the Hugging Face Hub that a checkpoint comes from; None for other sources."""
-    scheme, _, name = source.partition("://")
-    published = WEIGHTS.get(name) if scheme == "birder" else None
-    address = _hub_address(published.url if published else source)
+    address = _hub_address(_located(source)[0])
     return address["repo_id"] if address else None
+
+
+def _located(source: str) -> tuple[str, PublishedWeights | None]:
+    """The URL that a source means, and the entry of weights that birder published."""
+    scheme, _, name = source.partition("://")
+    plain = source.partition("?")[0]
+    known = (entry for entry in WEIGHTS.values() if entry.url == plain)
+    published = WEIGHTS.get(name) if scheme == "birder" else next(known, None)
+    if scheme == "timm" and name.partition(".")[0] in TIMM:
+        tagged = name if "." in name else f"{name}.{TIMM[name].tag}"
+        return f"hf://timm/{tagged}/model.safetensors", None
+    return published.url if published else source, published
 
 
 def hub_reason(error: Exception) -> str:
@@ -156,14 +158,12 @@ def _hub_address(url: str) -> dict[str, Any] | None:
 
 
 def _download(url: str) -> Path:
-    from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HTTPError
 
     target, address = _downloaded(url), _hub_address(url)
     try:
         if address is not None:
-            _download_neighbors(address)
-            return Path(hf_hub_download(**address))
+            return _download_from_hub(address)
         target.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{target}.lock"):  # of several processes one downloads
             if not target.is_file():
@@ -175,15 +175,19 @@ def _download(url: str) -> Path:
         raise UserError(f"download of {url} failed: {hub_reason(error)}{by_hand}") from error
 
 
-def _download_neighbors(address: Mapping[str, Any]) -> None:
-    """Downloads what says which architecture and normalization a `model.safetensors` has."""
+def _download_from_hub(address: Mapping[str, Any]) -> Path:
+    """Also the parts of an index, and what says which architecture and normalization it has."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError
 
     path = PurePosixPath(address["filename"])
-    for name in NEIGHBORS if path.stem in NAMELESS else ():
+    for name in NEIGHBORS if path.name.partition(".")[0] in NAMELESS else ():
         with contextlib.suppress(EntryNotFoundError):  # the repository has none
             hf_hub_download(**{**address, "filename": str(path.with_name(name))})
+    file = Path(hf_hub_download(**address))
+    for part in shards(file):
+        hf_hub_download(**{**address, "filename": str(path.with_name(part.name))})
+    return file
 
 
 def _verify(path: Path, published: PublishedWeights) -> None:

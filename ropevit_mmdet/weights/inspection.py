@@ -60,9 +60,13 @@ def summary(checkpoint: Checkpoint, loaded: Iterable[str]) -> str:
     loaded = set(loaded)
     ignored = _parts(key for key in (*checkpoint.state, *checkpoint.head) if key not in loaded)
     names = " or ".join(choose_archs(checkpoint, None)) or "an architecture without a name"
+    own = checkpoint.meta or "reg_tokens" in checkpoint.state  # only files of ours have these
+    plain = checkpoint.origin == "mmengine" and not own
     return (
         f"loaded {checkpoint.path} ({_writer(checkpoint)}): {len(loaded)} tensors of {names}\n"
         f"    ignored: {ignored or 'nothing'}"
+        + "\n    nothing in it shows a RoPE: weights of a ViT without one do not work"
+        * plain
     )
 
 

@@ -76,6 +76,17 @@ def contradictions(arch: Arch, inferred: Mapping[str, Any]) -> dict[str, tuple[A
     }
 
 
+def differences(arch: Arch, other: Arch) -> dict[str, tuple[Any, Any]]:
+    """Settings of the backbone that differ -> (of the architecture, of the other)."""
+    values = dataclasses.asdict(arch), dataclasses.asdict(other)
+    unused = (*TRAINING_ONLY, *HEAD)
+    return {
+        key: (old, values[1][key])
+        for key, old in values[0].items()
+        if key not in unused and old != values[1][key]
+    }
+
+
 def arch_argument(arch: Arch) -> str:
     """The value of `arch=` in a config: birder's name, or the explicit settings."""
     names = names_of(arch) or names_of(arch, ignore=HEAD)

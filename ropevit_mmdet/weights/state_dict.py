@@ -15,7 +15,6 @@ _KEYS = ("state", "state_dict")  # of birder, of mmengine
 _ANYWHERE = re.compile(
     r"(^|\.)(?:(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.)+"
 )
-_OUTERMOST = ("module.", "model.")
 _COUNTERS = ("n_averaged", "steps")  # of torch's AveragedModel, of mmengine's averages
 
 
@@ -43,15 +42,15 @@ def find_weights(
         UserError: weights under other keys, or none below `prefix`; it names those of the file.
     """
     fields = dict(content) if isinstance(content, Mapping) else {}
-    named = (fields.pop(key) for key in _KEYS if _are_weights(fields.get(key)))
-    weights: dict[str, Tensor] = next(named, {})
-    if _are_weights(fields) and not weights:
-        weights, fields = fields, {}
+    key = next((key for key in _KEYS if _tensors(fields.get(key))), None)
+    nested = [] if key else list(_nested(fields))
+    weights: dict[str, Tensor] = _tensors(fields.pop(key)) if key else {}
+    if not key and not nested and _are_weights(fields):
+        weights, fields = _tensors(fields), {}
     for pattern, replacement in revise_keys:
         weights = {re.sub(pattern, replacement, key): value for key, value in weights.items()}
     if prefix is not None:
         return _below(prefix.removesuffix(".") + ".", weights, content, source), fields
-    nested = [] if weights else list(_nested(fields))
     if nested:
         key = nested[0]
         raise UserError(
@@ -63,14 +62,14 @@ def find_weights(
 
 
 def unwrapped(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights without the prefixes and counters of wrappers, nested ones too."""
+    """Weights without counters and prefixes of wrappers: what all names share, but `backbone.`."""
     plain = OrderedDict(
         (_ANYWHERE.sub(r"\1", key), weights[key]) for key in weights if key not in _COUNTERS
     )
-    for prefix in _OUTERMOST:
-        if plain and all(key.startswith(prefix) for key in plain):
-            return unwrapped({key.removeprefix(prefix): plain[key] for key in plain})
-    return plain
+    outermost = next(iter(plain), "").partition(".")[0] + "."
+    if outermost in (".", "backbone.") or not all(key.startswith(outermost) for key in plain):
+        return plain
+    return unwrapped({key.removeprefix(outermost): plain[key] for key in plain})
 
 
 def fitting(targets: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
@@ -100,15 +99,21 @@ def _below(
     )
 
 
+def _tensors(value: Any) -> dict[str, Tensor]:
+    """The tensors of a dict, without the other state that modules may have."""
+    items = value.items() if isinstance(value, Mapping) else ()
+    return {k: v for k, v in items if isinstance(k, str) and isinstance(v, Tensor)}
+
+
 def _are_weights(value: Any) -> bool:
-    is_dict = isinstance(value, Mapping) and bool(value)
-    return is_dict and all(isinstance(tensor, Tensor) for tensor in value.values())
+    """Whether a dict has weights by their names; states of optimizers have not."""
+    return any(key.endswith("weight") for key in _tensors(value))
 
 
 def _nested(fields: Mapping[str, Any], path: str = "") -> Iterator[str]:
-    """Dotted keys of the dicts of weights in a file; the states of optimizers are none."""
+    """Dotted keys of the dicts of weights in a file."""
     for key, value in fields.items():
-        if _are_weights(value) and any(str(name).endswith("weight") for name in value):
+        if _are_weights(value):
             yield f"{path}{key}"
         elif isinstance(value, Mapping):
             yield from _nested(value, f"{path}{key}.")

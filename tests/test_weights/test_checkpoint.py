@@ -1,5 +1,7 @@
 """Checkpoints are loaded strictly, both ways; an error names the line to paste."""
 
+import argparse
+
 import pytest
 import torch
 from mmengine.model import PretrainedInit
@@ -100,19 +102,22 @@ def test_load_mmengine(tmp_path, prefix):
     assert all(torch.equal(v, trained.state_dict()[k]) for k, v in model.state_dict().items())
 
 
-WRAPPERS = ["module.", "_orig_mod.", "model.", "module._orig_mod.", "model.module.module."]
+WRAPPERS = ["module.", "net._orig_mod.", "net.", "module._orig_mod.", "student.backbone."]
+OTHERS = {"criterion.weight": torch.ones(2), "criterion._extra_state": None, "steps": 3}
 
 
 @pytest.mark.parametrize("prefix", WRAPPERS)
 def test_load_without_the_prefixes_of_wrappers(birder_file, prefix, tmp_path):
     expected = load(birder_file).state_dict()
     content = torch.load(birder_file, weights_only=True)
+    content["args"] = argparse.Namespace(lr=0.1)
     content["state"] = {prefix + key: value for key, value in content["state"].items()}
     averaged = {prefix + key: value for key, value in expected.items()}
     averaged["n_averaged"] = torch.tensor(3)
-    for number, saved in enumerate([content, averaged, dict(state_dict=averaged)]):
+    larger = [dict(state=content["state"] | OTHERS), dict(state_dict=averaged | OTHERS)]
+    for number, saved in enumerate([content, averaged, dict(state_dict=averaged), *larger]):
         torch.save(saved, tmp_path / f"{number}.pt")
-    save_file(content["state"], tmp_path / "3.safetensors")
+    save_file(content["state"], tmp_path / "5.safetensors")
     for path in tmp_path.iterdir():
         assert_close(load(path).state_dict(), expected, rtol=0, atol=0)
 

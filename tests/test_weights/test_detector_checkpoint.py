@@ -24,6 +24,7 @@ WRAPPERS = {
     "compiled": lambda key: f"_orig_mod.{key}",
     "compiled in DDP": lambda key: f"module._orig_mod.{key}",
     "Lightning": lambda key: f"model.{key}",
+    "another attribute": lambda key: f"net.detector.{key}",
     "compiled backbone": lambda key: key.replace("backbone.", "backbone._orig_mod."),
     "FSDP": lambda key: key.replace("blocks.0.", "blocks.0._fsdp_wrapped_module."),
 }

@@ -8,7 +8,7 @@ import torch
 from mmengine.runner.checkpoint import CheckpointLoader
 
 from ropevit_mmdet.errors import UserError
-from ropevit_mmdet.weights.hub import cached_file, resolve_weights
+from ropevit_mmdet.weights.hub import cached_file, hub_repository, resolve_weights
 from ropevit_mmdet.weights.published import WEIGHTS
 
 NAME = "rope_vit_reg4_b14_capi-places365"
@@ -137,14 +137,17 @@ def test_resolve_weights_timm(tag, hf_hub):
     assert not (path.parent / "preprocessor_config.json").exists()
 
 
-def test_resolve_weights_timm_error(hf_hub):
-    path = "/timm/vit_small_patch16_dinov3.lvd1689m/resolve/main/config.json"
-    hf_hub.errors[path] = (403, "GatedRepo")
-    assert "is gated: accept its terms" in failure("timm://vit_small_patch16_dinov3")
-
-
-def test_resolve_weights_timm_offline():
-    assert "that HF_HUB_OFFLINE is not set" in failure("timm://vit_small_patch16_dinov3")
+@pytest.mark.parametrize(
+    ("source", "repository"),
+    [
+        (f"birder://{NAME}", f"birder-project/{NAME}"),
+        ("timm://eva02_tiny_patch14_224", "timm/eva02_tiny_patch14_224.mim_in22k"),
+        (f"https://huggingface.co{FILE}", "me/detector"),
+        ("a.pth", None),
+    ],
+)
+def test_hub_repository(source, repository):
+    assert hub_repository(source) == repository
 
 
 def test_resolve_weights_url(server, cache):

@@ -1,5 +1,6 @@
 """Inspection of checkpoints: the names that fit, the description, the config lines."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,9 @@ def test_summary(tiny, detector):
     assert summary(checkpoint, cut).endswith("ignored: blocks.11, norm, classifier")
     checkpoint = read_checkpoint(detector)
     assert summary(checkpoint, checkpoint.state).endswith("ignored: nothing")
+    plain = dataclasses.replace(checkpoint, meta=None, state=dict(checkpoint.state))
+    del plain.state["reg_tokens"]
+    assert "nothing in it shows a RoPE" in summary(plain, plain.state)
 
 
 def test_describe_birder(tiny):

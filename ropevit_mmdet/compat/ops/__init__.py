@@ -15,7 +15,12 @@ from ropevit_mmdet.compat.ops._kernels import unsupported
 
 EXT_NAME = "mmcv._ext"
 _MODULES = (boxes, carafe, deformable, losses, masked_conv, roi_align)
-OPS = tuple(op for module in _MODULES for op in module.OPS)
+OPS = {  # the public functions of these modules
+    name: op
+    for module in _MODULES
+    for name, op in vars(module).items()
+    if not name.startswith("_") and getattr(op, "__module__", "") == module.__name__
+}
 
 
 def install() -> None:
@@ -28,7 +33,7 @@ def fallback_module() -> ModuleType:
     """A new module with the ops; every other name in it is a function that raises."""
     module = ModuleType(EXT_NAME, __doc__)
     versions = dict.fromkeys(("get_compiler_version", "get_compiling_cuda_version"), _not_compiled)
-    vars(module).update({op.__name__: op for op in OPS}, **versions, __getattr__=_other_name)
+    vars(module).update(OPS, **versions, __getattr__=_other_name)
     module.__spec__ = ModuleSpec(EXT_NAME, None, origin=__name__)
     return module
 

@@ -84,9 +84,6 @@ def nms_match(dets, iou_threshold) -> list[list[int]]:
     return groups
 
 
-OPS = (nms, softnms, nms_match)
-
-
 def _overlap_with_first(table: np.ndarray, offset: int) -> np.ndarray:
     """IoU of the first column of a soft-nms table [6, N] with the others, [N - 1]."""
     x1, y1, x2, y2, area, _ = table

@@ -26,9 +26,6 @@ def carafe_backward(
         target.copy_(grad)
 
 
-OPS = (carafe_forward, carafe_backward)
-
-
 def _carafe(features: Tensor, masks: Tensor, kernel: int, groups: int, scale: int) -> Tensor:
     """Every output pixel weights the kernel x kernel neighbors of the cell that it lies in."""
     batch, channels, height, width = features.shape

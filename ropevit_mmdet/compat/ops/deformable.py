@@ -88,17 +88,6 @@ def ms_deform_attn_backward(
         target.copy_(grad)
 
 
-OPS = (
-    deform_conv_forward,
-    deform_conv_backward_input,
-    deform_conv_backward_parameters,
-    modulated_deform_conv_forward,
-    modulated_deform_conv_backward,
-    ms_deform_attn_forward,
-    ms_deform_attn_backward,
-)
-
-
 def _gradients(grad_output: Tensor, arguments: tuple) -> tuple[Tensor, ...]:
     """Gradients of (input, weight, offset, mask, bias)."""
     grad_output = grad_output.to(working_dtype(grad_output.dtype))

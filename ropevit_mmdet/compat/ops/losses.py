@@ -30,9 +30,6 @@ def sigmoid_focal_loss_backward(input, target, weight, grad_input, gamma, alpha)
     grad_input.copy_(slope.mul_(wrong.pow_(gamma)).mul_(scale).mul_(sign))
 
 
-OPS = (sigmoid_focal_loss_forward, sigmoid_focal_loss_backward)
-
-
 def _towards_target(
     logits: Tensor, target: Tensor, weight: Tensor, alpha: float
 ) -> tuple[Tensor, Tensor, Tensor]:

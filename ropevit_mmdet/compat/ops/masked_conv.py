@@ -17,6 +17,3 @@ def masked_im2col_forward(
 def masked_col2im_forward(col, mask_h_idx, mask_w_idx, im, height, width, channels) -> None:
     """Writes the columns of `col` [C, n] into `im` [1, C, H, W] at n cells."""
     im[0, :, mask_h_idx, mask_w_idx] = col
-
-
-OPS = (masked_im2col_forward, masked_col2im_forward)

@@ -39,9 +39,6 @@ def roi_align_backward(grad_output, rois, argmax_y, argmax_x, grad_input, **sett
     )
 
 
-OPS = (roi_align_forward, roi_align_backward)
-
-
 def _settings(
     *, aligned_height, aligned_width, spatial_scale, sampling_ratio, pool_mode, aligned
 ) -> tuple[float, int, int, int, bool]:

@@ -4,7 +4,7 @@ Source: birder 0.8.4, `birder/common/fs_ops.py` (fields) and `birder/net/rope_vi
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -26,13 +26,11 @@ KEYS = (  # birder's name -> ours
     (r"\.mlp\.3\.", ".mlp.fc2."),
 )
 _JSON = ("signature", "class_to_idx", "rgb_stats", "config", "backbone_config")
-_ANCHOR = "encoder.block.0.norm1.weight"
-_DETECTOR = "backbone."  # whose other parts are of no use here
 
 
-def matches(weights: Iterable[str]) -> bool:
+def matches(weights: Container[str]) -> bool:
     """Whether weights have the names that birder gives those of a ViT."""
-    return _ANCHOR in weights or f"{_DETECTOR}{_ANCHOR}" in weights
+    return "encoder.block.0.norm1.weight" in weights
 
 
 def read(weights: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> dict[str, Any]:
@@ -41,22 +39,16 @@ def read(weights: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> dict[str
         key: json.loads(value) if key in _JSON and isinstance(value, str) else value
         for key, value in metadata.items()
     }
-    stats, detector = fields.get("rgb_stats"), {}
-    if _ANCHOR not in weights:
-        detector = {k: v for k, v in weights.items() if not k.startswith(_DETECTOR)}
-        weights = {
-            k.removeprefix(_DETECTOR): v for k, v in weights.items() if k.startswith(_DETECTOR)
-        }
-        fields["config"] = fields.get("backbone_config")
+    stats, is_detector = fields.get("rgb_stats"), fields.get("task") == "object_detection"
     state, head = _tensors.renamed(weights, KEYS, IGNORED)
     return dict(
         origin="birder",
         state=state,
-        head=head | detector,
-        is_detector=bool(detector),
+        head=head,
+        is_detector=is_detector,
         img_size=_img_size(fields.get("signature")),
         rgb_stats={k: tuple(map(float, stats[k])) for k in ("mean", "std")} if stats else None,
-        config=dict(fields.get("config") or {}),
+        config=dict(fields.get("backbone_config" if is_detector else "config") or {}),
         class_to_idx={str(k): int(v) for k, v in (fields.get("class_to_idx") or {}).items()},
         version=fields.get("birder_version"),
     )

@@ -35,35 +35,26 @@ PE_KEYS = (
     (r"\.mlp\.c_fc\.", ".mlp.fc1."),
     (r"\.mlp\.c_proj\.", ".mlp.fc2."),
 )
-_VISUAL = "visual."  # the image encoder of a file with a text encoder
 
 
 def matches(weights: Container[str]) -> bool:
     """Whether weights have Meta's names; those of CLIP, without RoPE, end in a norm, too."""
     if "storage_tokens" in weights and "blocks.0.attn.qkv.weight" in weights:
         return True
-    return any(
-        f"{prefix}transformer.resblocks.0.attn.in_proj_weight" in weights
-        and (f"{prefix}attn_pool.probe" in weights or f"{prefix}ln_post.weight" not in weights)
-        and f"{prefix}conv1.weight" in weights
-        for prefix in ("", _VISUAL)
-    )
+    clip = "ln_post.weight" in weights and "attn_pool.probe" not in weights
+    return "conv1.weight" in weights and "positional_embedding" in weights and not clip
 
 
 def read(weights: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a `Checkpoint`."""
     if "storage_tokens" in weights:
         return dict(origin="Meta", **_read_dinov3(weights))
-    others = {}
-    if f"{_VISUAL}conv1.weight" in weights:
-        others = {k: v for k, v in weights.items() if not k.startswith(_VISUAL)}
-        weights = {k.removeprefix(_VISUAL): weights[k] for k in weights.keys() - others.keys()}
     state, head = _tensors.renamed(weights, PE_KEYS, (*IGNORED, "proj"))
     state["pos_embed"] = state["pos_embed"][None]
     if "cls_token" in state:
         state["cls_token"] = state["cls_token"][None, None]
     size = _tensors.square_size(state)
-    return dict(origin="Meta", state=state, head=head | others, img_size=size)
+    return dict(origin="Meta", state=state, head=head, img_size=size)
 
 
 def _read_dinov3(weights: Mapping[str, Tensor]) -> dict[str, Any]:

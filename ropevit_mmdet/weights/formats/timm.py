@@ -3,7 +3,7 @@
 Source: timm 1.0.31, `timm/models/eva.py`. Next to a file of its hub, `config.json` has the name.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 import torch
@@ -21,13 +21,13 @@ KEYS = (  # timm's name -> ours
     (r"\.attn\.([qv])_bias$", r".attn.\1_proj.bias"),
 )
 # What other ViTs of timm, which have no RoPE, do not have; one of them is in each file.
-_MARKS = ("norm_pre.weight", *(f"blocks.0.{k}" for k in ("gamma_1", "attn.q_bias")))
+_PARTS = ("gamma_1", "attn.q_bias", "attn.q_proj.weight")
+_MARKS = ("norm_pre.weight", *(f"blocks.0.{part}" for part in _PARTS))
 
 
-def matches(weights: Iterable[str]) -> bool:
+def matches(weights: Container[str]) -> bool:
     """Whether weights have the names that timm gives those of an `Eva`."""
-    marks = (*_MARKS, "blocks.0.attn.q_proj.weight")
-    return "blocks.0.norm1.weight" in weights and any(mark in weights for mark in marks)
+    return "blocks.0.norm1.weight" in weights and any(mark in weights for mark in _MARKS)
 
 
 def read(weights: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from ropevit_mmdet.weights.architectures import resolve_arch
 from ropevit_mmdet.weights.checkpoint import check_fit, read_checkpoint
 from ropevit_mmdet.weights.detector_checkpoint import read_detector_checkpoint
 from ropevit_mmdet.weights.formats import meta, timm, transformers
+from ropevit_mmdet.weights.hub import resolve_weights
 from ropevit_mmdet.weights.inspection import config_lines, describe
 from ropevit_mmdet.weights.other_architectures import TIMM
 from tests.home_files import ARCHS, SIZES, STEP, golden_maps, timm_model, to_float64, weights_of
@@ -186,6 +187,18 @@ def test_custom_equals_timm(custom, size, tmp_path):
     assert relative_error(actual, tokens) <= 1e-9
 
 
+@pytest.fixture
+def case_of(request):
+    """The weights of a case, and a model for them."""
+
+    def get(case):
+        if case == "custom":
+            return request.getfixturevalue("custom").state_dict(), custom_net()
+        return weights_of(case), RoPEViT(ARCHS[case])
+
+    return get
+
+
 CASES = [
     *((timm, "KEYS", i, "custom") for i in range(len(timm.KEYS))),
     *((transformers, "KEYS", i, "transformers, gated") for i in range(len(transformers.KEYS))),
@@ -195,11 +208,11 @@ CASES = [
 
 
 @pytest.mark.parametrize(("reader", "table", "index", "case"), CASES)
-def test_a_missing_rename_is_an_error(reader, table, index, case, request, tmp_path, monkeypatch):
-    keys, model = getattr(reader, table), custom_net() if case == "custom" else RoPEViT(ARCHS[case])
+def test_a_missing_rename_is_an_error(reader, table, index, case, case_of, tmp_path, monkeypatch):
+    keys = getattr(reader, table)
     if keys[index][0] == r"\.ls_([12])\.gamma$":  # the core has none
-        case, model = "Meta PE lang", RoPEViT(ARCHS["Meta PE lang"])
-    state = request.getfixturevalue("custom").state_dict() if case == "custom" else weights_of(case)
+        case = "Meta PE lang"
+    state, model = case_of(case)
     path = written(state, tmp_path, ".pth")
     model.load_pretrained(path)
     monkeypatch.setattr(reader, table, (*keys[:index], *keys[index + 1 :]))
@@ -208,9 +221,46 @@ def test_a_missing_rename_is_an_error(reader, table, index, case, request, tmp_p
 
 
 @pytest.mark.parametrize("case", ["custom", *ARCHS])
-def test_a_weight_too_few_or_too_many_is_an_error(case, request, tmp_path):
-    state = request.getfixturevalue("custom").state_dict() if case == "custom" else weights_of(case)
-    model = custom_net() if case == "custom" else RoPEViT(ARCHS[case])
+def test_a_vit_in_a_larger_model(case, case_of, tmp_path):
+    state, model = case_of(case)
+    larger = {f"student.backbone.{key}": value for key, value in state.items()}
+    larger["criterion.weight"] = torch.zeros(2)
+    model.load_pretrained(written(state, tmp_path, ".pth"))
+    expected = {key: value.clone() for key, value in model.state_dict().items()}
+    model.load_pretrained(written(larger, tmp_path, ".pth"))
+    torch.testing.assert_close(model.state_dict(), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("base", ["model.safetensors", "pytorch_model.bin"])
+def test_weights_in_several_files(base, hf_hub, tmp_path):
+    state, directory = weights_of("transformers"), "/me/vit/resolve/main"
+    stem, _, suffix = base.partition(".")
+    files = {key: f"{stem}-0000{1 + i % 2}-of-00002.{suffix}" for i, key in enumerate(state)}
+    for file in set(files.values()):
+        part = {key: value for key, value in state.items() if files[key] == file}
+        written(part, tmp_path, ".safetensors" if suffix == "safetensors" else ".pth").rename(
+            tmp_path / file
+        )
+        hf_hub.files[f"{directory}/{file}"] = (tmp_path / file).read_bytes()
+    index = tmp_path / f"{base}.index.json"
+    index.write_text(json.dumps(dict(weight_map=files)))
+    hf_hub.files[f"{directory}/{index.name}"] = index.read_bytes()
+    whole = read_checkpoint(written(state, tmp_path, ".pth")).state
+    for path in (index, resolve_weights(f"hf://me/vit/{index.name}")):
+        torch.testing.assert_close(read_checkpoint(path).state, whole, rtol=0, atol=0)
+    with pytest.raises(UserError, match=r"one of several parts, which their \.index\.json names"):
+        read_checkpoint(tmp_path / files["embeddings.cls_token"])
+    (tmp_path / files["norm.weight"]).unlink()
+    with pytest.raises(UserError, match="checkpoint not found"):
+        read_checkpoint(index)
+    index.write_text(json.dumps(dict(weight_map=list(files))))
+    with pytest.raises(UserError, match="is JSON text"):
+        read_checkpoint(index)
+
+
+@pytest.mark.parametrize("case", ["custom", *ARCHS])
+def test_a_weight_too_few_or_too_many_is_an_error(case, case_of, tmp_path):
+    state, model = case_of(case)
     dropped = next(key for key in state if "1.mlp" in key and key.endswith("weight"))
     for changed in (
         {key: value for key, value in state.items() if key != dropped},
@@ -259,7 +309,7 @@ def test_config_json_states_the_architecture(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config))
     images = dict(image_mean=[0.43, 0.411, 0.296], image_std=[0.213, 0.156, 0.143])
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(images))
-    with pytest.raises(UserError, match=r"'rope_temperature': 50.0.*rope_temperature=50.0"):
+    with pytest.raises(UserError, match=r"rope_temperature 50\.0 \(not.*rope_temperature=50\.0"):
         RoPEViT(ARCHS["transformers"]).load_pretrained(path)
     RoPEViT(ARCHS["transformers"] | dict(rope_temperature=50.0)).load_pretrained(path)
     assert read_checkpoint(path).rgb_stats["std"] == (0.213, 0.156, 0.143)
@@ -293,6 +343,12 @@ def test_clip_is_not_taken_for_a_perception_encoder():
     }
     assert meta.matches(state)
     assert not meta.matches({k: v for k, v in state.items() if not k.startswith("attn_pool")})
+
+
+def test_a_swin_is_no_rope_vit(tmp_path):
+    state = {f"layers.{i}.blocks.0.norm1.weight": torch.ones(8) for i in range(2)}
+    with pytest.raises(UserError, match="no weights of a RoPE ViT, but layers"):
+        read_checkpoint(written(state | {"patch_embed.proj.weight": torch.ones(2)}, tmp_path))
 
 
 def test_load_from_needs_a_detector(tmp_path):
