@@ -55,10 +55,14 @@ def test_sigmoid_focal_loss_module_with_class_weights():
     unweighted = mmcv.ops.sigmoid_focal_loss(logits, targets, 2.0, 0.25, None, "none")
     rows = torch.tensor([*WEIGHT.tolist(), 1.0])[targets]  # background: 1
     assert_close(loss, unweighted * rows[:, None], rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("weight", [None, WEIGHT], ids=["plain", "weighted"])
+def test_sigmoid_focal_loss_gradcheck(weight):
+    logits, targets = logits_and_targets(count=7)
+    arguments = (targets, 2.5, 0.25, weight, "none")
     assert torch.autograd.gradcheck(
-        lambda x: mmcv.ops.sigmoid_focal_loss(x, targets, 2.5, 0.25, WEIGHT, "none"),
-        logits.requires_grad_(),
-        fast_mode=True,
+        lambda x: mmcv.ops.sigmoid_focal_loss(x, *arguments), logits.requires_grad_()
     )
 
 
