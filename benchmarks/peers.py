@@ -1,4 +1,6 @@
-"""Benchmarks the backbone next to its peers, with the flags of `ropevit benchmark`.
+"""Benchmarks backbones of other libraries, with the arguments of `ropevit benchmark`.
+
+    python -m benchmarks.peers windows global birder sam eva02 dinov3
 
 The peers come with `pip install -e .[bench]`: segment-anything's ImageEncoderViT (ViTDet's ViT-B
 with relative positions, windows of 14, patch 16), birder's own network, timm's EVA-02 and DINOv3.

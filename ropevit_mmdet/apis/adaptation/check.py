@@ -1,5 +1,6 @@
 """A training step and a prediction on synthetic data, of any detector config."""
 
+from collections.abc import Sequence
 from copy import deepcopy
 from typing import Any
 
@@ -12,7 +13,7 @@ from mmengine.logging import MessageHub
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import init_default_scope
 from mmengine.structures import InstanceData, PixelData
-from torch import nn
+from torch import Tensor, nn
 
 from ropevit_mmdet.apis.adaptation.edits import walk
 from ropevit_mmdet.compat.config import type_name
@@ -20,7 +21,9 @@ from ropevit_mmdet.engine.hooks.rope_vit_checks import check_strides
 from ropevit_mmdet.errors import UserError
 from ropevit_mmdet.models.necks.simple_feature_pyramid import SimpleFeaturePyramid
 
-_SIZES = ((200, 224), (212, 198))  # pixels (height, width), padded to 224 x 224
+_SIDE = 224  # pixels, of a padded batch
+_SIZES = ((200, 224), (212, 198))  # pixels (height, width)
+_CORNERS = torch.tensor([[0.1, 0.15, 0.6, 0.7], [0.45, 0.4, 0.95, 0.9]])  # boxes, of an image
 _PROPOSALS = {"max_per_img": 50, "nms_pre": 200}  # fewer than of a large image
 _BRANCHES = ("sup", "unsup_teacher", "unsup_student")  # of semi-supervised training
 
@@ -38,7 +41,10 @@ def check_training(
     Raises:
         UserError: losses that are not finite, or parameters of the backbone without a gradient.
     """
-    config, sizes = _small(config), sizes or _SIZES
+    config, sizes = offline(config, _SIDE, pretrained=True), sizes or _SIZES
+    for _, settings in walk(config.model):
+        if _PROPOSALS.keys() <= settings.keys():
+            settings.update(_PROPOSALS)
     init_default_scope(config.get("default_scope") or "mmdet")
     model = MODELS.build(config.model)
     model.init_weights()
@@ -47,7 +53,7 @@ def check_training(
     optim_wrapper = build_optim_wrapper(model, config.optim_wrapper)
     MessageHub.get_current_instance().update_info_dict(dict(iter=0, epoch=0, max_iters=1))
     model.train()
-    data = _images(config, sizes)
+    data = synthetic_batch(config, sizes)
     if student is not model:
         data = {key: {name: deepcopy(data[key]) for name in _BRANCHES} for key in data}
     losses = model._run_forward(model.data_preprocessor(data, True), mode="loss")
@@ -58,24 +64,28 @@ def check_training(
     if predict:
         model.eval()  # a statement: that of distillation returns None
         with torch.no_grad():
-            model.test_step(_images(config, sizes[:1]))
+            model.test_step(synthetic_batch(config, sizes[:1]))
 
 
-def _small(config: Config) -> Config:
-    """A copy that downloads nothing, needs no GPU, and does not enlarge the images of a batch."""
+def offline(config: Config, side: int = 0, *, pretrained: bool = False) -> Config:
+    """A copy that downloads nothing, caches nothing, and needs no GPU.
+
+    With a `side` in pixels, the model pads or resizes a batch to a square of that side. Only with
+    `pretrained` the init_cfg of a RoPEViT stays.
+    """
     config = deepcopy(config)
     if "teacher_ckpt" in config.model:
         config.model.teacher_ckpt = None
     for path, settings in walk(config.model):
         if type_name(settings) in ("SyncBN", "MMSyncBN"):  # of a process group
             settings["type"] = "BN"
-        is_ours = type_name(settings) == "RoPEViT"
-        if not is_ours and type_name(settings.get("init_cfg")) == "Pretrained":
+        kept = pretrained and type_name(settings) == "RoPEViT"
+        if not kept and type_name(settings.get("init_cfg")) == "Pretrained":
             settings["init_cfg"] = None
-        if _PROPOSALS.keys() <= settings.keys():
-            settings.update(_PROPOSALS)
-        if "batch_augments" in path:
-            settings.update(dict.fromkeys({"size", "scale"} & settings.keys(), _SIZES[0]))
+        if side and "batch_augments" in path:
+            settings.update(dict.fromkeys({"size", "scale"} & settings.keys(), (side, side)))
+        if type_name(settings) == "FrozenBackbone":
+            settings["cache_dir"] = None
     wrapper = config.setdefault("optim_wrapper", dict(optimizer=dict(type="SGD", lr=0.01)))
     if type_name(wrapper) == "AmpOptimWrapper":  # asserts a GPU
         wrapper.type = "OptimWrapper"
@@ -84,8 +94,16 @@ def _small(config: Config) -> Config:
     return config
 
 
-def _images(config: Config, sizes: tuple) -> dict[str, Any]:
-    """Images of different sizes with two objects each, with what the training pipeline loads."""
+def synthetic_batch(
+    config: Config, sizes: Sequence[tuple[int, int]], corners: Tensor = _CORNERS
+) -> dict[str, Any]:
+    """Images with objects, as the training pipeline of a config loads them.
+
+    Args:
+        config: says whether masks, segmentations and proposals are loaded.
+        sizes: pixels (height, width) of each image.
+        corners: [N, 4] boxes x1, y1, x2, y2 of each image, as fractions of its sides.
+    """
     inputs, samples = [], []
     loads = _loaded(config)
     for index, (height, width) in enumerate(sizes):
@@ -93,7 +111,6 @@ def _images(config: Config, sizes: tuple) -> dict[str, Any]:
         meta = dict(shape, img_id=index, flip=False, border=(0, height, 0, width))
         meta["homography_matrix"] = torch.eye(3).numpy()
         sample = DetDataSample(metainfo=meta)
-        corners = torch.tensor([[0.1, 0.15, 0.6, 0.7], [0.45, 0.4, 0.95, 0.9]])  # of the image
         boxes = corners * torch.tensor([width, height] * 2)
         none, labels = torch.zeros(0, 4), torch.zeros(len(boxes), dtype=torch.long)
         sample.gt_instances = InstanceData(bboxes=boxes, labels=labels)

@@ -9,7 +9,7 @@ from mmengine.config import Config
 
 from ropevit_mmdet.apis.adaptation.edits import Path as KeyPath
 from ropevit_mmdet.apis.adaptation.edits import walk
-from ropevit_mmdet.compat.config import base_path, type_name
+from ropevit_mmdet.compat.config import type_name
 from ropevit_mmdet.engine.config import load_config
 from ropevit_mmdet.errors import UserError
 
@@ -48,17 +48,12 @@ def read_config(config: str | os.PathLike[str] | Config) -> Source:
     """Reads a config: a file, `PACKAGE::NAME`, the name of a packaged config, or a `Config`."""
     if isinstance(config, Config):
         return Source(_plain(config.to_dict()))
-    file = name = os.fspath(config)
-    if "::" in name:
-        name = f"{name.removesuffix('.py')}.py"
-        try:
-            file = base_path(name, "")[0]
-        except (ModuleNotFoundError, FileNotFoundError) as error:
-            raise UserError(f"config {name}: {error}") from error
-    loaded = load_config(file, imports=False)  # modules of the old backbone may be absent
+    name = os.fspath(config)
+    loaded = load_config(name, imports=False)  # modules of the old backbone may be absent
     settings = _plain(loaded.to_dict())
     del settings["launcher"], settings["work_dir"]  # of load_config
-    base = name if "::" in name else str(Path(loaded.filename).resolve())
+    is_packaged = "::" in name
+    base = f"{name.removesuffix('.py')}.py" if is_packaged else str(Path(loaded.filename).resolve())
     return Source(settings, base, base.endswith(".py") and Config._is_lazy_import(loaded.filename))
 
 

@@ -1,0 +1,245 @@
+"""What can be measured, by name: detectors of configs, of torchvision and birder, and backbones."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Callable, Iterator
+from functools import partial
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+import torchvision
+from mmengine.logging import MessageHub
+from mmengine.optim import OptimWrapper, build_optim_wrapper
+from mmengine.runner import Runner
+from mmengine.structures import InstanceData
+from torch import Tensor, nn
+
+from ropevit_mmdet.apis.adaptation.check import offline, synthetic_batch
+from ropevit_mmdet.apis.benchmark.parts import LOSS, PartMeter
+from ropevit_mmdet.engine.config import build_detector, load_config
+from ropevit_mmdet.engine.float32_decoding import float32_decoding
+from ropevit_mmdet.errors import UserError
+from ropevit_mmdet.models.backbones.rope_vit import RoPEViT
+from ropevit_mmdet.weights.checkpoint import check_fit
+from ropevit_mmdet.weights.detector_checkpoint import read_detector_checkpoint
+
+if TYPE_CHECKING:
+    from ropevit_mmdet.apis.benchmark.measure import Bench
+
+PATCH = 14
+CLASSES = 80  # of peers, as COCO's
+OBJECTS = 8  # per image of a training step; COCO's mean is 7.3
+_WINDOWS: dict[str, Any] = dict(window_size=16, pos_embed_mode="tile", rope_interpolation=896)
+
+
+class Variant(NamedTuple):
+    """A backbone to measure; `build` takes the side of the grid in patches."""
+
+    build: Callable[[int], nn.Module]
+    patch: int
+
+
+def rope_vit(side: int, **arguments: Any) -> nn.Module:
+    return RoPEViT("rope_vit_reg4_b14", **arguments)
+
+
+VARIANTS = {
+    "windows": Variant(partial(rope_vit, **_WINDOWS), PATCH),
+    "windows-cp": Variant(partial(rope_vit, with_cp=True, **_WINDOWS), PATCH),
+    "global": Variant(rope_vit, PATCH),
+}
+
+
+class Work(NamedTuple):
+    """What a step does: with a batch, `predict`, or else `loss` and then `update`."""
+
+    model: nn.Module
+    batch: Callable[[], Any]
+    predict: Callable[[Any], Any]
+    loss: Callable[[Any], Tensor]
+    update: Callable[[Tensor], Any]
+    meter: PartMeter
+
+
+def check_source(source: str | Variant, options: tuple[str, ...] = ()) -> None:
+    """Checks the name of a detector, and the options of a config, before anything is built.
+
+    Raises:
+        UserError: no config, birder::DETECTOR[/BACKBONE] or torchvision::DETECTOR has this name.
+    """
+    if isinstance(source, str) and not source.startswith(("birder::", "torchvision::")):
+        load_config(source, options)
+    elif isinstance(source, str) and source.startswith("torchvision::"):
+        name = source.partition("::")[2]
+        known = torchvision.models.list_models(module=torchvision.models.detection)
+        if name not in known:
+            raise UserError(f"torchvision has no detector {name!r}: {', '.join(known)}")
+
+
+def build(bench: Bench) -> Work:
+    """Builds the model of a benchmark on its device, with parts attached."""
+    torch.manual_seed(0)
+    source = bench.source
+    if isinstance(source, Variant):
+        return _backbone(bench, source)
+    library, _, name = source.partition("::")
+    logging.disable(logging.WARNING)  # a line per parameter of the optimizer
+    try:
+        is_peer = library in ("birder", "torchvision")
+        return _peer(bench, library, name) if is_peer else _mmdet_detector(bench, source)
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def corners(count: int) -> Tensor:
+    """Boxes [N, 4] of 2 to 50% of the image's sides, as fractions, the same in every call."""
+    random = torch.Generator().manual_seed(0)
+    sides = 0.02 * 25 ** torch.rand(count, 2, generator=random)
+    starts = torch.rand(count, 2, generator=random) * (1 - sides)
+    return torch.cat([starts, starts + sides], 1)
+
+
+def _mmdet_detector(bench: Bench, source: str) -> Work:
+    config = offline(load_config(source, bench.options), bench.pixels)
+    model: Any = build_detector(config)
+    model.init_weights()
+    if bench.checkpoint:
+        state = read_detector_checkpoint(bench.checkpoint)["state_dict"]
+        check_fit(model.state_dict(), state, bench.checkpoint)
+        model.load_state_dict(state)
+    model.to(bench.device)
+    float32_decoding(model)
+    MessageHub.get_current_instance().update_info_dict(dict(iter=0, epoch=0, max_iters=1))
+    if bench.detections is not None and not bench.data:
+        _fix_mmdet_detections(model, bench.detections, bench.pixels)
+    settings = {**config.optim_wrapper, "accumulative_counts": 1}
+    optimizer = build_optim_wrapper(model, settings) if bench.training else None
+    meter = PartMeter()
+    meter.attach_detector(model, training=bench.training, compiled=bench.compiled)
+
+    def loss(data: Any) -> Tensor:
+        losses = model._run_forward(model.data_preprocessor(data, True), mode="loss")
+        return model.parse_losses(losses)[0]
+
+    if bench.data:
+        loader = config.train_dataloader if bench.training else config.test_dataloader
+        images = _endless(Runner.build_dataloader({**loader, "batch_size": bench.batch}))
+        batch = meter.wrap("data loading", partial(next, images))
+    else:
+        sizes = [(bench.pixels, bench.pixels)] * bench.batch
+        batch = partial(copy.deepcopy, synthetic_batch(config, sizes, corners(OBJECTS)))
+    return Work(model, batch, model.test_step, loss, _update(optimizer, meter), meter)
+
+
+def _endless(loader: Any) -> Iterator[Any]:
+    while True:
+        yield from loader
+
+
+def _fix_mmdet_detections(model: Any, count: int, side: int) -> None:
+    """Decodes as always, then returns `count` detections; queries and masks of queries stay."""
+    head = getattr(model, "roi_head", None) or getattr(model, "bbox_head", None)
+    name = "predict_bbox" if hasattr(head, "predict_bbox") else "predict_by_feat"
+    if not hasattr(head, name) or hasattr(model, "mask_head"):
+        return
+    decode, boxes = getattr(head, name), side * corners(count)
+
+    def fixed(*args: Any, **kwargs: Any) -> list[InstanceData]:
+        results = decode(*args, **kwargs)
+        device = results[0].bboxes.device
+        labels = torch.zeros(count, dtype=torch.long, device=device)
+        scores = torch.linspace(1, 0.5, count, device=device)
+        one = InstanceData(bboxes=boxes.to(device), scores=scores, labels=labels)
+        return [one.clone() for _ in results]
+
+    setattr(head, name, fixed)
+
+
+def _peer(bench: Bench, library: str, name: str) -> Work:
+    """A detector of torchvision or birder, with AdamW; its images are float32 in 0..1."""
+    side, device = bench.pixels, bench.device
+    in_list = library == "torchvision"
+    if in_list:
+        sizes = dict(min_size=side, max_size=side)
+        model = torchvision.models.get_model(
+            name, weights=None, weights_backbone=None, num_classes=CLASSES + 1, **sizes
+        )
+    else:
+        import_module("birder.net.detection")  # registers
+        registry = import_module("birder.model_registry").registry
+        name, _, backbone = name.partition("/")
+        backbone = backbone or "rope_vit_reg4_b14"
+        net = registry.net_factory(backbone, 0, size=(side, side))
+        model = registry.detection_net_factory(name, CLASSES, net, size=(side, side))
+    model.to(device)
+    if bench.detections is not None:
+        _fix_detections(model, bench.detections, side)
+    boxes = side * corners(OBJECTS)
+    masks = torch.ones(OBJECTS, side, side, dtype=torch.uint8)
+    target = dict(boxes=boxes, labels=torch.ones(OBJECTS, dtype=torch.long), masks=masks)
+    images = torch.rand(bench.batch, 3, side, side)
+    meter = PartMeter()
+    meter.attach_detector(model, training=bench.training, compiled=bench.compiled)
+
+    def move(data: Tensor) -> Any:
+        data = data.to(device)
+        return list(data) if in_list else data
+
+    def loss(data: Tensor) -> Tensor:
+        targets = [{k: v.to(device) for k, v in target.items()} for _ in data]
+        losses = model(move(data), targets)
+        return sum((losses if in_list else losses[1]).values())
+
+    optimizer = OptimWrapper(torch.optim.AdamW(model.parameters(), lr=1e-5))
+    update = _update(optimizer, meter)
+    return Work(
+        model, lambda: images, lambda data: model(move(data)), meter.wrap(LOSS, loss), update, meter
+    )
+
+
+def _fix_detections(model: Any, count: int, side: int) -> None:
+    """As for mmdet: boxes, scores and labels of RoI heads, or a dict of them per image."""
+    owner = getattr(model, "roi_heads", model)
+    decode, boxes = owner.postprocess_detections, side * corners(count)
+
+    def fixed(*args: Any, **kwargs: Any) -> Any:
+        results = decode(*args, **kwargs)
+        by_image = isinstance(results, list)
+        num_images = len(results if by_image else results[0])
+        device = (results[0]["boxes"] if by_image else results[0][0]).device
+        labels = torch.ones(count, dtype=torch.long, device=device)
+        one = (boxes.to(device), torch.linspace(1, 0.5, count, device=device), labels)
+        if by_image:
+            return [dict(zip(("boxes", "scores", "labels"), one, strict=True))] * num_images
+        return tuple([values] * num_images for values in one)
+
+    owner.postprocess_detections = fixed
+
+
+def _backbone(bench: Bench, variant: Variant) -> Work:
+    side = bench.pixels // PATCH
+    model = variant.build(side).to(bench.device)
+    pixels = side * variant.patch
+    images = torch.randn(bench.batch, 3, pixels, pixels, device=bench.device)
+    meter = PartMeter()
+    function = torch.compile(model) if bench.compiled else model
+    forward = meter.wrap("backbone", function)
+    backward = meter.wrap("backward", lambda loss: loss.backward())
+    return Work(model, lambda: images, forward, lambda x: _scalar(forward(x)), backward, meter)
+
+
+def _update(optimizer: OptimWrapper | None, meter: PartMeter) -> Callable[[Tensor], Any]:
+    if optimizer is None:
+        return lambda loss: None
+    meter.attach(optimizer, "backward", "backward")
+    meter.attach(optimizer, "step zero_grad", "optimizer")
+    return optimizer.update_params
+
+
+def _scalar(output: Any) -> Tensor:
+    while not isinstance(output, Tensor):
+        output = next(iter(output.values())) if isinstance(output, dict) else output[0]
+    return output.float().mean()
