@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ropevit_mmdet.apis.benchmark import device_name, peak_of, wait_for
+from ropevit_mmdet.apis.benchmark.measure import device_name, peak_of, wait_for
 from ropevit_mmdet.compat.ops.multi_scale_deformable import (
     mmcv_attention,
     multi_scale_deformable_attention,

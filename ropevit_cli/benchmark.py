@@ -1,16 +1,18 @@
 """Benchmarks detectors, whole and by part: time, memory and operations of a step.
 
-CONFIG is a config file, the name of a packaged config, mmdet::NAME, torchvision::DETECTOR,
-birder::DETECTOR[/BACKBONE], or a backbone: windows, windows-cp (with checkpointing) or global.
+CONFIG is a config file, the name of a packaged config, mmdet::NAME, or a backbone: windows,
+windows-cp (with checkpointing) or global. `python -m benchmarks.peers` has those of others.
 Variants are interleaved in one process; on a CPU memory is measured in a new process each. Images
 are synthetic squares, and weights as initialised or of a checkpoint. A config whose training is
 measured at two batch sizes is planned, too, as by `ropevit plan`.
 """
 
 import argparse
+import itertools
 import json
 import shlex
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from ropevit_cli._arguments import add_cfg_options, positive_int
@@ -54,67 +56,53 @@ def detections(text: str) -> int | None:
 
 
 def run(args: argparse.Namespace, peers: dict | None = None) -> None:
-    """Benchmarks what is named; `benchmarks/peers.py` adds backbones."""
-    from ropevit_mmdet.apis import benchmark
+    """Benchmarks what is named; `benchmarks/peers.py` adds detectors and backbones."""
+    from ropevit_mmdet.apis.benchmark.models import VARIANTS, Variant
+    from ropevit_mmdet.apis.benchmark.report import plot, table
     from ropevit_mmdet.errors import UserError
     from ropevit_mmdet.visualization._figure_file import check_png
 
-    known = benchmark.VARIANTS | (peers or {})
+    known = VARIANTS | (peers or {})
     sources = {name: known.get(name, name) for name in args.configs}
-    if args.checkpoint and len(sources) > 1:
-        raise UserError("--checkpoint needs a single CONFIG")
-    if (known.keys() & sources.keys()) and any(size % 56 for size in args.sizes):
-        raise UserError(f"--sizes of {', '.join(known)} must be multiples of 56")
-    if args.data and any(
-        "::" in name and "mmdet::" not in name or name in known for name in sources
-    ):
-        raise UserError("--data needs configs, with data loaders")
+    configs = [name for name in sources if name not in known]
+    uneven = any(size % 56 for size in args.sizes)
+    if uneven and any(isinstance(source, Variant) for source in sources.values()):
+        raise UserError("--sizes of backbones must be multiples of 56")
+    if (args.checkpoint and len(args.configs) > 1) or (args.data and len(configs) < len(sources)):
+        raise UserError("--checkpoint needs a single CONFIG, --data only configs")
     if args.plot:
         check_png(args.plot)
-    settings = dict(detections=args.detections, checkpoint=args.checkpoint, data=args.data)
-    report = measured(
-        args,
-        sources,
-        sizes=[0] if args.data else args.sizes,
-        modes=args.modes,
-        batches=args.batch,
-        compiled=args.compile,
-        **settings,
-    )
-    print(benchmark.table(report))
-    for name in () if args.data else args.configs:
-        for size in args.sizes:
-            rows = [row for row in report["rows"] if (row["name"], row["pixels"]) == (name, size)]
-            rows = [row for row in rows if row["mode"] == "training" and not row["compiled"]]
-            if len(rows) > 1 and isinstance(known.get(name, name), str):
-                print(f"\n{planned(name, rows, args)}")
+    sizes = [0] if args.data else args.sizes
+    settings: dict = dict(modes=args.modes, batches=args.batch, compiled=args.compile)
+    settings |= dict(detections=args.detections, checkpoint=args.checkpoint, data=args.data)
+    report, _ = measured(args, sources, sizes=sizes, **settings)
+    print(table(report))
+    for name, size in itertools.product(configs, sizes):
+        rows = [row for row in report["rows"] if (row["name"], row["pixels"]) == (name, size)]
+        rows = [row for row in rows if row["mode"] == "training" and not row["compiled"]]
+        if len(rows) > 1:
+            try:
+                print(f"\n{planned(name, rows, args)[0]}")
+            except UserError as error:
+                print(f"\n{name}: no plan: {error}")
     if args.plot:
-        benchmark.plot(report, args.plot)
+        plot(report, args.plot)
 
 
-def planned(name: str, rows: list[dict], args: argparse.Namespace) -> str:
-    """The plan of a config at one size, or why there is none."""
-    from ropevit_cli.plan import plan_of
-    from ropevit_mmdet.apis import benchmark
-    from ropevit_mmdet.errors import UserError
-
-    heading = f"{name}, {rows[0]['pixels']} px"
-    try:
-        return benchmark.text(heading, plan_of(name, rows, args))
-    except UserError as error:  # a detector of a library, or without its data
-        return f"{heading}: no plan: {error}"
-
-
-def measured(args: argparse.Namespace, sources: dict, **settings: Any) -> dict:
-    """Checks the names and measures, with progress and a JSON file."""
+def measured(
+    args: argparse.Namespace, sources: dict, **settings: Any
+) -> tuple[dict, Callable[[dict], None]]:
+    """Checks the configs and measures, with progress; returns the report and what saves it."""
     import torch
 
     from ropevit_mmdet._output import atomic_file
-    from ropevit_mmdet.apis import benchmark, choose_device
+    from ropevit_mmdet.apis import choose_device
+    from ropevit_mmdet.apis.benchmark.measure import benchmark
+    from ropevit_mmdet.engine.config import load_config
 
-    options = tuple(args.cfg_options)
     for source in sources.values():
-        benchmark.check_source(source, options)
+        if isinstance(source, str):
+            load_config(source, args.cfg_options)
     threads = args.threads or torch.get_num_threads()
     torch.set_num_threads(threads)
 
@@ -124,16 +112,21 @@ def measured(args: argparse.Namespace, sources: dict, **settings: Any) -> dict:
             with atomic_file(args.json) as file:
                 file.write(json.dumps(report, indent=1).encode() + b"\n")
 
-    report = benchmark.benchmark(
-        sources,
-        runs=args.runs,
-        device=str(choose_device(args.device)),
-        dtype=args.dtype,
-        threads=threads,
-        options=options,
-        progress=lambda line: sys.stderr.write(f"\r{line:78}"),
-        save=save,
-        **settings,
-    )
+    settings |= dict(device=str(choose_device(args.device)), dtype=args.dtype, threads=threads)
+    settings |= dict(runs=args.runs, options=tuple(args.cfg_options), save=save)
+    report = benchmark(sources, progress=lambda line: sys.stderr.write(f"\r{line:78}"), **settings)
     sys.stderr.write("\n")
-    return report
+    return report, save
+
+
+def planned(name: str, rows: list[dict], args: argparse.Namespace) -> tuple[str, dict]:
+    """The plan of a config at one size, as text and figures."""
+    from ropevit_mmdet.apis import choose_device
+    from ropevit_mmdet.apis.benchmark.measure import free_memory
+    from ropevit_mmdet.apis.benchmark.plan import plan, schedule, text
+    from ropevit_mmdet.engine.config import load_config
+
+    images, gpus = getattr(args, "images", None), getattr(args, "gpus", 1)
+    aim = schedule(load_config(name, args.cfg_options), images)
+    result = plan(*aim, rows, free_memory(choose_device(args.device)), gpus=gpus)
+    return text(f"{name}, {rows[0]['pixels']} px", result), result

@@ -2,17 +2,15 @@
 
 Training steps of one and two synthetic images are measured, on a GPU also of four and eight. From
 them follow the largest batch that fits into memory, how many passes accumulate the batch that the
-schedule is for, and the time.
+schedule is for, and the time. `ropevit benchmark` prints the plan, too, where it can.
 """
 
 import argparse
-import json
 
 from ropevit_cli._arguments import add_config, positive_int
-from ropevit_cli.benchmark import add_measuring, measured
+from ropevit_cli.benchmark import add_measuring, measured, planned
 
-HELP = "tell how long a config trains on this machine, and with which batch size"
-BATCHES = {"cpu": (1, 2), "cuda": (1, 2, 4, 8)}
+HELP = "measure how long a config trains on this machine, and with which batch size"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,39 +25,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from ropevit_mmdet._output import atomic_file
-    from ropevit_mmdet.apis import benchmark, choose_device
+    from ropevit_mmdet.apis import choose_device
+    from ropevit_mmdet.apis.benchmark.plan import schedule, training_side
+    from ropevit_mmdet.apis.benchmark.report import table
     from ropevit_mmdet.engine.config import load_config
     from ropevit_mmdet.errors import UserError
 
     config = load_config(args.config, args.cfg_options)
-    benchmark.schedule(config, args.images)
-    size = args.size or benchmark.training_side(config)
-    device = choose_device(args.device).type
-    report = measured(
-        args,
-        {args.config: args.config},
-        sizes=[size],
-        modes=["training"],
-        batches=BATCHES.get(device, BATCHES["cpu"]),
-    )
+    schedule(config, args.images)  # before anything is measured
+    size = args.size or training_side(config)
+    on_cpu = choose_device(args.device).type == "cpu"
+    batches = (1, 2) if on_cpu else (1, 2, 4, 8)
+    sources = {args.config: args.config}
+    report, save = measured(args, sources, sizes=[size], modes=["training"], batches=batches)
     if len(report["rows"]) < 2:
         raise UserError(f"a training step of {args.config} fails: {report['skipped'][0]['why']}")
-    result = plan_of(args.config, report["rows"], args)
-    print(benchmark.table(report))
-    print(f"\n{benchmark.text(f'{args.config}, {size} px', result)}")
-    if args.json:
-        with atomic_file(args.json) as file:
-            file.write(json.dumps(report | {"plan": result}, indent=1).encode() + b"\n")
-
-
-def plan_of(name: str, rows: list[dict], args: argparse.Namespace) -> dict:
-    """The plan of a config by name, from its measured rows."""
-    from ropevit_mmdet.apis import benchmark, choose_device
-    from ropevit_mmdet.engine.config import load_config
-
-    options = vars(args)
-    config = load_config(name, args.cfg_options)
-    schedule = benchmark.schedule(config, options.get("images"))
-    free = benchmark.free_memory(choose_device(args.device))
-    return benchmark.plan(schedule, rows, free, gpus=options.get("gpus", 1))
+    print(table(report))
+    text, report["plan"] = planned(args.config, report["rows"], args)
+    print(f"\n{text}")
+    save(report)

@@ -28,7 +28,7 @@ _MATRIX = {"cpu": 2048, "cuda": 8192}  # side of the products that measure the r
 class Bench:
     """One step to measure: a detector or backbone at one image size, mode and batch size."""
 
-    source: str | Variant  # config, birder::DETECTOR[/BACKBONE], torchvision::DETECTOR; a backbone
+    source: str | Variant | Callable  # a config, a backbone, or what builds a `Work` from this
     pixels: int  # side of the images, of a backbone at patch 14
     mode: str = "forward"  # or "training"
     batch: int = 1
@@ -109,7 +109,7 @@ class Bench:
 
 
 def benchmark(
-    sources: Mapping[str, str | Variant],
+    sources: Mapping[str, Any],
     *,
     sizes: Sequence[int],
     modes: Sequence[str],
@@ -120,24 +120,19 @@ def benchmark(
     save: Callable[[dict], object] = id,
     **settings: Any,
 ) -> dict[str, Any]:
-    """Measures all sources, by name, at all sizes, modes and batch sizes.
+    """Measures sources, by the name in the report, at all sizes, modes and batch sizes.
 
     Args:
-        sources: what to measure, by the name in the report.
-        sizes: sides of the images in pixels.
-        modes: of "forward", "training".
-        batches: images per step.
+        sources, sizes, modes, batches, settings: fields of `Bench`.
         compiled: also measure each with `torch.compile`.
         runs: timed rounds after a warm-up.
         progress: is called with what is being done.
         save: is called with the report after every size, mode and batch size.
-        settings: further fields of `Bench`.
 
     Returns:
-        The report: settings, `rows` of `measure`, and `skipped`, those that failed with why.
+        Settings, `rows` of `measure`, and `skipped`, those that failed with why.
     """
-    shown = {key: value for key, value in settings.items() if key in Bench.__dataclass_fields__}
-    report: dict[str, Any] = shown | dict(device=device_name(settings["device"]))
+    report: dict[str, Any] = settings | dict(device=device_name(settings["device"]))
     report |= dict(torch=torch.__version__, date=time.strftime("%Y-%m-%d"), rows=[], skipped=[])
     for pixels, mode, batch in itertools.product(sizes, modes, batches):
         benches = {

@@ -1,4 +1,4 @@
-"""What can be measured, by name: detectors of configs, of torchvision and birder, and backbones."""
+"""What can be measured: detectors of configs, backbones, and what builds its own work."""
 
 from __future__ import annotations
 
@@ -6,11 +6,9 @@ import copy
 import logging
 from collections.abc import Callable, Iterator
 from functools import partial
-from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-import torchvision
 from mmengine.logging import MessageHub
 from mmengine.optim import OptimWrapper, build_optim_wrapper
 from mmengine.runner import Runner
@@ -18,10 +16,9 @@ from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
 from ropevit_mmdet.apis.adaptation.check import offline, synthetic_batch
-from ropevit_mmdet.apis.benchmark.parts import LOSS, PartMeter
+from ropevit_mmdet.apis.benchmark.parts import PartMeter
 from ropevit_mmdet.engine.config import build_detector, load_config
 from ropevit_mmdet.engine.float32_decoding import float32_decoding
-from ropevit_mmdet.errors import UserError
 from ropevit_mmdet.models.backbones.rope_vit import RoPEViT
 from ropevit_mmdet.weights.checkpoint import check_fit
 from ropevit_mmdet.weights.detector_checkpoint import read_detector_checkpoint
@@ -30,7 +27,6 @@ if TYPE_CHECKING:
     from ropevit_mmdet.apis.benchmark.measure import Bench
 
 PATCH = 14
-CLASSES = 80  # of peers, as COCO's
 OBJECTS = 8  # per image of a training step; COCO's mean is 7.3
 _WINDOWS: dict[str, Any] = dict(window_size=16, pos_embed_mode="tile", rope_interpolation=896)
 
@@ -64,32 +60,15 @@ class Work(NamedTuple):
     meter: PartMeter
 
 
-def check_source(source: str | Variant, options: tuple[str, ...] = ()) -> None:
-    """Checks the name of a detector, and the options of a config, before anything is built.
-
-    Raises:
-        UserError: no config, birder::DETECTOR[/BACKBONE] or torchvision::DETECTOR has this name.
-    """
-    if isinstance(source, str) and not source.startswith(("birder::", "torchvision::")):
-        load_config(source, options)
-    elif isinstance(source, str) and source.startswith("torchvision::"):
-        name = source.partition("::")[2]
-        known = torchvision.models.list_models(module=torchvision.models.detection)
-        if name not in known:
-            raise UserError(f"torchvision has no detector {name!r}: {', '.join(known)}")
-
-
 def build(bench: Bench) -> Work:
     """Builds the model of a benchmark on its device, with parts attached."""
     torch.manual_seed(0)
-    source = bench.source
-    if isinstance(source, Variant):
-        return _backbone(bench, source)
-    library, _, name = source.partition("::")
+    if isinstance(bench.source, Variant):
+        return _backbone(bench, bench.source)
     logging.disable(logging.WARNING)  # a line per parameter of the optimizer
     try:
-        is_peer = library in ("birder", "torchvision")
-        return _peer(bench, library, name) if is_peer else _mmdet_detector(bench, source)
+        is_config = isinstance(bench.source, str)
+        return _detector(bench, bench.source) if is_config else bench.source(bench)
     finally:
         logging.disable(logging.NOTSET)
 
@@ -102,7 +81,7 @@ def corners(count: int) -> Tensor:
     return torch.cat([starts, starts + sides], 1)
 
 
-def _mmdet_detector(bench: Bench, source: str) -> Work:
+def _detector(bench: Bench, source: str) -> Work:
     config = offline(load_config(source, bench.options), bench.pixels)
     model: Any = build_detector(config)
     model.init_weights()
@@ -114,7 +93,7 @@ def _mmdet_detector(bench: Bench, source: str) -> Work:
     float32_decoding(model)
     MessageHub.get_current_instance().update_info_dict(dict(iter=0, epoch=0, max_iters=1))
     if bench.detections is not None and not bench.data:
-        _fix_mmdet_detections(model, bench.detections, bench.pixels)
+        _fix_detections(model, bench.detections, bench.pixels)
     settings = {**config.optim_wrapper, "accumulative_counts": 1}
     optimizer = build_optim_wrapper(model, settings) if bench.training else None
     meter = PartMeter()
@@ -131,7 +110,7 @@ def _mmdet_detector(bench: Bench, source: str) -> Work:
     else:
         sizes = [(bench.pixels, bench.pixels)] * bench.batch
         batch = partial(copy.deepcopy, synthetic_batch(config, sizes, corners(OBJECTS)))
-    return Work(model, batch, model.test_step, loss, _update(optimizer, meter), meter)
+    return Work(model, batch, model.test_step, loss, updater(optimizer, meter), meter)
 
 
 def _endless(loader: Any) -> Iterator[Any]:
@@ -139,7 +118,7 @@ def _endless(loader: Any) -> Iterator[Any]:
         yield from loader
 
 
-def _fix_mmdet_detections(model: Any, count: int, side: int) -> None:
+def _fix_detections(model: Any, count: int, side: int) -> None:
     """Decodes as always, then returns `count` detections; queries and masks of queries stay."""
     head = getattr(model, "roi_head", None) or getattr(model, "bbox_head", None)
     name = "predict_bbox" if hasattr(head, "predict_bbox") else "predict_by_feat"
@@ -158,67 +137,6 @@ def _fix_mmdet_detections(model: Any, count: int, side: int) -> None:
     setattr(head, name, fixed)
 
 
-def _peer(bench: Bench, library: str, name: str) -> Work:
-    """A detector of torchvision or birder, with AdamW; its images are float32 in 0..1."""
-    side, device = bench.pixels, bench.device
-    in_list = library == "torchvision"
-    if in_list:
-        sizes = dict(min_size=side, max_size=side)
-        model = torchvision.models.get_model(
-            name, weights=None, weights_backbone=None, num_classes=CLASSES + 1, **sizes
-        )
-    else:
-        import_module("birder.net.detection")  # registers
-        registry = import_module("birder.model_registry").registry
-        name, _, backbone = name.partition("/")
-        backbone = backbone or "rope_vit_reg4_b14"
-        net = registry.net_factory(backbone, 0, size=(side, side))
-        model = registry.detection_net_factory(name, CLASSES, net, size=(side, side))
-    model.to(device)
-    if bench.detections is not None:
-        _fix_detections(model, bench.detections, side)
-    boxes = side * corners(OBJECTS)
-    masks = torch.ones(OBJECTS, side, side, dtype=torch.uint8)
-    target = dict(boxes=boxes, labels=torch.ones(OBJECTS, dtype=torch.long), masks=masks)
-    images = torch.rand(bench.batch, 3, side, side)
-    meter = PartMeter()
-    meter.attach_detector(model, training=bench.training, compiled=bench.compiled)
-
-    def move(data: Tensor) -> Any:
-        data = data.to(device)
-        return list(data) if in_list else data
-
-    def loss(data: Tensor) -> Tensor:
-        targets = [{k: v.to(device) for k, v in target.items()} for _ in data]
-        losses = model(move(data), targets)
-        return sum((losses if in_list else losses[1]).values())
-
-    optimizer = OptimWrapper(torch.optim.AdamW(model.parameters(), lr=1e-5))
-    update = _update(optimizer, meter)
-    return Work(
-        model, lambda: images, lambda data: model(move(data)), meter.wrap(LOSS, loss), update, meter
-    )
-
-
-def _fix_detections(model: Any, count: int, side: int) -> None:
-    """As for mmdet: boxes, scores and labels of RoI heads, or a dict of them per image."""
-    owner = getattr(model, "roi_heads", model)
-    decode, boxes = owner.postprocess_detections, side * corners(count)
-
-    def fixed(*args: Any, **kwargs: Any) -> Any:
-        results = decode(*args, **kwargs)
-        by_image = isinstance(results, list)
-        num_images = len(results if by_image else results[0])
-        device = (results[0]["boxes"] if by_image else results[0][0]).device
-        labels = torch.ones(count, dtype=torch.long, device=device)
-        one = (boxes.to(device), torch.linspace(1, 0.5, count, device=device), labels)
-        if by_image:
-            return [dict(zip(("boxes", "scores", "labels"), one, strict=True))] * num_images
-        return tuple([values] * num_images for values in one)
-
-    owner.postprocess_detections = fixed
-
-
 def _backbone(bench: Bench, variant: Variant) -> Work:
     side = bench.pixels // PATCH
     model = variant.build(side).to(bench.device)
@@ -231,7 +149,8 @@ def _backbone(bench: Bench, variant: Variant) -> Work:
     return Work(model, lambda: images, forward, lambda x: _scalar(forward(x)), backward, meter)
 
 
-def _update(optimizer: OptimWrapper | None, meter: PartMeter) -> Callable[[Tensor], Any]:
+def updater(optimizer: OptimWrapper | None, meter: PartMeter) -> Callable[[Tensor], Any]:
+    """The backward pass and the step of an optimizer, as parts."""
     if optimizer is None:
         return lambda loss: None
     meter.attach(optimizer, "backward", "backward")

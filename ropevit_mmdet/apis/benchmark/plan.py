@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from mmdet.registry import DATASETS
@@ -17,22 +17,11 @@ from ropevit_mmdet.errors import UserError
 _MARGIN = 0.95  # of the free memory
 
 
-class Schedule(NamedTuple):
-    """Optimizer steps of a config, and images per step over all GPUs and passes."""
+def schedule(config: Config, images: int | None = None) -> tuple[int, int]:
+    """Optimizer steps of a config, and images per step over all GPUs and passes.
 
-    steps: int
-    images: int
-
-
-def schedule(config: Config, images: int | None = None) -> Schedule:
-    """Reads the schedule of a config.
-
-    Args:
-        config: with `train_cfg`; its `auto_scale_lr` says which batch it is for, else one GPU.
-        images: in an epoch, of a config that counts epochs; by default those of its dataset.
-
-    Raises:
-        UserError: the config has no schedule.
+    The batch is that of `auto_scale_lr`, else that of one GPU; `images` are those of an epoch, by
+    default of the dataset. Raises UserError if the config has no schedule.
     """
     loop, scaling = config.get("train_cfg") or {}, config.get("auto_scale_lr") or {}
     loader = config.get("train_dataloader") or {}
@@ -47,7 +36,7 @@ def schedule(config: Config, images: int | None = None) -> Schedule:
     if not iterations:
         init_default_scope(config.get("default_scope") or "mmdet")
         iterations = epochs * math.ceil((images or len(DATASETS.build(loader["dataset"]))) / batch)
-    return Schedule(iterations // passes, batch * passes)
+    return iterations // passes, batch * passes
 
 
 def training_side(config: Config) -> int:
@@ -72,29 +61,21 @@ def training_side(config: Config) -> int:
 
 
 def plan(
-    aim: Schedule, rows: Sequence[Mapping[str, Any]], free_bytes: int, *, gpus: int = 1
+    steps: int, images: int, rows: Sequence[Mapping[str, Any]], free_bytes: int, *, gpus: int = 1
 ) -> dict[str, Any]:
-    """Computes hours, memory, batch size and accumulation of a schedule.
+    """Computes hours, memory, batch size and passes of a schedule.
 
-    Memory and time are linear in the batch size, by the rows of `measure`; the batch size is the
-    largest divisor of a step's images that fits.
-
-    Args:
-        aim: the schedule.
-        rows: training steps of one detector and size at two or more batch sizes.
-        free_bytes: that a process could use, of each GPU.
-        gpus: that train together.
-
-    Raises:
-        UserError: the GPUs do not divide the images of a step.
+    Memory and time are linear in the batch size, by training `rows` of `measure` at two or more;
+    the batch size is the largest that divides the images of a step and fits into the free bytes of
+    a GPU. Raises UserError if the GPUs do not divide these images.
     """
-    if aim.images % gpus:
-        raise UserError(f"--gpus {gpus} does not divide the {aim.images} images of a step")
-    share, weights = aim.images // gpus, rows[0]["weight_bytes"]
+    if images % gpus:
+        raise UserError(f"--gpus {gpus} does not divide the {images} images of a step")
+    share, weights = images // gpus, rows[0]["weight_bytes"]
     memory = _line(rows, [row["peak_bytes"] for row in rows])
     fits = max(0, int((_MARGIN * free_bytes - weights - memory[0]) / max(memory[1], 1)))
     batch = max((n for n in range(1, share + 1) if share % n == 0 and n <= fits), default=0)
-    result: dict[str, Any] = dict(steps=aim.steps, images_per_step=aim.images, gpus=gpus)
+    result: dict[str, Any] = dict(steps=steps, images_per_step=images, gpus=gpus)
     result |= dict(weight_bytes=weights, step_bytes=memory[0], image_bytes=memory[1])
     result |= dict(free_bytes=free_bytes, largest_batch=fits, batch=batch)
     if not batch:
@@ -107,9 +88,9 @@ def plan(
     iteration = seconds[0] + seconds[1] * batch + optimizer / passes
     return result | dict(
         passes=passes,
-        iterations=aim.steps * passes,
+        iterations=steps * passes,
         seconds_per_iteration=iteration,
-        hours=aim.steps * passes * iteration / 3600,
+        hours=steps * passes * iteration / 3600,
         peak_bytes=weights + memory[0] + memory[1] * batch,
     )
 

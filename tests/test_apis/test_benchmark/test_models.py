@@ -1,19 +1,22 @@
 """What can be measured: weights, detections, data, and detectors of other libraries."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
 
+from benchmarks import peers
 from ropevit_mmdet import RoPEViT
-from ropevit_mmdet.apis.benchmark import Bench, Variant
+from ropevit_mmdet.apis.benchmark.measure import Bench
+from ropevit_mmdet.apis.benchmark.models import Variant
 from tests.tiny_coco import write_tiny
 
-PEERS = {
+TWO_STAGE = {
     "birder::vitdet/rope_vit_t14": set(),
     "torchvision::maskrcnn_resnet50_fpn_v2": {"preprocessing", "mask head", "mask pasting"},
 }
-RETINANET = {"preprocessing", "backbone", "neck", "dense head", "decoding and NMS", "mask pasting"}
+ONE_STAGE = {"preprocessing", "backbone", "neck", "dense head", "decoding and NMS", "mask pasting"}
 
 
 @pytest.mark.parametrize(("config", "masks"), [("shapes_maskrcnn", 1), ("shapes_retinanet", 0)])
@@ -60,12 +63,14 @@ def test_weights_of_a_checkpoint_and_images_of_the_data(tmp_path):
 
 
 @pytest.mark.parametrize("mode", ["forward", "training"])
-@pytest.mark.parametrize("peer", PEERS)
+@pytest.mark.parametrize("peer", TWO_STAGE)
 def test_two_stage_peers(peer, mode):
     """With fewer proposals than by default."""
     if peer.startswith("birder"):
         pytest.importorskip("birder")
-    bench = Bench(peer, 112, mode, detections=5)
+    library, _, name = peer.partition("::")
+    source = partial(peers.detector, library=library, name=name)
+    bench = Bench(source, 112, mode, detections=5)
     model = bench.work.model
     model.rpn._post_nms_top_n = dict(training=20, testing=10)
     model.roi_heads.fg_bg_sampler.batch_size_per_image = 8
@@ -78,16 +83,16 @@ def test_two_stage_peers(peer, mode):
     operations = bench.flops()
     expected = {"backbone", "neck", "RPN", "RoI pooling", "box head", "decoding and NMS"}
     expected |= {"loss", "backward", "optimizer"} if bench.training else set()
-    assert operations.keys() - {"mask pasting"} == (expected | PEERS[peer] | {"other"}) - {
+    assert operations.keys() - {"mask pasting"} == (expected | TWO_STAGE[peer] | {"other"}) - {
         "mask pasting"
     }
     assert not operations["other"] and operations["box head"] > 0 < operations["backbone"]
 
 
 def test_one_stage_peer():
-    bench = Bench("torchvision::retinanet_resnet50_fpn_v2", 64, detections=5)
+    bench = Bench(peers.PEERS["torchvision::retinanet_resnet50_fpn_v2"], 64, detections=5)
     operations = bench.flops()
-    assert operations.keys() == RETINANET | {"other"} and operations["dense head"] > 0
+    assert operations.keys() == ONE_STAGE | {"other"} and operations["dense head"] > 0
 
 
 def test_backbones():

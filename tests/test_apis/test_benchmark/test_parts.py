@@ -4,7 +4,8 @@ import pytest
 import torch
 from mmdet.registry import MODELS
 
-from ropevit_mmdet.apis.benchmark import Bench, count_flops
+from benchmarks.peers import PEERS
+from ropevit_mmdet.apis.benchmark.measure import Bench, count_flops
 from ropevit_mmdet.apis.benchmark.parts import PartMeter
 
 TWO_STAGE = {"preprocessing", "backbone", "neck", "RPN", "RoI pooling", "box head", "mask head"}
@@ -100,6 +101,6 @@ def test_networks_are_compiled_and_what_they_contain_is_not(monkeypatch):
     networks = "backbone neck rpn_head roi_head.bbox_head roi_head.mask_head".split()
     assert [call.__self__ for call in compiled] == [names[name] for name in networks]
     compiled.clear()
-    work = Bench("torchvision::retinanet_resnet50_fpn_v2", 64, compiled=True).work
+    work = Bench(PEERS["torchvision::retinanet_resnet50_fpn_v2"], 64, compiled=True).work
     assert [call.__self__ for call in compiled] == [work.model.backbone, work.model.head]
     assert work.model.backbone.fpn._compiled_call_impl is None

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from ropevit_mmdet.apis.benchmark import Schedule, plan, schedule, text, training_side
+from ropevit_mmdet.apis.benchmark.plan import plan, schedule, text, training_side
 from ropevit_mmdet.engine.config import load_config
 from ropevit_mmdet.errors import UserError
 from tests.commands import fails, ropevit
@@ -41,11 +41,11 @@ def test_schedules_of_configs(config, images, expected, side):
 def test_epochs_count_the_images_of_the_dataset(tmp_path):
     loop = {"train_cfg.max_epochs": 5, "train_cfg.max_iters": None}
     config = load_config(write_tiny(tmp_path, num_images=5), loop)
-    assert schedule(config) == Schedule(5 * 3, 2)  # 3 batches of 2 for 5 images
+    assert schedule(config) == (5 * 3, 2)  # 3 batches of 2 for 5 images
 
 
 def test_the_largest_divisor_that_fits_is_used():
-    result = plan(Schedule(steps=100, images=12), ROWS, free_bytes=4000)
+    result = plan(100, 12, ROWS, free_bytes=4000)
     # 95% of 4,000 less 1,000 of weights and 200: 5.2 images of 500 bytes; 4 divides 12
     assert (result["largest_batch"], result["batch"], result["passes"]) == (5, 4, 3)
     assert result["iterations"] == 300 and result["peak_bytes"] == pytest.approx(3200)
@@ -57,14 +57,14 @@ def test_the_largest_divisor_that_fits_is_used():
 
 
 def test_gpus_share_a_step():
-    result = plan(Schedule(steps=100, images=12), ROWS, free_bytes=10**6, gpus=3)
+    result = plan(100, 12, ROWS, free_bytes=10**6, gpus=3)
     assert (result["batch"], result["passes"], result["iterations"]) == (4, 1, 100)
     with pytest.raises(UserError, match="--gpus 5 does not divide the 12 images"):
-        plan(Schedule(100, 12), ROWS, 10**6, gpus=5)
+        plan(100, 12, ROWS, 10**6, gpus=5)
 
 
 def test_nothing_fits():
-    result = plan(Schedule(100, 12), ROWS, free_bytes=1500)
+    result = plan(100, 12, ROWS, free_bytes=1500)
     assert result["batch"] == 0 and "hours" not in result
     assert "not a single image fits" in text("x", result)
 
@@ -72,7 +72,7 @@ def test_nothing_fits():
 @pytest.mark.parametrize("peaks", [(100, 90), (100, 400)], ids=["constant", "steep"])
 def test_noise_makes_no_negative_memory(peaks):
     rows = [row(1, 3.0, 0.5, peaks[0]), row(2, 5.0, 0.5, peaks[1])]
-    result = plan(Schedule(100, 12), rows, 10**6)
+    result = plan(100, 12, rows, 10**6)
     assert result["step_bytes"] >= 0 and result["image_bytes"] >= 0 and result["batch"] == 12
 
 
