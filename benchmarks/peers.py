@@ -1,6 +1,6 @@
 """Benchmarks next to detectors and backbones of other libraries, as `ropevit benchmark` does.
 
-    python -m benchmarks.peers ropevit_maskrcnn birder::vitdet torchvision::retinanet_resnet50_fpn_v2
+    python -m benchmarks.peers ropevit_maskrcnn birder::vitdet --sizes 896
     python -m benchmarks.peers windows global birder sam eva02 dinov3
 
 birder's ViTDet has our backbone and pyramid, and boxes only.
@@ -9,6 +9,7 @@ with relative positions, windows of 14, patch 16), birder's own network, timm's 
 """
 
 import argparse
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -19,11 +20,18 @@ from torch import Tensor, nn
 
 from ropevit_cli import benchmark
 from ropevit_mmdet.apis.benchmark.measure import Bench
-from ropevit_mmdet.apis.benchmark.models import OBJECTS, Variant, Work, corners, updater
+from ropevit_mmdet.apis.benchmark.models import OBJECTS, Work, corners, updater
 from ropevit_mmdet.apis.benchmark.parts import LOSS, PartMeter
-from ropevit_mmdet.errors import one_line_errors
+from ropevit_mmdet.errors import UserError, one_line_errors
+from ropevit_mmdet.models.backbones.rope_vit import RoPEViT
 
 CLASSES = 80  # as COCO's
+PATCH = 14
+WINDOWS: dict[str, Any] = dict(window_size=16, pos_embed_mode="tile", rope_interpolation=896)
+
+
+def rope_vit(side: int, **arguments: Any) -> nn.Module:
+    return RoPEViT("rope_vit_reg4_b14", **arguments)
 
 
 def birder(side: int) -> nn.Module:
@@ -60,6 +68,27 @@ def from_timm(side: int, *, name: str) -> nn.Module:
     net = timm.create_model(name, num_classes=0, dynamic_img_size=True)
     net.forward = net.forward_features
     return net
+
+
+def backbone(bench: Bench, *, build: Callable[[int], nn.Module], patch: int = PATCH) -> Work:
+    """A backbone alone; `build` takes the side of the grid, that of `bench.pixels` at patch 14."""
+    if bench.pixels % 56:
+        raise UserError(f"sizes of backbones are multiples of 56, not {bench.pixels}")
+    side = bench.pixels // PATCH
+    model = build(side).to(bench.device)
+    pixels = side * patch
+    images = torch.randn(bench.batch, 3, pixels, pixels, device=bench.device)
+    meter = PartMeter()
+    function = torch.compile(model) if bench.compiled else model
+    forward = meter.wrap("backbone", function)
+    backward = meter.wrap("backward", lambda loss: loss.backward())
+    return Work(model, lambda: images, forward, lambda x: scalar(forward(x)), backward, meter)
+
+
+def scalar(output: Any) -> Tensor:
+    while not isinstance(output, Tensor):
+        output = next(iter(output.values())) if isinstance(output, dict) else output[0]
+    return output.float().mean()
 
 
 def detector(bench: Bench, *, library: str, name: str) -> Work:
@@ -129,14 +158,18 @@ DETECTORS = (
     "torchvision::maskrcnn_resnet50_fpn_v2",
     "torchvision::retinanet_resnet50_fpn_v2",
 )
-PEERS: dict[str, Any] = {
-    "birder": Variant(birder, 14),
-    "sam": Variant(segment_anything, 16),
-    "eva02": Variant(partial(from_timm, name="eva02_base_patch14_224"), 14),
-    "dinov3": Variant(partial(from_timm, name="vit_base_patch16_dinov3"), 16),
+BACKBONES: dict[str, tuple] = {
+    "windows": (partial(rope_vit, **WINDOWS), 14),
+    "windows-cp": (partial(rope_vit, with_cp=True, **WINDOWS), 14),
+    "global": (rope_vit, 14),
+    "birder": (birder, 14),
+    "sam": (segment_anything, 16),
+    "eva02": (partial(from_timm, name="eva02_base_patch14_224"), 14),
+    "dinov3": (partial(from_timm, name="vit_base_patch16_dinov3"), 16),
 }
-
-
+PEERS = {
+    name: partial(backbone, build=build, patch=patch) for name, (build, patch) in BACKBONES.items()
+}
 for key in DETECTORS:
     library, _, name = key.partition("::")
     PEERS[key] = partial(detector, library=library, name=name)

@@ -1,7 +1,7 @@
 """Benchmarks detectors, whole and by part: time, memory and operations of a step.
 
-CONFIG is a config file, the name of a packaged config, mmdet::NAME, or a backbone: windows,
-windows-cp (with checkpointing) or global. `python -m benchmarks.peers` has those of others.
+CONFIG is a config file, the name of a packaged config, or mmdet::NAME. `python -m benchmarks.peers`
+also measures backbones alone, and detectors and backbones of other libraries.
 Variants are interleaved in one process; on a CPU memory is measured in a new process each. Images
 are synthetic squares, and weights as initialised or of a checkpoint. A config whose training is
 measured at two batch sizes is planned, too, as by `ropevit plan`.
@@ -57,17 +57,12 @@ def detections(text: str) -> int | None:
 
 def run(args: argparse.Namespace, peers: dict | None = None) -> None:
     """Benchmarks what is named; `benchmarks/peers.py` adds detectors and backbones."""
-    from ropevit_mmdet.apis.benchmark.models import VARIANTS, Variant
     from ropevit_mmdet.apis.benchmark.report import plot, table
     from ropevit_mmdet.errors import UserError
     from ropevit_mmdet.visualization._figure_file import check_png
 
-    known = VARIANTS | (peers or {})
-    sources = {name: known.get(name, name) for name in args.configs}
-    configs = [name for name in sources if name not in known]
-    uneven = any(size % 56 for size in args.sizes)
-    if uneven and any(isinstance(source, Variant) for source in sources.values()):
-        raise UserError("--sizes of backbones must be multiples of 56")
+    sources = {name: (peers or {}).get(name, name) for name in args.configs}
+    configs = [name for name, source in sources.items() if name == source]
     if (args.checkpoint and len(args.configs) > 1) or (args.data and len(configs) < len(sources)):
         raise UserError("--checkpoint needs a single CONFIG, --data only configs")
     if args.plot:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from ropevit_mmdet.apis.benchmark.models import Variant, Work, build
+from ropevit_mmdet.apis.benchmark.models import Work, build
 from ropevit_mmdet.apis.benchmark.parts import OTHER
 
 _MATRIX = {"cpu": 2048, "cuda": 8192}  # side of the products that measure the rate of a device
@@ -28,8 +28,8 @@ _MATRIX = {"cpu": 2048, "cuda": 8192}  # side of the products that measure the r
 class Bench:
     """One step to measure: a detector or backbone at one image size, mode and batch size."""
 
-    source: str | Variant | Callable  # a config, a backbone, or what builds a `Work` from this
-    pixels: int  # side of the images, of a backbone at patch 14
+    source: str | Callable  # a config, or a function that builds a `Work` from this
+    pixels: int  # side of the images
     mode: str = "forward"  # or "training"
     batch: int = 1
     compiled: bool = False

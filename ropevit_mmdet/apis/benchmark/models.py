@@ -1,4 +1,4 @@
-"""What can be measured: detectors of configs, backbones, and what builds its own work."""
+"""What a benchmark runs: detectors of configs, or what builds its own work."""
 
 from __future__ import annotations
 
@@ -19,34 +19,13 @@ from ropevit_mmdet.apis.adaptation.check import offline, synthetic_batch
 from ropevit_mmdet.apis.benchmark.parts import PartMeter
 from ropevit_mmdet.engine.config import build_detector, load_config
 from ropevit_mmdet.engine.float32_decoding import float32_decoding
-from ropevit_mmdet.models.backbones.rope_vit import RoPEViT
 from ropevit_mmdet.weights.checkpoint import check_fit
 from ropevit_mmdet.weights.detector_checkpoint import read_detector_checkpoint
 
 if TYPE_CHECKING:
     from ropevit_mmdet.apis.benchmark.measure import Bench
 
-PATCH = 14
 OBJECTS = 8  # per image of a training step; COCO's mean is 7.3
-_WINDOWS: dict[str, Any] = dict(window_size=16, pos_embed_mode="tile", rope_interpolation=896)
-
-
-class Variant(NamedTuple):
-    """A backbone to measure; `build` takes the side of the grid in patches."""
-
-    build: Callable[[int], nn.Module]
-    patch: int
-
-
-def rope_vit(side: int, **arguments: Any) -> nn.Module:
-    return RoPEViT("rope_vit_reg4_b14", **arguments)
-
-
-VARIANTS = {
-    "windows": Variant(partial(rope_vit, **_WINDOWS), PATCH),
-    "windows-cp": Variant(partial(rope_vit, with_cp=True, **_WINDOWS), PATCH),
-    "global": Variant(rope_vit, PATCH),
-}
 
 
 class Work(NamedTuple):
@@ -63,8 +42,6 @@ class Work(NamedTuple):
 def build(bench: Bench) -> Work:
     """Builds the model of a benchmark on its device, with parts attached."""
     torch.manual_seed(0)
-    if isinstance(bench.source, Variant):
-        return _backbone(bench, bench.source)
     logging.disable(logging.WARNING)  # a line per parameter of the optimizer
     try:
         is_config = isinstance(bench.source, str)
@@ -137,18 +114,6 @@ def _fix_detections(model: Any, count: int, side: int) -> None:
     setattr(head, name, fixed)
 
 
-def _backbone(bench: Bench, variant: Variant) -> Work:
-    side = bench.pixels // PATCH
-    model = variant.build(side).to(bench.device)
-    pixels = side * variant.patch
-    images = torch.randn(bench.batch, 3, pixels, pixels, device=bench.device)
-    meter = PartMeter()
-    function = torch.compile(model) if bench.compiled else model
-    forward = meter.wrap("backbone", function)
-    backward = meter.wrap("backward", lambda loss: loss.backward())
-    return Work(model, lambda: images, forward, lambda x: _scalar(forward(x)), backward, meter)
-
-
 def updater(optimizer: OptimWrapper | None, meter: PartMeter) -> Callable[[Tensor], Any]:
     """The backward pass and the step of an optimizer, as parts."""
     if optimizer is None:
@@ -156,9 +121,3 @@ def updater(optimizer: OptimWrapper | None, meter: PartMeter) -> Callable[[Tenso
     meter.attach(optimizer, "backward", "backward")
     meter.attach(optimizer, "step zero_grad", "optimizer")
     return optimizer.update_params
-
-
-def _scalar(output: Any) -> Tensor:
-    while not isinstance(output, Tensor):
-        output = next(iter(output.values())) if isinstance(output, dict) else output[0]
-    return output.float().mean()

@@ -10,6 +10,7 @@ import torch
 from benchmarks import peers
 from ropevit_mmdet.apis.benchmark.measure import Bench, in_new_process, measure
 from ropevit_mmdet.apis.benchmark.report import plot, table
+from ropevit_mmdet.errors import UserError
 from tests.commands import fails, ropevit
 
 measuring = import_module("ropevit_mmdet.apis.benchmark.measure")
@@ -85,14 +86,12 @@ def test_memory_is_measured_in_a_new_process():
 @pytest.mark.parametrize(
     ("argv", "error"),
     [
-        (["windows", "--sizes", "57"], "must be multiples of 56"),
         (["nobody"], "config nobody is neither a file nor the name of a packaged config"),
         (["mmdet::nobody"], "config mmdet::nobody: "),
         (
             ["shapes_eomt", "shapes_retinanet", "--checkpoint", "x"],
             "--checkpoint needs a single CONFIG",
         ),
-        (["windows", "--data"], "--data only configs"),
         (["shapes_eomt", "--plot", "x.jpg"], "must end in .png"),
     ],
 )
@@ -101,10 +100,12 @@ def test_the_command_checks_its_arguments_first(argv, error, capsys):
 
 
 def test_peers_have_the_command(monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["peers", "sam", "birder::vitdet", "--sizes", "57"])
+    monkeypatch.setattr("sys.argv", ["peers", "windows", "sam", "birder::vitdet", "--data"])
     with pytest.raises(SystemExit):
         peers.main()
-    assert "--sizes of backbones must be multiples of 56" in capsys.readouterr().err
+    assert "--data only configs" in capsys.readouterr().err
+    with pytest.raises(UserError, match="multiples of 56, not 57"):
+        assert Bench(peers.PEERS["windows"], 57).work
 
 
 def test_the_matrix_rate_counts_multiplications_and_additions(monkeypatch):

@@ -9,7 +9,6 @@ import torch
 from benchmarks import peers
 from ropevit_mmdet import RoPEViT
 from ropevit_mmdet.apis.benchmark.measure import Bench
-from ropevit_mmdet.apis.benchmark.models import Variant
 from tests.tiny_coco import write_tiny
 
 TWO_STAGE = {
@@ -97,7 +96,8 @@ def test_one_stage_peer():
 
 def test_backbones():
     small = dict(patch_size=14, num_layers=2, num_heads=2, hidden_dim=32, mlp_dim=64)
-    variant = Variant(lambda side: RoPEViT(small, window_size=4, global_attn_indices=(1,)), 14)
+    build = partial(RoPEViT, small, window_size=4, global_attn_indices=(1,))
+    variant = partial(peers.backbone, build=lambda side: build())
     forward = Bench(variant, 56).flops()
     training = Bench(variant, 56, "training").flops()
     assert forward.keys() == {"backbone", "other"}
