@@ -44,8 +44,8 @@ def build(bench: Bench) -> Work:
     torch.manual_seed(0)
     logging.disable(logging.WARNING)  # a line per parameter of the optimizer
     try:
-        is_config = isinstance(bench.source, str)
-        return _detector(bench, bench.source) if is_config else bench.source(bench)
+        source = bench.source
+        return _detector(bench, source) if isinstance(source, str) else source(bench)
     finally:
         logging.disable(logging.NOTSET)
 

@@ -51,7 +51,9 @@ def plot(report: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
         width = [
             1000 * row["parts"].get(part, {"median": 0.0})["median"] / row["batch"] for row in rows
         ]
-        style = dict(color=COLORS[index % len(COLORS)], hatch=("", "//", "..")[index // 7 % 3])
+        style: dict[str, Any] = dict(
+            color=COLORS[index % len(COLORS)], hatch=("", "//", "..")[index // 7 % 3]
+        )
         axis.barh(range(len(rows)), width, left=start, label=part, edgecolor="white", **style)
         start = [a + b for a, b in zip(start, width, strict=True)]
     axis.set_yticks(range(len(rows)), names, fontsize=8)
