@@ -9,7 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from mmengine.logging import MessageHub
+from mmengine.logging import MessageHub, MMLogger
 from mmengine.optim import OptimWrapper, build_optim_wrapper
 from mmengine.runner import Runner
 from mmengine.structures import InstanceData
@@ -42,12 +42,14 @@ class Work(NamedTuple):
 def build(bench: Bench) -> Work:
     """Builds the model of a benchmark on its device, with parts attached."""
     torch.manual_seed(0)
-    logging.disable(logging.WARNING)  # a line per parameter of the optimizer
+    logger = MMLogger.get_current_instance()
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # else a line or more per parameter
     try:
         source = bench.source
         return _detector(bench, source) if isinstance(source, str) else source(bench)
     finally:
-        logging.disable(logging.NOTSET)
+        logger.setLevel(level)
 
 
 def corners(count: int) -> Tensor:

@@ -5,6 +5,7 @@ from functools import partial
 
 import pytest
 import torch
+from mmengine.logging import MMLogger, print_log
 
 from benchmarks import peers
 from ropevit_mmdet import RoPEViT
@@ -30,6 +31,16 @@ def test_images_have_exactly_so_many_detections(config, masks):
             assert len(found) == count and ("masks" in found) == masks
             if masks:
                 assert found.masks.shape == (count, 112, 112)
+
+
+def test_building_logs_no_parameters(capfd):
+    print_log("before", "current")
+    level = MMLogger.get_current_instance().level
+    assert Bench("shapes_retinanet", 112, "training").work
+    print_log("after", "current")
+    captured = capfd.readouterr()
+    lines = [line for line in (captured.out + captured.err).splitlines() if "mmengine" in line]
+    assert len(lines) == 2 and MMLogger.get_current_instance().level == level
 
 
 def test_weights_are_as_initialised():
