@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ropevit_mmdet.apis.benchmark import device_name, peak_of, wait_for
+from ropevit_mmdet.apis.benchmark.measure import device_name, peak_of, wait_for
 from ropevit_mmdet.compat.ops.multi_scale_deformable import (
     mmcv_attention,
     multi_scale_deformable_attention,
@@ -81,7 +81,7 @@ def measure(inputs: tuple[Tensor, ...], runs: int) -> dict[str, list[float]]:
     return rows
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sizes", type=int, nargs="+", default=[448, 896], help="pixels")
     parser.add_argument("--batch", type=int, default=1)
@@ -89,7 +89,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--runs", type=int, default=9)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     settings = f"{args.dtype}, batch {args.batch}, {args.threads} threads"
     print(f"{device_name(args.device)}, torch {torch.__version__}, {settings}")

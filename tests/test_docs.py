@@ -34,7 +34,7 @@ RAW = "https://raw.githubusercontent.com/ropevit-mmdet/ropevit_mmdet/main/"
 SKIPPED = (
     *("make ", "pip install", "pre-commit", ". .venv", "bash tools/dist_", "NNODES=2", "pytest"),
     *("python -m tests.", "python -m benchmarks."),
-    *(f"ropevit {name}" for name in "adapt convert doctor mmdet compare benchmark".split()),
+    *(f"ropevit {name}" for name in "adapt convert doctor mmdet compare benchmark plan".split()),
 )
 SMALL = {"make-shapes": "--num-train 2 --num-val 1 --num-test 1 --size 112 --workers 1".split()}
 STAND_IN = """

@@ -17,7 +17,7 @@ from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 from torch import nn
 
-from ropevit_mmdet.compat.config import metric_settings, packaged_config, type_name
+from ropevit_mmdet.compat.config import base_path, metric_settings, packaged_config, type_name
 from ropevit_mmdet.datasets import innermost_datasets
 from ropevit_mmdet.engine.base_variables import ineffective_variables
 from ropevit_mmdet.errors import UserError
@@ -47,9 +47,9 @@ def load_config(
 ) -> Config:
     """Loads a config file or a packaged config, and applies the options of a command to it.
 
-    `path` may be a loaded config with a file name. `options` are values by dotted key, or
-    `KEY=VALUE` strings in the syntax of `DictAction`. Without `imports`, the modules of its
-    `custom_imports` are not imported.
+    `path` may be `PACKAGE::NAME`, or a loaded config with a file name. `options` are values by
+    dotted key, or `KEY=VALUE` strings in the syntax of `DictAction`. Without `imports`, the modules
+    of its `custom_imports` are not imported.
     """
     if isinstance(path, Config):
         config, file = deepcopy(path), Path(path.filename)
@@ -74,6 +74,11 @@ def load_config(
 
 def _read_file(path: str | os.PathLike[str], imports: bool) -> tuple[Config, Path]:
     file: Any = Path(path) if Path(path).is_file() else packaged_config(str(path))
+    if "::" in str(path):
+        try:
+            file = Path(base_path(f"{str(path).removesuffix('.py')}.py", "")[0])
+        except (ModuleNotFoundError, FileNotFoundError) as error:
+            raise UserError(f"config {path}: {error}") from error
     _require(file, f"config {path} is neither a file nor the name of a packaged config")
     try:
         config = Config.fromfile(file, import_custom_modules=imports)

@@ -22,7 +22,8 @@ from ropevit_mmdet.engine.hooks.rope_vit_checks import check_strides
 from ropevit_mmdet.errors import UserError
 from ropevit_mmdet.models.necks.simple_feature_pyramid import SimpleFeaturePyramid
 
-_SIZES = ((200, 224), (212, 198))  # pixels (height, width), padded to 224 x 224
+_SIDE = 224  # pixels, of a padded batch
+_SIZES = ((200, 224), (212, 198))  # pixels (height, width)
 _PROPOSALS = {"max_per_img": 50, "nms_pre": 200}  # fewer than of a large image
 _BRANCHES = ("sup", "unsup_teacher", "unsup_student")  # of semi-supervised training
 
@@ -40,7 +41,10 @@ def check_training(
     Raises:
         UserError: losses that are not finite, or parameters of the backbone without a gradient.
     """
-    config, sizes = _small(config), sizes or _SIZES
+    config, sizes = offline(config, _SIDE, pretrained=True), sizes or _SIZES
+    for _, settings in walk(config.model):
+        if _PROPOSALS.keys() <= settings.keys():
+            settings.update(_PROPOSALS)
     init_default_scope(config.get("default_scope") or "mmdet")
     model = revert_sync_batchnorm(MODELS.build(config.model))
     model.init_weights()
@@ -49,7 +53,7 @@ def check_training(
     optim_wrapper = build_optim_wrapper(model, config.optim_wrapper)
     MessageHub.get_current_instance().update_info_dict(dict(iter=0, epoch=0, max_iters=1))
     model.train()
-    data = _images(config, sizes)
+    data = synthetic_batch(config, sizes)
     if student is not model:
         data = {key: {name: deepcopy(data[key]) for name in _BRANCHES} for key in data}
     losses = model._run_forward(model.data_preprocessor(data, True), mode="loss")
@@ -60,22 +64,26 @@ def check_training(
     if predict:
         model.eval()  # a statement: that of distillation returns None
         with torch.no_grad():
-            model.test_step(_images(config, sizes[:1]))
+            model.test_step(synthetic_batch(config, sizes[:1]))
 
 
-def _small(config: Config) -> Config:
-    """A copy that downloads nothing, needs no GPU, and does not enlarge the images of a batch."""
+def offline(config: Config, side: int = 0, *, pretrained: bool = False) -> Config:
+    """A copy that downloads nothing, caches nothing, and needs no GPU.
+
+    With a `side` in pixels, the model pads or resizes a batch to a square of that side. Only with
+    `pretrained` the init_cfg of a RoPEViT stays.
+    """
     config = deepcopy(config)
     if "teacher_ckpt" in config.model:
         config.model.teacher_ckpt = None
     for path, settings in walk(config.model):
-        is_pretrained = type_name(settings.get("init_cfg")) == "Pretrained"
-        if is_pretrained and type_name(settings) != "RoPEViT":
+        kept = pretrained and type_name(settings) == "RoPEViT"
+        if not kept and type_name(settings.get("init_cfg")) == "Pretrained":
             settings["init_cfg"] = None
-        if _PROPOSALS.keys() <= settings.keys():
-            settings.update(_PROPOSALS)
-        if "batch_augments" in path:
-            settings.update(dict.fromkeys({"size", "scale"} & settings.keys(), _SIZES[0]))
+        if side and "batch_augments" in path:
+            settings.update(dict.fromkeys({"size", "scale"} & settings.keys(), (side, side)))
+        if type_name(settings) == "FrozenBackbone":
+            settings["cache_dir"] = None
     wrapper = config.setdefault("optim_wrapper", dict(optimizer=dict(type="SGD", lr=0.01)))
     if type_name(wrapper) == "AmpOptimWrapper":  # asserts a GPU
         wrapper.type = "OptimWrapper"
@@ -84,14 +92,22 @@ def _small(config: Config) -> Config:
     return config
 
 
-def _images(config: Config, sizes: Sequence[tuple[int, int]]) -> dict[str, Any]:
-    """Images with two objects each, with what the training pipeline loads."""
+def synthetic_batch(
+    config: Config, sizes: Sequence[tuple[int, int]], objects: int = 2
+) -> dict[str, Any]:
+    """Images with objects, with what the training pipeline of a config loads.
+
+    Args:
+        config: says whether masks, segmentations and proposals are loaded.
+        sizes: pixels (height, width) of each image.
+        objects: number per image.
+    """
     steps = [step for _, step in walk(config.get("train_dataloader"))]
     panoptic = any("Panoptic" in type_name(step) for step in steps)
     data = demo_mm_inputs(
         len(sizes),
         [(3, *size) for size in sizes],
-        num_items=[2] * len(sizes),
+        num_items=[objects] * len(sizes),
         with_mask=panoptic or any(step.get("with_mask") for step in steps),
         with_semantic=panoptic or any(step.get("with_seg") for step in steps),
     )

@@ -9,7 +9,7 @@ from typing import Any
 from mmengine.config import Config
 
 from ropevit_mmdet.apis.adaptation.rules import KeyPath, walk
-from ropevit_mmdet.compat.config import base_path, type_name
+from ropevit_mmdet.compat.config import type_name
 from ropevit_mmdet.engine.config import load_config
 from ropevit_mmdet.errors import UserError
 
@@ -26,17 +26,12 @@ def read_config(config: str | os.PathLike[str] | Config) -> tuple[dict[str, Any]
     """
     if isinstance(config, Config):
         return _plain(config.to_dict()), None
-    file = name = os.fspath(config)
-    if "::" in name:
-        name = f"{name.removesuffix('.py')}.py"
-        try:
-            file = base_path(name, "")[0]
-        except (ModuleNotFoundError, FileNotFoundError) as error:
-            raise UserError(f"config {name}: {error}") from error
-    loaded = load_config(file, imports=False)  # modules of the old backbone may be absent
+    name = os.fspath(config)
+    loaded = load_config(name, imports=False)  # modules of the old backbone may be absent
     settings = _plain(loaded.to_dict())
     del settings["launcher"], settings["work_dir"]  # of load_config
-    base = name if "::" in name else str(Path(loaded.filename).resolve())
+    packaged = f"{name.removesuffix('.py')}.py" if "::" in name else ""
+    base = packaged or str(Path(loaded.filename).resolve())
     is_python_style = base.endswith(".py") and Config._is_lazy_import(loaded.filename)
     return settings, None if is_python_style else base
 

@@ -10,7 +10,7 @@ import torch
 from mmdet.registry import DATASETS
 from mmengine.config import Config
 
-from ropevit_mmdet.apis.benchmark import count_flops, in_new_process, peak_of, wait_for
+from ropevit_mmdet.apis.benchmark.measure import count_flops, in_new_process, peak_of, wait_for
 from ropevit_mmdet.apis.compare.experiment import CONFIG_FILE
 from ropevit_mmdet.apis.detector import Detector
 from ropevit_mmdet.engine.hooks import latest_checkpoint

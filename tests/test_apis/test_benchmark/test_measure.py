@@ -1,0 +1,115 @@
+"""Rows of the benchmark, its table and plot, and the command."""
+
+import json
+import os
+from importlib import import_module
+
+import pytest
+import torch
+
+from benchmarks import peers
+from ropevit_mmdet.apis.benchmark.measure import Bench, in_new_process, measure
+from ropevit_mmdet.apis.benchmark.report import plot, table
+from ropevit_mmdet.errors import UserError
+from tests.commands import fails, ropevit
+
+measuring = import_module("ropevit_mmdet.apis.benchmark.measure")
+ARGV = ["--sizes", "112", "--runs", "1", "--device", "cpu", "--threads", "1"]
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Memory in this process: another one imports everything again. Small matrix products."""
+    monkeypatch.setattr(measuring, "in_new_process", lambda function, *args: function(*args))
+    monkeypatch.setattr(measuring, "_MATRIX", {"cpu": 64})
+
+
+def test_rows_have_medians_spreads_and_shares(quick, monkeypatch):
+    taken = iter([(1.0, {"a": 1.0}), (4.0, {"b": 4.0}), (2.0, {"a": 2.0}), (3.0, {"a": 3.0})])
+    monkeypatch.setattr(Bench, "seconds", lambda bench: next(taken))
+    monkeypatch.setattr(Bench, "peak_memory", lambda bench: (5, 7))
+    monkeypatch.setattr(Bench, "flops", lambda bench: {"a": 30.0, "other": 6.0})
+    monkeypatch.setattr(Bench, "run", lambda bench: {})
+    monkeypatch.setattr(measuring, "matrix_rate", lambda device, dtype: 20.0)
+    (row,), _ = measure({("x", False): Bench("x", 8, batch=5)}, runs=4, progress=str)
+    assert row["median"] == 2.5 and row["spread"] == 1.5 and row["images_per_second"] == 2
+    assert row["flops"] == 36 and row["share"] == 36 / 2.5 / 20 and row["matrix_rate"] == 20
+    assert row["parts"]["a"]["median"] == 1.5 and row["parts"]["a"]["share"] == 1
+    assert row["parts"]["b"] == dict(median=0, spread=1, flops=0, share=0)
+    assert (row["weight_bytes"], row["peak_bytes"]) == (5, 7)
+
+
+def test_the_table_has_ratios_to_the_first_of_a_group_and_skipped_ones(tmp_path):
+    part = dict(median=0.5, spread=0.1, flops=2e9, share=0.25)
+    common = dict(pixels=56, mode="forward", batch=2, spread=0.1, flops=5e9, matrix_rate=1e10)
+    common |= dict(share=0.5, parts={"backbone": part, "other": part | dict(flops=0)})
+    row = dict(common, name="ours", compiled=False, median=1.0, images_per_second=2.0)
+    row |= dict(peak_bytes=2**20)
+    rows = [row, row | dict(compiled=True, median=2.5), row | dict(batch=4)]
+    settings = dict(device="a chip", threads=2, dtype="float32", torch="2", date="today")
+    report = settings | dict(rows=rows, skipped=[row | dict(name="b", why="MemoryError: ")])
+    lines = table(report).splitlines()
+    assert "forward, batch 2, 0.01 TFLOP/s" in lines[2]
+    assert lines[4].split() == "ours 1.0000 0.1000 100% 5.0 50% 2 1.00 1".split()
+    assert lines[5].split() == "backbone 0.5000 0.1000 50% 2.0 25%".split()
+    assert lines[6].split() == "other 0.5000 0.1000 50%".split()
+    assert lines[7].startswith("ours, compiled ") and lines[7].split()[-2] == "2.50"
+    assert "batch 4" in lines[11] and lines[13].split()[-2] == "1.00"
+    assert lines[-1] == "b, 56 px, forward, batch 2, skipped: MemoryError: "
+    plot(report, tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_variant_that_fails_is_skipped(monkeypatch):
+    monkeypatch.setattr(Bench, "peak_memory", lambda bench: import_module("no_timm"))
+    rows, skipped = measure({("a", False): Bench("a", 56)}, runs=1, progress=str)
+    assert rows == [] and skipped[0]["why"] == "ModuleNotFoundError: No module named 'no_timm'"
+
+
+def test_the_command_measures_and_plans(quick, tmp_path, capsys):
+    argv = ["shapes_retinanet", *ARGV, "--batch", "1", "2", "--modes", "training"]
+    ropevit("benchmark", *argv, "--json", tmp_path / "r.json", "--plot", tmp_path / "r.png")
+    report = json.loads((tmp_path / "r.json").read_text())
+    assert [row["batch"] for row in report["rows"]] == [1, 2] and not report["skipped"]
+    for row in report["rows"]:
+        assert row["peak_bytes"] >= 0 and row["weight_bytes"] > 1e6
+        assert row["flops"] == sum(part["flops"] for part in row["parts"].values()) > 1e9
+    output = capsys.readouterr().out
+    assert f"{report['rows'][0]['median']:.4f}" in output
+    assert "shapes_retinanet, 112 px: 2,250 optimizer steps of 2 images" in output
+
+
+def test_memory_is_measured_in_a_new_process():
+    assert in_new_process(os.getpid) != os.getpid()
+
+
+@pytest.mark.parametrize(
+    ("argv", "error"),
+    [
+        (["nobody"], "config nobody is neither a file nor the name of a packaged config"),
+        (["mmdet::nobody"], "config mmdet::nobody: "),
+        (
+            ["shapes_eomt", "shapes_retinanet", "--checkpoint", "x"],
+            "--checkpoint needs a single CONFIG",
+        ),
+        (["shapes_eomt", "--plot", "x.jpg"], "must end in .png"),
+    ],
+)
+def test_the_command_checks_its_arguments_first(argv, error, capsys):
+    assert error in fails(capsys, "benchmark", *argv)
+
+
+def test_peers_have_the_command(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["peers", "windows", "sam", "birder::vitdet", "--data"])
+    with pytest.raises(SystemExit):
+        peers.main()
+    assert "--data only configs" in capsys.readouterr().err
+    with pytest.raises(UserError, match="multiples of 56, not 57"):
+        assert Bench(peers.PEERS["windows"], 57).work
+
+
+def test_the_matrix_rate_counts_multiplications_and_additions(monkeypatch):
+    monkeypatch.setattr(measuring, "_MATRIX", {"cpu": 100})
+    clock = iter([10.0, 12.0])
+    monkeypatch.setattr(measuring, "_clock", lambda device: next(clock))
+    assert measuring.matrix_rate(torch.device("cpu"), torch.float32) == 1e6
