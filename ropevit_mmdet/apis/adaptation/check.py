@@ -10,7 +10,6 @@ from mmdet.registry import MODELS
 from mmdet.testing import demo_mm_inputs
 from mmengine.config import Config
 from mmengine.logging import MessageHub
-from mmengine.model import revert_sync_batchnorm
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import init_default_scope
 from mmengine.structures import InstanceData
@@ -46,7 +45,7 @@ def check_training(
         if _PROPOSALS.keys() <= settings.keys():
             settings.update(_PROPOSALS)
     init_default_scope(config.get("default_scope") or "mmdet")
-    model = revert_sync_batchnorm(MODELS.build(config.model))
+    model = MODELS.build(config.model)
     model.init_weights()
     student = getattr(model, "student", model)
     check_strides(student)
@@ -77,6 +76,8 @@ def offline(config: Config, side: int = 0, *, pretrained: bool = False) -> Confi
     if "teacher_ckpt" in config.model:
         config.model.teacher_ckpt = None
     for path, settings in walk(config.model):
+        if type_name(settings) in ("SyncBN", "MMSyncBN"):  # of a process group
+            settings["type"] = "BN"
         kept = pretrained and type_name(settings) == "RoPEViT"
         if not kept and type_name(settings.get("init_cfg")) == "Pretrained":
             settings["init_cfg"] = None
@@ -114,7 +115,7 @@ def synthetic_batch(
     for sample in data["data_samples"]:  # of the only class that every dataset has
         sample.gt_instances.labels.zero_()
         sample.ignored_instances = sample.gt_instances[:0]
-        sample.set_metainfo(dict(homography_matrix=np.eye(3)))
+        sample.set_metainfo(dict(homography_matrix=np.eye(3, dtype=np.float32)))
         if "gt_sem_seg" in sample:
             sample.gt_sem_seg.sem_seg.zero_()
         if any(type_name(step) == "LoadProposals" for step in steps):

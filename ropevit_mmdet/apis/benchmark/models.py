@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from mmengine.logging import MessageHub, MMLogger
-from mmengine.model import revert_sync_batchnorm
 from mmengine.optim import OptimWrapper, build_optim_wrapper
 from mmengine.runner import Runner
 from mmengine.structures import InstanceData
@@ -63,7 +62,7 @@ def corners(count: int) -> Tensor:
 
 def _detector(bench: Bench, source: str) -> Work:
     config = offline(load_config(source, bench.options), bench.pixels)
-    model: Any = revert_sync_batchnorm(build_detector(config))
+    model: Any = build_detector(config)
     model.init_weights()
     if bench.checkpoint:
         state = read_detector_checkpoint(bench.checkpoint)["state_dict"]
