@@ -57,8 +57,7 @@ def main(argv: list[str] | None = None) -> None:
     with one_line_errors():
         recipes = Recipes(args.root.resolve(), args.seeds, args.jobs)
         try:
-            recipes.make_data()
-            recipes.pretrain()
+            recipes.start_from(None)
             for title in args.only or SECTIONS:
                 getattr(recipes, SECTIONS[title])(title)
             report = recipes.report()
@@ -83,6 +82,15 @@ class Recipes:
         if jobs > 1:
             os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // jobs))
         root.mkdir(parents=True, exist_ok=True)
+
+    def start_from(self, weights: Path | None) -> None:
+        """Makes the images; the backbone's weights are those of a checkpoint, or pretrained."""
+        if weights:
+            self.checkpoint = weights.resolve()
+            shapes.generate(self.data)
+        else:
+            self.make_data()
+            self.pretrain()
 
     def make_data(self) -> None:
         log("generating the datasets")

@@ -7,8 +7,8 @@ train_ann = "annotations/instances_train.json"
 val_ann = "annotations/instances_val.json"
 classes = ("circle", "square", "triangle", "star", "ring")
 
-# Without masks use "./ropevit_retinanet.py", "./ropevit_fcos.py" or "./ropevit_atss.py"; with masks
-# also "./ropevit_eomt.py".
+# Without masks use "./ropevit_retinanet.py" or that of fcos, atss, rtmdet, dino, deformable-detr or
+# ddq; with masks also that of cascade-maskrcnn, rtmdet-ins, mask2former or eomt.
 _base_ = "./ropevit_maskrcnn.py"
 import os  # noqa: E402  mmengine parses a file that begins with an import differently
 
@@ -28,8 +28,13 @@ if "roi_head" in _base_.model:
     stages = [{**s, **num_classes} for s in stages] if isinstance(stages, list) else num_classes
     heads = dict(roi_head=dict(bbox_head=stages, mask_head=num_classes))
 if "panoptic_head" in _base_.model:
-    things = dict(num_things_classes=len(classes))
+    things = dict(num_things_classes=len(classes), num_stuff_classes=0)
     heads = dict(panoptic_head=things, panoptic_fusion_head=things)
+    if "class_weight" in _base_.model.panoptic_head.loss_cls:  # of Mask2Former; last: no object
+        weights = dict(class_weight=[1.0] * len(classes) + [0.1])
+        heads["panoptic_head"] = dict(things, loss_cls=weights)
+    if _base_.model.test_cfg.panoptic_on:
+        raise ValueError("the base is for panoptic segmentation: take the one without -panoptic")
 frozen = "backbone" in _base_.model.backbone  # FrozenBackbone stores no activations
 model = dict(backbone={} if frozen else dict(with_cp=True), **heads)
 metainfo = dict(classes=classes)
@@ -51,7 +56,9 @@ val_evaluator = dict(ann_file=os.path.join(data_root, val_ann), classwise=True)
 test_evaluator = val_evaluator
 train_cfg = dict(max_iters=max_iters, val_interval=500 * passes)
 optim_wrapper = dict(
-    accumulative_counts=passes, optimizer=dict(lr=5e-5), clip_grad=dict(max_norm=1.0)
+    accumulative_counts=passes,
+    optimizer=dict(lr=5e-5),
+    clip_grad=_base_.optim_wrapper.get("clip_grad") or dict(max_norm=1.0),
 )
 warmup = 250 * passes
 param_scheduler = [

@@ -1,39 +1,23 @@
-# As ropevit_eomt.py, for COCO's panoptic segmentation: 80 thing and 53 stuff classes (published
-# with DINOv2: B 50.6 PQ). mmdet reads and evaluates it with another package:
-# pip install git+https://github.com/cocodataset/panopticapi.git
-_base_ = "./ropevit_eomt.py"
-num_things, num_stuff = 80, 53
-data_root = _base_.data_root
+# As ropevit_eomt.py, for COCO's panoptic segmentation (published with DINOv2: B 50.6 PQ).
+_base_ = [
+    "./_base_/default_runtime.py",
+    "./_base_/models/eomt.py",
+    "./_base_/datasets/coco_panoptic.py",
+    "./_base_/schedules/eomt_12e.py",
+]
+stuff = dict(num_stuff_classes=53)
 model = dict(
     data_preprocessor=dict(pad_seg=True),
-    panoptic_head=dict(num_stuff_classes=num_stuff),
-    panoptic_fusion_head=dict(num_stuff_classes=num_stuff),
+    panoptic_head=stuff,
+    panoptic_fusion_head=stuff,
     test_cfg=dict(panoptic_on=True, iou_thr=0.8, filter_low_score=True),
 )
+image_size = (640, 640)
 train_pipeline = _base_.train_pipeline
+train_pipeline[2].scale = train_pipeline[3].crop_size = image_size
 test_pipeline = _base_.test_pipeline
-train_pipeline[1] = test_pipeline[2] = dict(type="LoadPanopticAnnotations")
-train_dataloader = dict(
-    dataset=dict(
-        type="CocoPanopticDataset",
-        ann_file="annotations/panoptic_train2017.json",
-        data_prefix=dict(seg="annotations/panoptic_train2017/"),
-        pipeline=train_pipeline,
-    )
-)
-val_dataloader = dict(
-    dataset=dict(
-        type="CocoPanopticDataset",
-        ann_file="annotations/panoptic_val2017.json",
-        data_prefix=dict(seg="annotations/panoptic_val2017/"),
-        pipeline=test_pipeline,
-    )
-)
+test_pipeline[1].scale = image_size
+train_dataloader = dict(batch_size=2, dataset=dict(pipeline=train_pipeline))
+val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader
-val_evaluator = dict(
-    _delete_=True,
-    type="CocoPanopticMetric",
-    ann_file=data_root + "annotations/panoptic_val2017.json",
-    seg_prefix=data_root + "annotations/panoptic_val2017/",
-)
-test_evaluator = val_evaluator
+default_hooks = dict(mask_annealing=dict(type="MaskAnnealingHook"))

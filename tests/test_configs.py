@@ -13,7 +13,7 @@ from mmdet.structures.mask import BitmapMasks
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import init_default_scope
-from mmengine.structures import InstanceData
+from mmengine.structures import InstanceData, PixelData
 
 from ropevit_mmdet.engine.hooks.rope_vit_checks import check_normalization, check_strides
 from ropevit_mmdet.weights.checkpoint import read_checkpoint
@@ -22,6 +22,7 @@ from tests import oracle
 CONFIGS = Path(__file__).parents[1] / "configs"
 FILES = [path for path in sorted(CONFIGS.glob("*.py")) if "eomt" not in path.stem]
 COCO = [path for path in FILES if path.stem.startswith("ropevit_")]
+QUERIES = [path for path in COCO if re.search("dino|detr|ddq|mask2former", path.stem)]
 SMALL = "rope_vit_t14"
 COCO_IMAGES = 118_000  # of train2017, as ViTDet's 184,375 iterations of 64 for 100 epochs count
 
@@ -43,7 +44,7 @@ def checkpoints(tmp_path_factory):
 
 
 def load(path: Path, checkpoints: Callable[..., Path] | None = None) -> Config:
-    """The config with a small architecture, fewer proposals and two passes per step."""
+    """The config with a small architecture, fewer proposals or queries and two passes per step."""
     config = Config.fromfile(path)
     init_default_scope(config.default_scope)
     backbone = backbone_of(config)
@@ -69,13 +70,22 @@ def load(path: Path, checkpoints: Callable[..., Path] | None = None) -> Config:
         stages = config.model.train_cfg.rcnn
         for stage in stages if isinstance(stages, list) else [stages]:
             stage.sampler.num = 32
+    if "num_queries" in config.model:
+        config.model.num_queries = 40  # test images have 20 cells in the coarsest levels
+        config.model.encoder.num_layers, config.model.decoder.num_layers = 1, 2
+        config.model.test_cfg.max_per_img = 10
+    if "panoptic_head" in config.model:
+        head = config.model.panoptic_head
+        head.num_queries = config.model.test_cfg.max_per_image = 10
+        head.pixel_decoder.encoder.num_layers, head.transformer_decoder.num_layers = 1, 2
+        config.model.train_cfg.num_points = 64
     if config.optim_wrapper.get("accumulative_counts", 1) > 2:
         config.optim_wrapper.accumulative_counts = 2
     return config
 
 
-def images(num_classes: int) -> dict:
-    """A batch of two images of different sizes with two objects each."""
+def images(num_classes: int, *, masked: bool = True, stuff: int = 0) -> dict:
+    """A batch of two images of different sizes with two objects each, on the last stuff class."""
     inputs, samples = [], []
     for height, width in ((120, 150), (112, 100)):
         boxes = torch.tensor([[10.0, 20, 60, 70], [30, 10, 90, 100]])
@@ -89,6 +99,11 @@ def images(num_classes: int) -> dict:
         )
         shape = dict(img_shape=(height, width), ori_shape=(height, width), scale_factor=(1.0, 1.0))
         sample = DetDataSample(metainfo=dict(shape, img_id=0), gt_instances=instances)
+        if not masked:
+            del instances.masks
+        if stuff:
+            regions = torch.full((1, height, width), num_classes + stuff - 1)
+            sample.gt_sem_seg = PixelData(sem_seg=regions)
         sample.ignored_instances = InstanceData(
             bboxes=torch.zeros(0, 4), labels=torch.zeros(0).long()
         )
@@ -115,7 +130,7 @@ def test_loads_takes_two_optimizer_steps_and_a_test_step(path, checkpoints):
     optim_wrapper = build_optim_wrapper(model, config.optim_wrapper)
     optim_wrapper.initialize_count_status(model, 0, 2 * passes)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    data = images(head_of(config).num_classes)
+    data = images(num_classes(config), masked=has_masks(config), stuff=num_stuff(config))
     model.train()
     for _ in range(2 * passes):
         losses = model.train_step(data, optim_wrapper)
@@ -132,23 +147,35 @@ def test_loads_takes_two_optimizer_steps_and_a_test_step(path, checkpoints):
     with torch.no_grad():
         results = model.eval().test_step(data)
     assert [r.pred_instances.bboxes.shape[-1] for r in results] == [4, 4]
-    assert ("masks" in results[0].pred_instances) == ("roi_head" in config.model)
+    assert ("masks" in results[0].pred_instances) == has_masks(config)
+    assert ("pred_panoptic_seg" in results[0]) == bool(num_stuff(config))
 
 
 def backbone_of(config: Config) -> dict:
     return config.model.backbone.get("backbone", config.model.backbone)  # in a FrozenBackbone
 
 
-def head_of(config: Config) -> dict:
+def num_classes(config: Config) -> int:
+    if "panoptic_head" in config.model:
+        return config.model.panoptic_head.num_things_classes
     head = config.model.get("roi_head", config.model).bbox_head
-    return head[0] if isinstance(head, list) else head
+    return (head[0] if isinstance(head, list) else head).num_classes
+
+
+def num_stuff(config: Config) -> int:
+    return config.model.get("panoptic_head", {}).get("num_stuff_classes", 0)
+
+
+def has_masks(config: Config) -> bool:
+    model = config.model
+    return "roi_head" in model or "panoptic_head" in model or "Ins" in model.bbox_head.type
 
 
 def epochs_of(path: Path) -> int:
     return next((n for n in (12, 15) if f"{n}e" in path.stem), 100)
 
 
-@pytest.mark.parametrize("path", COCO, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted({*COCO} - {*QUERIES}), ids=lambda path: path.stem)
 def test_schedules_match_the_batch_size_of_the_learning_rate(path):
     config = Config.fromfile(path)
     per_pass = config.auto_scale_lr.base_batch_size  # mmengine scales by the batch of one pass
@@ -166,6 +193,23 @@ def test_schedules_match_the_batch_size_of_the_learning_rate(path):
     assert steps.end == config.train_cfg.max_iters
     parts = [milestone / steps.end for milestone in steps.milestones]
     assert parts == pytest.approx([8 / 9, 26 / 27], abs=1e-3)
+
+
+@pytest.mark.parametrize("path", QUERIES, ids=lambda path: path.stem)
+def test_published_recipes_of_heads_with_queries(path):
+    """detrex's projects/dino_eva; mmdet's mask2former_r50_8xb2-lsj-50e_coco.py."""
+    config, masks = Config.fromfile(path), "mask2former" in path.stem
+    epochs = 12 if re.search("12e|ddq", path.stem) else 50
+    assert config.train_cfg.max_iters == (368750 if masks else 7500 * epochs)
+    (steps,) = config.param_scheduler
+    parts = [milestone / config.train_cfg.max_iters for milestone in steps.milestones]
+    expected = [8 / 9, 26 / 27] if masks else [{12: 11 / 12, 50: 40 / 50}[epochs]]
+    assert parts == pytest.approx(expected, abs=1e-3) and steps.end == config.train_cfg.max_iters
+    assert 8 * config.train_dataloader.batch_size == config.auto_scale_lr.base_batch_size == 16
+    wrapper = config.optim_wrapper
+    assert wrapper.clip_grad == dict(max_norm=0.01 if masks else 0.1)
+    assert (wrapper.optimizer.lr, wrapper.paramwise_cfg.layer_decay_rate) == (1e-4, 0.7)
+    assert wrapper.optimizer.weight_decay == (0.05 if masks else 1e-4)
 
 
 def test_documented_commands_have_the_batch_size_of_the_learning_rate():
@@ -194,7 +238,10 @@ def test_image_sizes_match_rope_interpolation(path):
     assert side // backbone.get("patch_size", 14) == 64  # 4096 tokens
     assert side % preprocessor.pad_size_divisor == 0
     train, test = (config[f"{split}_dataloader"].dataset.pipeline for split in ("train", "test"))
-    assert train[1].with_mask == test[2].with_mask == ("roi_head" in config.model)
+    if num_stuff(config):
+        assert train[1].type == test[2].type == "LoadPanopticAnnotations"
+    else:
+        assert train[1].with_mask == test[2].with_mask == has_masks(config)
     assert [train[2].scale, train[3].crop_size, test[1].scale] == [(side, side)] * 3
     neck = MODELS.build(config.model.neck)
     assert preprocessor.pad_size_divisor % neck.strides[-1] == 0
@@ -214,7 +261,8 @@ def test_uses_registered_types(path):
     init_default_scope(config.default_scope)
     for loader in (config.train_dataloader, config.val_dataloader, config.test_dataloader):
         assert DATASETS.get(loader.dataset.type)
-    assert config.test_evaluator.type == config.val_evaluator.type == "FastCocoMetric"
+    metric = "CocoPanopticMetric" if num_stuff(config) else "FastCocoMetric"
+    assert config.test_evaluator.type == config.val_evaluator.type == metric
     assert METRICS.get(config.test_evaluator.type)
     assert config.randomness.seed is not None  # a resumed run needs it
     assert config.default_hooks.checks.type == "RoPEViTChecks" and "custom_hooks" not in config

@@ -1,4 +1,4 @@
-"""The EoMT configs: they build, load a birder checkpoint, train, predict and resume."""
+"""The EoMT configs build, load a birder checkpoint, train and predict; all heads resume."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ from ropevit_mmdet.engine.config import load_config
 from ropevit_mmdet.engine.hooks.mask_annealing_hook import probabilities
 from ropevit_mmdet.engine.hooks.rope_vit_checks import check_normalization
 from ropevit_mmdet.weights.checkpoint import read_checkpoint
-from tests import oracle
+from tests import oracle, test_configs
 from tests.test_configs import CONFIGS, images
 from tests.tiny_coco import write_tiny
 
@@ -115,9 +115,10 @@ def test_published_recipe():
     assert panoptic.train_dataloader.dataset.data_prefix.img == "train2017/"
 
 
-def runner(directory, work_dir, checkpoint=None):
-    """Of shapes_eomt.py, small, for seven iterations on four images; resumes from a checkpoint."""
-    config = load("shapes_eomt")
+def runner(name, directory, work_dir, checkpoint=None):
+    """Of a config, small, for seven iterations on four images; resumes from a checkpoint."""
+    eomt = name == "shapes_eomt"
+    config = load(name) if eomt else test_configs.load(CONFIGS / f"{name}.py")
     tiny = Config.fromfile(directory / "tiny.py")
     dataset = dict(tiny.dataset, pipeline=config.train_pipeline)
     config.train_dataloader = dict(tiny.train_dataloader, dataset=dataset)
@@ -125,8 +126,13 @@ def runner(directory, work_dir, checkpoint=None):
     for key in ("val_cfg", "val_dataloader", "val_evaluator", "test_cfg", "test_dataloader"):
         config[key] = None
     config.test_evaluator = None
-    config.model.panoptic_head.num_things_classes = 2
-    config.model.panoptic_fusion_head.num_things_classes = 2
+    for part in ("panoptic_head", "panoptic_fusion_head"):
+        if part in config.model:
+            config.model[part].num_things_classes = 2
+    if "bbox_head" in config.model:
+        config.model.bbox_head.num_classes = 2
+    elif not eomt:
+        config.model.panoptic_head.loss_cls.class_weight = [1.0, 1.0, 0.1]
     config.train_cfg.max_iters = 7
     config.default_hooks.checkpoint.update(interval=3, max_keep_ckpts=3)
     config.update(load_from=checkpoint and str(checkpoint), resume=bool(checkpoint))
@@ -134,12 +140,14 @@ def runner(directory, work_dir, checkpoint=None):
     return Runner.from_cfg(config)
 
 
-def test_resumes_to_the_bit(tmp_path, mmengine_instances, monkeypatch):
+@pytest.mark.parametrize("head", ["eomt", "dino", "rtmdet-ins", "mask2former"])
+def test_resumes_to_the_bit(head, tmp_path, mmengine_instances, monkeypatch):
+    name = f"shapes_{head}"
     write_tiny(tmp_path)
     monkeypatch.setattr("mmengine.config.config.FormatCode", lambda text, **_: (text, False))
-    straight = runner(tmp_path, tmp_path / "straight")
+    straight = runner(name, tmp_path, tmp_path / "straight")
     straight.train()
-    resumed = runner(tmp_path, tmp_path / "resumed", tmp_path / "straight" / "iter_3.pth")
+    resumed = runner(name, tmp_path, tmp_path / "resumed", tmp_path / "straight" / "iter_3.pth")
     resumed.train()
     assert resumed.iter == straight.iter == 7
     assert 0 < probabilities(5 / 7, 2)[1] < 1  # after the checkpoint: queries are sampled

@@ -12,6 +12,7 @@ from mmengine.registry import init_default_scope
 
 from ropevit_mmdet.datasets import check_datasets
 from ropevit_mmdet.engine.config import load_config
+from ropevit_mmdet.engine.hooks.rope_vit_checks import check_config_classes
 from ropevit_mmdet.errors import UserError
 from tests.test_configs import CONFIGS, load
 from tests.tiny_coco import write_tiny
@@ -102,9 +103,29 @@ def test_queries_for_masks(custom):
 
 
 @pytest.mark.parametrize(
+    ("name", "clip"),
+    [("dino", 0.1), ("deformable-detr", 0.1), ("ddq", 0.1), ("rtmdet", 1.0), ("rtmdet-ins", 1.0),
+     ("mask2former", 0.01)],
+)  # fmt: skip
+def test_classes_reach_every_head(custom, tmp_path, name, clip):
+    custom(_base_=f"{CONFIGS}/ropevit_{name}.py")
+    config = load(tmp_path / "mine.py")
+    assert config.optim_wrapper.clip_grad.max_norm == clip  # of the base, if it has one
+    model = MODELS.build(config.model)
+    check_config_classes(model, config, ("train", "val", "test"))
+    if name == "mask2former":
+        assert config.model.panoptic_head.loss_cls.class_weight == [1.0, 1.0, 0.1]
+        assert model.panoptic_head.cls_embed.out_features == 3
+        assert model.panoptic_fusion_head.num_classes == 2
+    else:
+        assert model.bbox_head.num_classes == model.bbox_head.cls_out_channels == 2
+
+
+@pytest.mark.parametrize(
     ("lines", "message"),
-    [(dict(passes=8), "passes must be 1, 2 or 4"), (dict(classes="dark"), r"\('dark',\)")],
-)
+    [(dict(_base_=f"{CONFIGS}/ropevit_mask2former-panoptic.py"), "take the one without -panoptic"),
+     (dict(passes=8), "passes must be 1, 2 or 4"), (dict(classes="dark"), r"\('dark',\)")],
+)  # fmt: skip
 def test_invalid_settings(custom, lines, message):
     with pytest.raises(ValueError, match=message):
         custom(**lines)

@@ -14,6 +14,7 @@ from torch import nn
 
 from ropevit_mmdet.datasets import innermost_datasets
 from ropevit_mmdet.engine.float32_decoding import float32_decoding
+from ropevit_mmdet.engine.hooks._query_checks import check_queries
 from ropevit_mmdet.engine.hooks._resumed_settings import resume_warning
 from ropevit_mmdet.errors import UserError
 from ropevit_mmdet.evaluation.fast_coco_metric import zero_figures
@@ -23,7 +24,7 @@ from ropevit_mmdet.weights.detector_checkpoint import check_start, has_backbone,
 
 # Heads whose num_classes is the dataset's; that of an RPN is 1.
 _HEAD = re.compile(r"(^|\.)(bbox|mask)_head(\.\d+)?$")
-_MASK_HEAD = re.compile(r"^(roi_head\.mask_head(\.\d+)?|panoptic_head)$")
+_MASK_HEAD = re.compile(r"^((roi|bbox)_head\.mask_head(\.\d+)?|panoptic_head)$")
 
 
 @HOOKS.register_module()
@@ -61,7 +62,7 @@ class RoPEViTChecks(Hook):
     def before_train(self, runner) -> None:
         self._decode_in_float32(runner)
         for loop in filter(None, (runner.train_loop, runner.val_loop)):
-            _check_dataset(runner.model, loop.dataloader.dataset)
+            _check_dataset(runner.model, loop.dataloader.dataset, loop is runner.train_loop)
         check_masks(_bare(runner.model), runner.train_loop.dataloader.dataset)
         scaling = runner.cfg.get("auto_scale_lr") or {}
         passes = runner.cfg.get("optim_wrapper", {}).get("accumulative_counts", 1)
@@ -191,8 +192,9 @@ def check_normalization(model: nn.Module) -> None:
         )
 
 
-def _check_dataset(model: Any, dataset: Any) -> None:
+def _check_dataset(model: Any, dataset: Any, training: bool = False) -> None:
     check_num_classes(_bare(model), getattr(dataset, "metainfo", {}))
+    check_queries(_bare(model), dataset, training=training)
 
 
 def _loads_masks(dataset: Any) -> bool:
