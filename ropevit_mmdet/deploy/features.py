@@ -71,7 +71,7 @@ class DynamicFeatures(nn.Module):
     def _window_segments(self, layout: _Windows, images: Tensor) -> list[Segment]:
         tables, window = self.backbone.rope_tables, layout.window
         rope = tables.window_rope.table((window, window), device=images.device)
-        mask = layout.mask(len(images), images.device)
+        mask = layout.mask(images.shape[0], images.device)
         return [Segment(1, tables.num_special + window**2, *tables.with_special(*rope), mask)]
 
 

@@ -1,0 +1,15 @@
+"""Detection heads as graphs: one file per family, and which of them exports a detector."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ropevit_mmdet.deploy.heads.dense import DenseGraph
+from ropevit_mmdet.deploy.heads.two_stage import TwoStageGraph
+
+GRAPHS = (DenseGraph, TwoStageGraph)
+
+
+def graph_class(model: Any) -> Any | None:
+    """Returns the class of `GRAPHS` that exports a detector, None if none does."""
+    return next((graph for graph in GRAPHS if graph.exports(model)), None)
