@@ -119,7 +119,8 @@ def split(
 @torch.no_grad()
 def predict(model: Any, images: Tensor, *, masks: bool = True, **changes: Any) -> list[Detections]:
     """mmdet's detections in images [B, 3, H, W], with changes of the `test_cfg`."""
-    cfg, head = graph_class(model).settings(model), getattr(model, "roi_head", None)
+    cfg = graph_class(model).settings(model)
+    head: Any = getattr(model, "roi_head", None)
     mask_head, preprocessor = getattr(head, "mask_head", None), model.data_preprocessor
     size, old = tuple(images.shape[-2:]), dict(cfg)
     inputs = stack_batch(
@@ -160,12 +161,12 @@ def _describe(images: Tensor) -> str:
 
 def differences(
     expected: Detections, actual: Detections, test_cfg: Any = None
-) -> tuple[float, float, float]:
+) -> tuple[float, ...]:
     """The largest differences of boxes (pixels), scores and mask IoUs, in both directions.
 
     With a `test_cfg`, a detection without a match is excused if rounding decides about it there.
     """
-    errors = []
+    errors: list[tuple[float, ...]] = []
     for one, other in ((expected, actual), (actual, expected)):
         parts = differences_to(one, other)
         if test_cfg is not None:
@@ -205,9 +206,9 @@ def _are_ties(one: Detections, other: Detections, test_cfg: Any) -> Tensor:
     In NMS it decides between overlapping boxes of equal scores, and at `iou_threshold`.
     """
     cuts = [one.scores.new_tensor(test_cfg.get("score_thr", 0))]
-    cuts += [other.scores.min()] if len(other.scores) >= test_cfg["max_per_img"] else []
+    cuts += [other.scores.min()] if len(other.scores) >= test_cfg.get("max_per_img", 0) else []
     is_cut = [(one.scores - cut).abs() <= SCORE_TOLERANCE for cut in cuts]
-    nms = test_cfg["nms"]
+    nms = test_cfg.get("nms") or {"iou_threshold": float("inf")}
     overlap = box_iou(one.boxes, other.boxes) - nms["iou_threshold"]  # [N, M]
     if not nms.get("class_agnostic", False):
         overlap[one.labels[:, None] != other.labels] = -1

@@ -49,7 +49,7 @@ class DynamicDetector(nn.Module):
         images = self.normalization(images)
         size = (images.shape[-2], images.shape[-1])
         padded = pad_to_multiple(images, self.pad_size_divisor, self.pad_value)
-        return self.head(self.features(padded), size)
+        return self.head(self.features(padded), size, (padded.shape[-2], padded.shape[-1]))
 
 
 def unsupported_detector(model: Any) -> list[str]:

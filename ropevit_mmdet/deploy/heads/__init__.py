@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from ropevit_mmdet.deploy.heads.deformable_detr import DeformableDETRGraph
 from ropevit_mmdet.deploy.heads.dense import DenseGraph
 from ropevit_mmdet.deploy.heads.two_stage import TwoStageGraph
 
-GRAPHS = (DenseGraph, TwoStageGraph)
+GRAPHS: tuple[Any, ...] = (DenseGraph, TwoStageGraph, DeformableDETRGraph)
 
 
-def graph_class(model: Any) -> Any | None:
+def graph_class(model: Any) -> Any:
     """Returns the class of `GRAPHS` that exports a detector, None if none does."""
     return next((graph for graph in GRAPHS if graph.exports(model)), None)

@@ -42,7 +42,9 @@ class DenseGraph(nn.Module):
         self.head, self.test_cfg = model.bbox_head, self.settings(model)
         self.register_buffer("score_thr", torch.tensor(float(self.test_cfg.get("score_thr", 0))))
 
-    def forward(self, maps: tuple[Tensor, ...], size: tuple[int, int]) -> tuple[Tensor, ...]:
+    def forward(
+        self, maps: tuple[Tensor, ...], size: tuple[int, int], padded: tuple[int, int]
+    ) -> tuple[Tensor, ...]:
         """Takes the maps of images of `size` (height, width), to which boxes are clipped."""
         cfg = self.test_cfg
         boxes, scores, labels, _, factors = candidates(self.head, maps, cfg.nms_pre, size)

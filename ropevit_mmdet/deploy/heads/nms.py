@@ -60,7 +60,9 @@ def pick(values: Tensor, indices: Tensor) -> Tensor:
     return torch.where(indices >= 0, values, torch.zeros_like(values))
 
 
-def detections(boxes: Tensor, scores: Tensor, labels: Tensor, kept: Tensor) -> tuple[Tensor, ...]:
+def detections(
+    boxes: Tensor, scores: Tensor, labels: Tensor, kept: Tensor
+) -> tuple[Tensor, Tensor]:
     """Returns `dets` [B, K, 5] (x1, y1, x2, y2, score) and `labels` [B, K], -1 for none."""
     dets = torch.cat((pick(boxes, kept), pick(scores, kept)[..., None]), dim=2)
     return dets, torch.where(kept >= 0, pick(labels, kept), torch.full_like(kept, -1))

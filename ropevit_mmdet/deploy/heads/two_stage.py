@@ -33,12 +33,14 @@ class TwoStageGraph(nn.Module):
         super().__init__()
         head = model.roi_head
         self.rpn_head, self.pasted, self.test_cfg = model.rpn_head, pasted, head.test_cfg
-        self.box_stages = _stages(head, "bbox")
-        self.mask_stages = _stages(head, "mask") if head.with_mask else nn.ModuleList()
+        self.box_stages: Any = _stages(head, "bbox")
+        self.mask_stages: Any = _stages(head, "mask") if head.with_mask else nn.ModuleList()
         self.outputs = ("dets", "labels", *(["masks"] if head.with_mask else []))
         self.register_buffer("score_thr", torch.tensor(float(self.test_cfg.score_thr)))
 
-    def forward(self, maps: tuple[Tensor, ...], size: tuple[int, int]) -> tuple[Tensor, ...]:
+    def forward(
+        self, maps: tuple[Tensor, ...], size: tuple[int, int], padded: tuple[int, int]
+    ) -> tuple[Tensor, ...]:
         """Takes the maps of images of `size` (height, width), to which boxes are clipped."""
         batch = maps[0].shape[0]
         proposals, is_proposal = self._proposals(maps, size)  # [B, P, 4], [B, P]
@@ -51,8 +53,10 @@ class TwoStageGraph(nn.Module):
         is_proposal = is_proposal[..., None].expand(-1, -1, len(classes)).flatten(1)
         valid = is_proposal & (scores > self.score_thr)
         kept = batched_nms(boxes, scores, labels, valid, self.test_cfg)
-        results = detections(boxes, scores, labels, kept)
-        return (*results, self._masks(maps, *results, size)) if self.mask_stages else results
+        dets, labels = detections(boxes, scores, labels, kept)
+        if not self.mask_stages:
+            return dets, labels
+        return dets, labels, self._masks(maps, dets, labels, size)
 
     def _proposals(self, maps: tuple[Tensor, ...], size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         cfg = self.rpn_head.test_cfg
@@ -170,7 +174,7 @@ def paste(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
     return F.grid_sample(masks[:, None], torch.stack((x, y), dim=3), align_corners=False)[:, 0]
 
 
-def _stages(roi_head: Any, part: str) -> nn.ModuleList:
+def _stages(roi_head: Any, part: str) -> Any:
     """Pairs of RoI extractor and head, one per stage."""
     extractors, heads = (getattr(roi_head, f"{part}_{name}") for name in ("roi_extractor", "head"))
     if not isinstance(heads, nn.ModuleList):
