@@ -15,6 +15,7 @@ from mmdet.models.dense_heads.detr_head import DETRHead
 from mmdet.models.detectors import DINO, DeformableDETR
 from mmdet.structures.bbox import bbox_cxcywh_to_xyxy
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from ropevit_mmdet.compat.ops.multi_scale_deformable import mmcv_attention
 
@@ -41,8 +42,8 @@ class DeformableDETRGraph(nn.Module):
         """Takes the maps of images of `size` (height, width), padded to the size `padded`."""
         model, head = self.model, self.model.bbox_head
         encoder, decoder = self._pre_transformer(maps, size, padded)
-        memory = model.forward_encoder(**encoder)
-        queries, _ = model.pre_decoder(**memory)
+        with _DynamicLinspace():
+            queries, _ = model.pre_decoder(**model.forward_encoder(**encoder))
         logits, boxes = (part[-1] for part in head(**self._forward_decoder(**decoder, **queries)))
         scores, labels, chosen = self._best(logits)
         boxes = bbox_cxcywh_to_xyxy(boxes.gather(1, chosen[..., None].expand(-1, -1, 4)))
@@ -144,6 +145,15 @@ class DynamicAttention(nn.Module):
         value, weights = value.unflatten(2, (shape[0], -1)), weights.unflatten(3, shape[1:])
         output = mmcv_attention(value, spatial_shapes, points[..., :2] + offsets, weights)
         return own.dropout(own.output_proj(output)) + identity
+
+
+class _DynamicLinspace(TorchFunctionMode):
+    """mmdet's `torch.linspace(first, last, cells)` has steps of 1, but fixes the cells."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.linspace:
+            return torch.arange(args[2], **kwargs) + args[0]
+        return func(*args, **(kwargs or {}))
 
 
 def _padding(level: Tensor, size: tuple[int, int], padded: tuple[int, int]) -> Tensor:
