@@ -30,6 +30,7 @@ model = dict(
     bbox_head=dict(stacked_convs=1),
 )
 """
+QUERIES = ("dino", "eomt")
 WINDOWED = dict(pretrain_img_size=56, window_size=4, global_attn_indices=(1,))
 
 
@@ -72,6 +73,8 @@ def with_detections(model: nn.Module) -> nn.Module:
 
 def small_detector(name: str = "retinanet", num_layers: int = 2) -> nn.Module:
     """A COCO config's detector, small: patch 14, tiled embedding, windows and global blocks."""
+    if name in QUERIES:
+        return small_query_detector(name)
     config = load_config(ROOT / "configs" / f"ropevit_{name}.py")
     config.model.backbone.update(arch={**SMALL_ARCH, "num_layers": num_layers}, **WINDOWED)
     config.model.backbone.update(rope_interpolation=112, init_cfg=None)
@@ -103,6 +106,28 @@ def small_two_stage(config: Config) -> Config:
     model.test_cfg.rpn.update(nms_pre=100, max_per_img=60)
     model.test_cfg.rcnn.update(max_per_img=20)
     return config
+
+
+def small_query_detector(name: str) -> nn.Module:
+    """`shapes_dino.py` or `shapes_eomt.py` with few layers and queries, and random weights."""
+    config = load_config(ROOT / "configs" / f"shapes_{name}.py")
+    model, is_dino = config.model, name == "dino"
+    model.backbone.update(arch={**SMALL_ARCH, "num_layers": 1 if is_dino else 3}, **WINDOWED)
+    model.backbone.update(patch_size=14, global_attn_indices=())
+    if is_dino:
+        model.neck.update(in_channels=32, in_stride=14, scale_factors=(2, 1, 0.5))
+        model.update(num_queries=12, test_cfg=dict(max_per_img=8))
+        model.encoder.num_layers, model.decoder.num_layers = 1, 2
+    else:
+        model.panoptic_head.update(in_channels=32, patch_size=14, num_queries=10)
+        model.test_cfg.max_per_image = 8
+    detector = build_detector(config)
+    randomize(detector.backbone, 0.1)
+    head = detector.bbox_head if is_dino else detector.panoptic_head
+    if is_dino:
+        detector.init_weights()
+    randomize(head, 0.05 if is_dino else 0.3)
+    return detector.eval()
 
 
 class Exported(NamedTuple):

@@ -38,7 +38,7 @@ class DynamicDetector(nn.Module):
         graph = graph_class(model)
         assert graph is not None, f"{type(model).__name__} has no graph"
         self.normalization = Normalization(model.data_preprocessor, inside=normalize)
-        self.features = DynamicFeatures(model)
+        self.features = getattr(graph, "features", DynamicFeatures)(model)
         self.head = graph(model, pasted=True) if pasted else graph(model)
         self.outputs = self.head.outputs
         self.pad_size_divisor = int(model.data_preprocessor.pad_size_divisor)

@@ -152,7 +152,6 @@ def metadata_of(
         "normalized_by": "file" if request.normalize else "caller",
         "size": request.size,
         "batch": request.batch,
-        "masks": "pasted" if request.pasted else "box",
         "class_names": list(class_names),
         "strides": [model.backbone.patch_size] if neck is None else list(neck.strides),
     }
@@ -160,7 +159,7 @@ def metadata_of(
         cfg = graph_class(model).settings(model)
         fields["score_thr"] = cfg.get("score_thr", 0)
         fields["iou_threshold"] = cfg.get("nms", {}).get("iou_threshold")
-        fields["max_per_img"] = cfg.max_per_img
+        fields["max_per_img"] = cfg.get("max_per_img", cfg.get("max_per_image"))
         fields["mask_thr_binary"] = cfg.get("mask_thr_binary")
     return {key: json.dumps(value) for key, value in fields.items()}
 
@@ -203,7 +202,8 @@ def _check_model(model: Any, request: Request) -> None:
     findings = unsupported_features(model)
     if request.part == "detector":
         findings += unsupported_detector(model)
-    if request.pasted and not (request.part == "detector" and model.with_mask):
+    has_masks = model.with_mask or hasattr(model, "panoptic_fusion_head")
+    if request.pasted and not (request.part == "detector" and has_masks):
         findings.append("--masks pasted (there are no masks)")
     size = sum(value.numel() * value.element_size() for value in model.parameters())
     if request.file_format == "onnx" and size > onnx.MAX_BYTES:

@@ -7,7 +7,7 @@ from torch import nn
 
 from ropevit_mmdet.deploy.check import BATCHES, check_sizes, compare_detections, example_images
 from ropevit_mmdet.deploy.detector import DynamicDetector, unsupported_detector
-from tests.exportable_models import eager, small_detector
+from tests.exportable_models import QUERIES, eager, small_detector
 
 DENSE = ("retinanet", "fcos", "atss", "rtmdet")
 TWO_STAGE = ("maskrcnn", "cascade-maskrcnn")
@@ -24,12 +24,12 @@ def assert_equal(model, *, sizes=None, pasted=False):
     return texts
 
 
-@pytest.mark.parametrize("name", DENSE + TWO_STAGE)
+@pytest.mark.parametrize("name", DENSE + TWO_STAGE + QUERIES)
 def test_graph_equals_mmdet_in_batches(name):
     model = small_detector(name)
     texts = assert_equal(model, sizes=[*check_sizes(model), (113, 30)])
     assert not any(" 0 detections" in text or "threshold 0" in text for text in texts)
-    assert ("mask IoU" in texts[0]) == (name in TWO_STAGE)
+    assert ("mask IoU" in texts[0]) == (name in (*TWO_STAGE, "eomt"))
 
 
 @pytest.mark.parametrize(
@@ -56,6 +56,17 @@ def test_graph_follows_the_settings(name, settings, most):
         dets, labels = eager(graph)(images)[:2]
         assert dets.shape == (2, graph.head.test_cfg.max_per_img, 5)
         assert 0 < (labels >= 0).sum(dim=1).max() <= most
+
+
+def test_eomt_without_stuff_and_best_first():
+    model = small_detector("eomt")
+    model.panoptic_head.num_things_classes = model.panoptic_fusion_head.num_things_classes = 2
+    images = example_images((57, 100), 2)
+    equal, text = compare_detections(model, eager(DynamicDetector(model)), images)
+    dets, labels, masks = eager(DynamicDetector(model))(images)
+    assert equal, text
+    assert -1 in labels and labels.max() == 1 and not masks[labels == -1].any()
+    assert (dets[..., 4].diff() <= 0).all() and (dets[labels == -1] == 0).all()
 
 
 @pytest.mark.parametrize("name", ["fcos", "maskrcnn"])
@@ -125,4 +136,7 @@ def test_unsupported_detector_lists_every_setting():
     model.roi_head.bbox_roi_extractor.roi_layers[1] = nn.Identity()
     findings = [finding.split("=")[0] for finding in unsupported_detector(model)]
     assert findings == ["test_cfg.rpn.nms", "Identity"]
+    model = small_detector("eomt")
+    model.panoptic_fusion_head.test_cfg.instance_on = False
+    assert unsupported_detector(model) == ["test_cfg.instance_on=False"]
     assert "Identity with NoneType" in unsupported_detector(nn.Identity())[0]

@@ -21,6 +21,7 @@ from ropevit_mmdet.deploy.features import DynamicFeatures, min_side
 from ropevit_mmdet.engine.config import build_detector, load_config
 from ropevit_mmdet.errors import UserError
 from tests.exportable_models import (
+    QUERIES,
     SMALL_ARCH,
     WINDOWED,
     Encoder,
@@ -31,7 +32,7 @@ from tests.exportable_models import (
 from tests.processes import ROOT
 from tests.tiny_coco import write_tiny
 
-HEADS = ("fcos", "atss", "rtmdet", "maskrcnn", "cascade-maskrcnn")
+HEADS = ("fcos", "atss", "rtmdet", "maskrcnn", "cascade-maskrcnn", "dino", "eomt")
 
 
 def exported_runner(model, file_format):
@@ -74,8 +75,11 @@ def test_every_head_equals_pytorch_at_every_size_and_batch(name, file_format):
             images = example_images(size, batch)
             equal, text = compare_detections(model, run, images)
             assert equal and " 0 detections" not in text
-            outputs = run(images, 2.0)
-            assert (outputs[1] == -1).all() and not any(map(torch.any, [outputs[0], *outputs[2:]]))
+            if name not in QUERIES:
+                outputs = run(images, 2.0)
+                assert (outputs[1] == -1).all() and not any(
+                    map(torch.any, [outputs[0], *outputs[2:]])
+                )
 
 
 def test_fixed_size_and_batch_with_pasted_masks_and_normalization(tmp_path):
@@ -94,7 +98,7 @@ def test_fixed_size_and_batch_with_pasted_masks_and_normalization(tmp_path):
     assert proto.opset_import[0].version == 20
     metadata = {field.key: json.loads(field.value) for field in proto.metadata_props}
     assert metadata["size"] == [57, 100] and metadata["batch"] == 2
-    assert metadata["normalized_by"] == "file" and metadata["masks"] == "pasted"
+    assert metadata["normalized_by"] == "file"
 
 
 @pytest.mark.parametrize(
@@ -146,7 +150,6 @@ def test_onnx_file_has_metadata_and_no_path(exported):
         "normalized_by": "caller",
         "size": None,
         "batch": None,
-        "masks": "box",
         "class_names": ["circle", "square", "triangle", "star", "ring"],
         "strides": [7, 14, 28],
         "score_thr": 0.05,

@@ -6,9 +6,10 @@ from typing import Any
 
 from ropevit_mmdet.deploy.heads.deformable_detr import DeformableDETRGraph
 from ropevit_mmdet.deploy.heads.dense import DenseGraph
+from ropevit_mmdet.deploy.heads.eomt import EoMTGraph
 from ropevit_mmdet.deploy.heads.two_stage import TwoStageGraph
 
-GRAPHS: tuple[Any, ...] = (DenseGraph, TwoStageGraph, DeformableDETRGraph)
+GRAPHS: tuple[Any, ...] = (DenseGraph, TwoStageGraph, DeformableDETRGraph, EoMTGraph)
 
 
 def graph_class(model: Any) -> Any:

@@ -127,7 +127,7 @@ class EoMTHead(Mask2FormerHead):
             Class logits [B, Q, classes + 1] and mask logits [B, Q, rows, columns], one of each per
             prediction: in training before every block and after the last, else only the latter.
         """
-        queries = self.q.weight.to(x.tokens.dtype).expand(len(x.tokens), -1, -1)
+        queries = self.q.weight.to(x.tokens.dtype).expand(x.tokens.shape[0], -1, -1)
         tokens = torch.cat((queries, x.tokens), dim=1)  # [B, Q + S + N, C]
         segment = x.segment.with_leading(self.num_queries)
         predictions = []
