@@ -28,7 +28,7 @@ def assert_equal(model, *, sizes=None, pasted=False):
 def test_graph_equals_mmdet_in_batches(name):
     model = small_detector(name)
     texts = assert_equal(model, sizes=[*check_sizes(model), (113, 30)])
-    assert not any(" 0 detections" in text or "threshold 0" in text for text in texts)
+    assert not any(" 0 detections" in text or "at threshold" in text for text in texts)
     assert ("mask IoU" in texts[0]) == (name in (*TWO_STAGE, "eomt"))
 
 
@@ -81,7 +81,7 @@ def test_graph_without_detections(name):
     graph.head.test_cfg.score_thr = 1.0
     graph.head.score_thr.fill_(1.0)
     equal, text = compare_detections(model, eager(graph), images)
-    assert equal and "detections at threshold 0" in text and " 0 detections" not in text
+    assert equal and "detections at threshold" in text and " 0 detections" not in text
 
 
 @pytest.mark.parametrize("name", TWO_STAGE)
