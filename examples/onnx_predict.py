@@ -1,8 +1,8 @@
 """Detect objects in images with a file of `ropevit export`, without PyTorch or MMDetection.
 
 Self-contained: copy it next to the .onnx file. Needs onnxruntime, numpy and Pillow. Prints
-COCO-style JSON, boxes [x, y, width, height] in pixels of the original image. An image that cannot
-be used is named and skipped; the exit status is then 1.
+COCO-style JSON, boxes [x, y, width, height] in pixels of the original image, masks as run lengths.
+An image that cannot be used is named and skipped; the exit status is then 1.
 """
 
 import argparse
@@ -31,8 +31,8 @@ TRANSPOSE = {  # EXIF orientation -> what makes the image upright
 def main(argv=None):
     args = parse_args(argv)
     try:
-        detector, images = Detector(args.file), find_images(args.images)
-        result, skipped = predict_files(detector, images, args.score_thr)
+        detector, images = Detector(args.file, args.provider), find_images(args.images)
+        result, skipped = predict_files(detector, images, args.score_thr, args.batch)
         if not result["images"]:
             raise ValueError(skipped[0])
     except (ValueError, OSError) as error:
@@ -53,68 +53,161 @@ def main(argv=None):
 class Detector:
     """An exported detector and the metadata in its file."""
 
-    def __init__(self, path):
-        self.session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    def __init__(self, path, providers=("CPUExecutionProvider",)):
+        missing = set(providers) - set(onnxruntime.get_available_providers())
+        if missing:
+            known = ", ".join(onnxruntime.get_available_providers())
+            raise ValueError(f"this onnxruntime has no {', '.join(sorted(missing))} (only {known})")
+        self.session = onnxruntime.InferenceSession(path, providers=list(providers))
         fields = self.session.get_modelmeta().custom_metadata_map
         self.metadata = {key: json.loads(value) for key, value in fields.items()}
         if self.metadata.get("part") != "detector":
             raise ValueError(f"{path} is not a file of `ropevit export --part detector`")
         if self.metadata["resize"] is None:
             raise ValueError(f"the config of {path} does more than resize its test images")
+        outputs = [output.name for output in self.session.get_outputs()]
+        self.is_batched = outputs[:2] == ["dets", "labels"]  # files of version 0.1.0 are not
+        self.batch = self.metadata.get("batch") if self.is_batched else 1  # None: any number
 
     def predict(self, image):
-        """RGB image [H, W, 3], uint8 -> boxes [N, 4] (x1, y1, x2, y2), scores, labels."""
+        """RGB image [H, W, 3], uint8 -> boxes [N, 4] (x1, y1, x2, y2), scores, labels, masks.
+
+        Masks are [N, H, W], bool, or None.
+        """
+        return self.predict_batch([self.prepare(image)], [image.shape[:2]])[0]
+
+    def prepare(self, image):
+        """RGB image [H, W, 3], uint8 -> what the file takes for it, [3, height, width]."""
         height, width = image.shape[:2]
         new_height, new_width = new_size(height, width, **self.metadata["resize"])
         long, short = max(height, width), min(height, width)
         if long > MAX_ASPECT * short or 0 in (new_height, new_width):
             raise ValueError(f"is too thin: {width} x {height} pixels")
+        size = self.metadata.get("size")
+        if size not in (None, [new_height, new_width]):
+            raise ValueError(f"is {new_height} x {new_width} after resizing, the file takes {size}")
         image = resize(image, new_height, new_width)
+        if self.metadata.get("normalized_by") == "file":
+            return image.transpose(2, 0, 1)
         if self.metadata["channel_order"] == "BGR":
             image = image[:, :, ::-1]
         mean, std = (np.float32(self.metadata[key]) for key in ("mean", "std"))
-        image = (image.astype(np.float32) - mean) / std
-        image = np.ascontiguousarray(image.transpose(2, 0, 1)[None])  # the graph pads it
-        boxes, scores, labels = self.session.run(None, {self.session.get_inputs()[0].name: image})
-        scale = np.float32([new_width / width, new_height / height] * 2)
-        return boxes / scale, scores, labels
+        return ((image.astype(np.float32) - mean) / std).transpose(2, 0, 1)  # the graph pads it
+
+    def predict_batch(self, inputs, sizes):
+        """Prepared images of one size, and the sizes (height, width) of the original images.
+
+        Returns what `predict` returns, of each image.
+        """
+        images = np.stack(inputs + inputs[:1] * ((self.batch or 1) - len(inputs)))
+        outputs = self.session.run(None, {self.session.get_inputs()[0].name: images})
+        if self.is_batched:
+            found = outputs[1] >= 0
+            results = [[part[i][found[i]] for part in outputs] for i in range(len(inputs))]
+            results = [(dets[:, :4], dets[:, 4], *rest) for dets, *rest in results]
+        else:
+            results = [outputs]
+        return [self.to_original(*one, images.shape[2:], size) for one, size in zip(results, sizes)]
+
+    def to_original(self, boxes, scores, labels, *rest):
+        """From pixels of the resized image to those of the original image."""
+        *masks, (height, width), (old_height, old_width) = rest
+        boxes = boxes / np.float32([width / old_width, height / old_height] * 2)
+        if not masks:
+            return boxes, scores, labels, None
+        (masks,) = masks
+        if masks.dtype == bool:
+            rows, columns = (
+                np.arange(old) * new // old
+                for old, new in ((old_height, height), (old_width, width))
+            )
+            return boxes, scores, labels, masks[:, rows][:, :, columns]
+        threshold = self.metadata["mask_thr_binary"]
+        pasted = [
+            paste(mask, box, old_height, old_width) >= threshold for mask, box in zip(masks, boxes)
+        ]
+        return boxes, scores, labels, np.reshape(pasted, (len(masks), old_height, old_width))
 
 
-def predict_files(detector, paths, score_thr):
+def predict_files(detector, paths, score_thr, batch=1):
     """Returns a COCO-style document: images, categories (ids from 1), annotations with scores.
 
     And a message for each image that was skipped.
     """
-    images, annotations, skipped = [], [], []
+    images, annotations, skipped, waiting = [], [], [], {}
+
+    def predict_waiting(size):
+        inputs, sizes, ids = zip(*waiting.pop(size))
+        for image_id, detections in zip(ids, detector.predict_batch(list(inputs), sizes)):
+            annotations.extend(annotations_of(image_id, detections, score_thr))
+
     for path in paths:
         try:
             image = read_image(path)
-            detections = detector.predict(image)
+            prepared = detector.prepare(image)
         except ValueError as error:
             skipped.append(f"image {path} {error}")
             continue
         height, width = image.shape[:2]
         image_id = len(images) + 1
         images.append({"id": image_id, "file_name": str(path), "width": width, "height": height})
-        for box, score, label in zip(*detections):
-            if score < score_thr:
-                continue
-            x1, y1, x2, y2 = map(float, box)
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": image_id,
-                    "category_id": int(label) + 1,
-                    "bbox": [round(value, 2) for value in (x1, y1, x2 - x1, y2 - y1)],
-                    "area": round((x2 - x1) * (y2 - y1), 2),
-                    "iscrowd": 0,
-                    "score": round(float(score), 5),
-                }
-            )
+        group = waiting.setdefault(prepared.shape, [])  # of one size: they make a batch
+        group.append((prepared, (height, width), image_id))
+        if len(group) == (detector.batch or batch):
+            predict_waiting(prepared.shape)
+    for size in list(waiting):
+        predict_waiting(size)
+    annotations.sort(key=lambda one: one["image_id"])  # stable: best first in each image
+    annotations = [{"id": i, **one} for i, one in enumerate(annotations, start=1)]
     names = detector.metadata["class_names"]
     categories = [{"id": i, "name": name} for i, name in enumerate(names, start=1)]
     document = {"images": images, "categories": categories, "annotations": annotations}
     return document, skipped
+
+
+def annotations_of(image_id, detections, score_thr):
+    """COCO annotations without ids; a mask is uncompressed run-length encoding."""
+    boxes, scores, labels, masks = detections
+    for i, (box, score, label) in enumerate(zip(boxes, scores, labels)):
+        if score < score_thr:
+            continue
+        x1, y1, x2, y2 = map(float, box)
+        annotation = {
+            "image_id": image_id,
+            "category_id": int(label) + 1,
+            "bbox": [round(value, 2) for value in (x1, y1, x2 - x1, y2 - y1)],
+            "area": round((x2 - x1) * (y2 - y1), 2),
+            "iscrowd": 0,
+            "score": round(float(score), 5),
+        }
+        if masks is not None:
+            annotation["area"] = int(masks[i].sum())
+            annotation["segmentation"] = run_lengths(masks[i])
+        yield annotation
+
+
+def run_lengths(mask):
+    """COCO's uncompressed run-length encoding: column by column, background first."""
+    pixels = mask.flatten(order="F").astype(np.int8)
+    changes = np.flatnonzero(np.diff(pixels, prepend=0)).tolist()
+    counts = np.diff([0, *changes, pixels.size]).tolist()
+    return {"size": list(mask.shape), "counts": counts}
+
+
+def paste(mask, box, height, width):
+    """Probabilities [h, w] in a box -> [height, width], bilinear, 0 outside, as mmdet does."""
+    weights = []
+    for low, high, length, cells in (
+        (box[1], box[3], height, mask.shape[0]),
+        (box[0], box[2], width, mask.shape[1]),
+    ):
+        with np.errstate(divide="ignore", invalid="ignore"):
+            position = (np.arange(length, dtype=np.float32) + np.float32(0.5) - low) / (high - low)
+        position = np.where(np.isfinite(position), position, 0.5) * cells - 0.5
+        weight = 1 - np.abs(position[:, None] - np.arange(cells))  # [length, cells]
+        weights.append(np.maximum(weight, 0).astype(np.float32))
+    rows, columns = weights
+    return rows @ mask @ columns.T
 
 
 def read_image(path):
@@ -202,7 +295,25 @@ def parse_args(argv):
         "--out", type=Path, metavar="FILE", help="JSON file to write (default: print it)"
     )
     parser.add_argument("--score-thr", type=float, default=0.3, help="lowest score (default: 0.3)")
-    return parser.parse_args(argv)
+    parser.add_argument(
+        "--batch",
+        type=int,
+        default=1,
+        metavar="N",
+        help="images of one size per call (default: 1, or the number that the file has)",
+    )
+    parser.add_argument(
+        "--provider",
+        nargs="+",
+        default=["CPUExecutionProvider"],
+        metavar="NAME",
+        help="of onnxruntime, in the order of preference: CUDAExecutionProvider ... "
+        "(default: CPUExecutionProvider)",
+    )
+    args = parser.parse_args(argv)
+    if args.batch < 1:
+        parser.error(f"--batch {args.batch} is not above 0")
+    return args
 
 
 if __name__ == "__main__":

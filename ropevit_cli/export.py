@@ -1,46 +1,70 @@
-"""Export a detector to ONNX, or its backbone and neck to ONNX or torch.export's .pt2, for images
-of any height and width. OUT is *.onnx, or *.pt2 with --format torch; it is compared with PyTorch
-before it is written.
+"""Export a detector, or its backbone and neck, to ONNX or torch.export's .pt2, for images of any
+height and width in batches of any number. OUT is *.onnx, or *.pt2 with --format torch; it is
+compared with PyTorch before it is written.
 """
 
 import argparse
 from functools import partial
 from pathlib import Path
 
-from ropevit_cli._arguments import add_cfg_options, add_detector, detector_arguments
+from ropevit_cli._arguments import add_cfg_options, add_detector, detector_arguments, positive_int
 
 HELP = "export a detector to ONNX or torch.export"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_detector(parser, "OUT")
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         "--part",
         choices=("detector", "features"),
-        help="detector: RetinaNet with decoding and NMS (default for onnx); features: backbone and "
-        "neck of any detector (default for torch)",
+        help="detector: with decoding, NMS and masks (default for onnx); features: backbone and "
+        "neck (default for torch)",
     )
-    parser.add_argument("--format", choices=("onnx", "torch"), default="onnx", help="default: onnx")
+    add("--format", choices=("onnx", "torch"), default="onnx", help="default: onnx")
+    add(
+        "--size",
+        type=positive_int,
+        nargs=2,
+        metavar=("HEIGHT", "WIDTH"),
+        help="of all images, in pixels (default: any)",
+    )
+    add("--batch", type=positive_int, metavar="N", help="images per call (default: any number)")
+    add("--opset", type=int, default=18, choices=range(18, 24), help="of ONNX (default: 18)")
+    add(
+        "--normalize",
+        action="store_true",
+        help="the file takes RGB pixels, uint8, and normalizes them (default: the caller does)",
+    )
+    add(
+        "--masks",
+        choices=("box", "pasted"),
+        default="box",
+        help="box: probabilities on a small grid over the box (default); pasted: true or false "
+        "for every pixel of the image",
+    )
     add_cfg_options(parser)
 
 
 def run(args: argparse.Namespace) -> None:
     from ropevit_mmdet.apis import Detector
-    from ropevit_mmdet.deploy import check_request, export_model
+    from ropevit_mmdet.deploy import Request, check_request, export_model
 
     config, checkpoint, (out,) = detector_arguments(args, 1)
     path = Path(out)
-    part = args.part or ("detector" if args.format == "onnx" else "features")
-    check_request(path, part, args.format)
+    request = Request(
+        part=args.part or ("detector" if args.format == "onnx" else "features"),
+        file_format=args.format,
+        size=args.size and tuple(args.size),
+        batch=args.batch,
+        opset=args.opset,
+        normalize=args.normalize,
+        pasted=args.masks == "pasted",
+    )
+    check_request(path, request)
     options = dict(config=config, cfg_options=args.cfg_options, device="cpu")
     detector = Detector(checkpoint, **options)
-    export_model(
-        detector.model,
-        detector.config,
-        detector.classes,
-        path,
-        part=part,
-        file_format=args.format,
-        report=partial(print, flush=True),  # tracing takes a minute
-    )
+    # tracing takes a minute
+    report = partial(print, flush=True)
+    export_model(detector.model, detector.config, detector.classes, path, request, report=report)
     print(f"wrote {path}, {path.stat().st_size / 1e6:.1f} MB")

@@ -1,12 +1,13 @@
 """Export to ONNX and torch.export, and publishing of checkpoints."""
 
-from ropevit_mmdet.deploy.export import FORMATS, PARTS, check_request, export_model
+from ropevit_mmdet.deploy.export import FORMATS, PARTS, Request, check_request, export_model
 from ropevit_mmdet.deploy.publish import Published, publish_checkpoint, publish_model
 
 __all__ = [
     "FORMATS",
     "PARTS",
     "Published",
+    "Request",
     "check_request",
     "export_model",
     "publish_checkpoint",

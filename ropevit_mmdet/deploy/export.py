@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from functools import partial
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path, PureWindowsPath
 from typing import Any
@@ -12,23 +12,42 @@ from typing import Any
 import torch
 from mmdet.utils import get_test_pipeline_cfg
 from mmengine.config import Config
+from torch import nn
 
 import ropevit_mmdet
 from ropevit_mmdet._output import atomic_file
 from ropevit_mmdet.compat.config import type_name
-from ropevit_mmdet.deploy import onnx, torch_export
-from ropevit_mmdet.deploy.check import (
-    check_sizes,
-    compare_detections,
-    compare_features,
-    example_image,
-)
-from ropevit_mmdet.deploy.detector import Detections, DynamicDetector, unsupported_detector
+from ropevit_mmdet.deploy import check, onnx, torch_export
+from ropevit_mmdet.deploy.detector import DynamicDetector, Normalization, unsupported_detector
 from ropevit_mmdet.deploy.features import DynamicFeatures, min_side, unsupported_features
+from ropevit_mmdet.deploy.heads import graph_class
 from ropevit_mmdet.errors import UserError
 
 PARTS = ("detector", "features")
 FORMATS = {"onnx": ".onnx", "torch": ".pt2"}
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is exported.
+
+    Attributes:
+        part: 'detector' (with decoding and NMS) or 'features' (backbone and neck).
+        file_format: a key of `FORMATS`.
+        size: (height, width) of all images, in pixels; None for any size.
+        batch: images per call; None for any number.
+        opset: of an ONNX file.
+        normalize: the file takes RGB pixels, uint8, and normalizes them itself.
+        pasted: masks are pasted into the images instead of boxes.
+    """
+
+    part: str = "detector"
+    file_format: str = "onnx"
+    size: tuple[int, int] | None = None
+    batch: int | None = None
+    opset: int = onnx.OPSET
+    normalize: bool = False
+    pasted: bool = False
 
 
 def export_model(
@@ -36,18 +55,15 @@ def export_model(
     config: Config,
     class_names: Sequence[str],
     path: Path,
+    request: Request,
     *,
-    part: str,
-    file_format: str,
     report: Callable[[str], None] = print,
 ) -> None:
-    """Writes a part of a detector to `path`, for images of any height and width.
+    """Writes a part of a detector to `path`, for images of any size and batch, or of one.
 
     Args:
         model: the detector, in evaluation mode on the CPU.
         config: its config; the file describes the test pipeline.
-        part: 'detector' (RetinaNet with decoding and NMS) or 'features' (backbone and neck).
-        file_format: a key of `FORMATS`.
         report: called with a line of text per step.
 
     Raises:
@@ -55,56 +71,67 @@ def export_model(
         ImportError: a package is missing.
         RuntimeError: the graph does not compute what the model computes; nothing is written.
     """
-    check_request(path, part, file_format)
-    _check_model(model, part, file_format)
-    is_detector = part == "detector"
-    graph = DynamicDetector(model) if is_detector else DynamicFeatures(model)
-    compare = compare_detections if is_detector else compare_features
-    report(f"tracing the {part}")
-    program = torch_export.trace(graph.eval(), example_for(model), min_side(model))
-    metadata = metadata_of(config, model, class_names, part)
-    if file_format == "onnx":
+    check_request(path, request)
+    _check_model(model, request)
+    graph = build_graph(model, request).eval()
+    report(f"tracing the {request.part}")
+    program = torch_export.trace(
+        graph,
+        example_for(model, request),
+        min_side(model),
+        dynamic_batch=request.batch is None,
+        dynamic_size=request.size is None,
+    )
+    metadata = metadata_of(config, model, class_names, request)
+    if request.file_format == "onnx":
         report("translating to ONNX")
         maps = [f"map{i}" for i in range(len(program.graph_signature.user_outputs))]
-        data = onnx.to_bytes(program, Detections._fields if is_detector else maps, metadata)
-        run = partial(onnx.run, data)
+        names = graph.outputs if request.part == "detector" else maps
+        data = onnx.to_bytes(program, names, metadata, request.opset)
+        run = onnx.runner(data)
     else:
         data = torch_export.to_bytes(program, metadata)
-        run = partial(torch_export.run, data)
-    for size in check_sizes(model):
-        equal, text = compare(model, run, size)
-        if not equal:
-            raise RuntimeError(f"the exported {part} differs from PyTorch: {text}")
-        report(f"equal to PyTorch: {text}")
+        run = torch_export.runner(data)
+    _compare(model, run, request, report)
     with atomic_file(path) as file:
         file.write(data)
 
 
-def check_request(path: Path, part: str, file_format: str) -> None:
+def check_request(path: Path, request: Request) -> None:
     """Checks the arguments of an export and the installed packages before any work is done.
 
     Raises:
-        UserError: a suffix that does not fit the format, or a format that the part does not have.
+        UserError: a suffix that does not fit the format.
         ImportError: packages are missing.
     """
-    if path.suffix != FORMATS[file_format]:
-        raise UserError(f"{path}: files of --format {file_format} end in {FORMATS[file_format]}")
-    if part == "detector" and file_format == "torch":
-        raise UserError("--format torch exports only backbone and neck: --part features")
-    packages = ("onnx", "onnxscript", "onnxruntime") if file_format == "onnx" else ()
+    suffix = FORMATS[request.file_format]
+    if path.suffix != suffix:
+        raise UserError(f"{path}: files of --format {request.file_format} end in {suffix}")
+    packages = ("onnx", "onnxscript", "onnxruntime") if request.file_format == "onnx" else ()
     missing = [name for name in packages if find_spec(name) is None]
     if missing:
         raise ImportError(f"missing {', '.join(missing)}: pip install 'ropevit-mmdet[export]'")
 
 
-def example_for(model: Any) -> torch.Tensor:
-    """An image to trace with: several windows, and two cells or more at every level."""
-    height, width = (max(2 * min_side(model), *sides) for sides in zip(*check_sizes(model)))
-    return example_image((height + 3, width + 5))
+def build_graph(model: Any, request: Request) -> Any:
+    """Returns the module that is traced."""
+    if request.part == "detector":
+        return DynamicDetector(model, normalize=request.normalize, pasted=request.pasted)
+    features = DynamicFeatures(model)
+    if not request.normalize:
+        return features
+    return nn.Sequential(Normalization(model.data_preprocessor, inside=True), features)
+
+
+def example_for(model: Any, request: Request = Request()) -> torch.Tensor:
+    """Images to trace with: several windows, and two cells or more at every level."""
+    height, width = (max(2 * min_side(model), *sides) for sides in zip(*check.check_sizes(model)))
+    size = request.size or (height + 3, width + 5)
+    return check.example_images(size, request.batch or 2, pixels=request.normalize)
 
 
 def metadata_of(
-    config: Config, model: Any, class_names: Sequence[str], part: str
+    config: Config, model: Any, class_names: Sequence[str], request: Request
 ) -> dict[str, str]:
     """Returns text fields, each one JSON; `mean` and `std` are in the order of `channel_order`."""
     neck, preprocessor = getattr(model, "neck", None), model.data_preprocessor
@@ -114,7 +141,7 @@ def metadata_of(
     fields = {
         "made_by": f"ropevit_mmdet {ropevit_mmdet.__version__}, torch {torch.__version__}",
         "config": config.filename and PureWindowsPath(config.filename).name,  # knows \ and /
-        "part": part,
+        "part": request.part,
         "model": type(model).__name__,
         "patch_size": model.backbone.patch_size,
         "resize": resizing(config),
@@ -122,14 +149,18 @@ def metadata_of(
         **{key: value.float().flatten().expand(3).tolist() for key, value in stats.items()},
         "pad_size_divisor": preprocessor.pad_size_divisor,
         "pad_value": preprocessor.pad_value,
+        "normalized_by": "file" if request.normalize else "caller",
+        "size": request.size,
+        "batch": request.batch,
         "class_names": list(class_names),
         "strides": [model.backbone.patch_size] if neck is None else list(neck.strides),
     }
-    if part == "detector":
-        cfg = model.bbox_head.test_cfg
+    if request.part == "detector":
+        cfg = graph_class(model).settings(model)
         fields["score_thr"] = cfg.get("score_thr", 0)
-        fields["iou_threshold"] = cfg.nms.iou_threshold
-        fields["max_per_img"] = cfg.max_per_img
+        fields["iou_threshold"] = cfg.get("nms", {}).get("iou_threshold")
+        fields["max_per_img"] = cfg.get("max_per_img", cfg.get("max_per_image"))
+        fields["mask_thr_binary"] = cfg.get("mask_thr_binary")
     return {key: json.dumps(value) for key, value in fields.items()}
 
 
@@ -151,14 +182,34 @@ def resizing(config: Config) -> dict[str, Any] | None:
     return {"scale": scale, "keep_ratio": step["keep_ratio"]}
 
 
-def _check_model(model: Any, part: str, file_format: str) -> None:
+def _compare(model: Any, run: check.Run, request: Request, report: Callable[[str], None]) -> None:
+    """Raises `RuntimeError` if a result differs from PyTorch's."""
+    sizes = [request.size] if request.size else check.check_sizes(model)
+    batches = [request.batch] if request.batch else check.BATCHES
+    is_detector = request.part == "detector"
+    compare = check.compare_detections if is_detector else check.compare_features
+    for i in range(max(len(sizes), len(batches))):
+        size, batch = sizes[i % len(sizes)], batches[i % len(batches)]
+        images = check.example_images(size, batch, pixels=request.normalize)
+        equal, text = compare(model, run, images)
+        if not equal:
+            raise RuntimeError(f"the exported {request.part} differs from PyTorch: {text}")
+        report(f"equal to PyTorch: {text}")
+
+
+def _check_model(model: Any, request: Request) -> None:
     """Raises `UserError` with everything that the graph does not support."""
     findings = unsupported_features(model)
-    if part == "detector":
+    if request.part == "detector":
         findings += unsupported_detector(model)
+    has_masks = model.with_mask or hasattr(model, "panoptic_fusion_head")
+    if request.pasted and not (request.part == "detector" and has_masks):
+        findings.append("--masks pasted (there are no masks)")
     size = sum(value.numel() * value.element_size() for value in model.parameters())
-    if file_format == "onnx" and size > onnx.MAX_BYTES:
-        findings.append(f"weights of {size / 1e9:.1f} GB (use --format torch --part features)")
+    if request.file_format == "onnx" and size > onnx.MAX_BYTES:
+        findings.append(f"weights of {size / 1e9:.1f} GB (use --format torch)")
+    if not findings and request.size and min(request.size) < (shortest := min_side(model)):
+        findings.append(f"--size {request.size[0]} {request.size[1]} (at least {shortest} pixels)")
     if findings:
-        hint = "; try --part features" if part == "detector" else ""
-        raise UserError(f"the {part} cannot be exported: {', '.join(findings)}{hint}")
+        hint = "; try --part features" if request.part == "detector" else ""
+        raise UserError(f"the {request.part} cannot be exported: {', '.join(findings)}{hint}")

@@ -33,6 +33,16 @@ class DynamicFeatures(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Takes normalized images [B, 3, H, W]; returns the neck's maps, else the backbone's."""
+        outputs, grid, _ = self.encode(images)
+        patches = [tokens[:, self.backbone.arch.num_special_tokens :] for tokens in outputs]
+        patches[-1] = self.backbone.norm(patches[-1])
+        maps = tuple(x.unflatten(1, grid).permute(0, 3, 1, 2) for x in patches)
+        return maps if self.neck is None else self.neck(maps)
+
+    def encode(
+        self, images: Tensor, indices: Sequence[int] | None = None
+    ) -> tuple[list[Tensor], tuple[int, int], Segment]:
+        """`RoPEViT.encode`, with the grid; patches are in the order of the grid."""
         backbone, num_special = self.backbone, self.backbone.arch.num_special_tokens
         images = pad_to_multiple(images, backbone.patch_size)
         grid_map = backbone.patch_embed.proj(images).permute(0, 2, 3, 1)  # [B, rows, columns, C]
@@ -41,17 +51,16 @@ class DynamicFeatures(nn.Module):
             grid_map = grid_map + self._pos_embed(grid)
         x = backbone.pre_norm(backbone.add_special_tokens(grid_map.flatten(1, 2)))
         layout = _Windows(grid, backbone.window_size or 1, num_special)
+        segments = self._global_segments(grid, images)
         outputs = backbone.run_blocks(
             x,
-            self._global_segments(grid, images),
+            segments,
             self._window_segments(layout, images) if backbone.window_size else [],
             split=layout.split,
             merge=layout.merge,
+            indices=indices,
         )
-        patches = [tokens[:, num_special:] for tokens in outputs]
-        patches[-1] = backbone.norm(patches[-1])
-        maps = tuple(x.unflatten(1, grid).permute(0, 3, 1, 2) for x in patches)
-        return maps if self.neck is None else self.neck(maps)
+        return outputs, grid, segments[0]
 
     def _pos_embed(self, grid: tuple[int, int]) -> Tensor:
         """`RoPEViT.grid_pos_embed`, [1, rows, columns, C], without a special case per grid."""
@@ -71,7 +80,7 @@ class DynamicFeatures(nn.Module):
     def _window_segments(self, layout: _Windows, images: Tensor) -> list[Segment]:
         tables, window = self.backbone.rope_tables, layout.window
         rope = tables.window_rope.table((window, window), device=images.device)
-        mask = layout.mask(len(images), images.device)
+        mask = layout.mask(images.shape[0], images.device)
         return [Segment(1, tables.num_special + window**2, *tables.with_special(*rope), mask)]
 
 
@@ -89,7 +98,7 @@ class DynamicNeck(nn.Module):
 
     def forward(self, maps: Sequence[Tensor]) -> tuple[Tensor, ...]:
         levels = self.neck(maps)
-        return tuple(_resample(level, factor) for level, factor in zip(levels, self.factors))
+        return tuple(resample(level, factor) for level, factor in zip(levels, self.factors))
 
 
 def unsupported_features(model: Any) -> list[str]:
@@ -117,6 +126,23 @@ def pad_to_multiple(images: Tensor, divisor: int, value: float = 0.0) -> Tensor:
         images = images.index_select(dim, _at_most(indices, length - 1))
         images = torch.where(inside, images, torch.full_like(images, value))
     return images
+
+
+def resample(level: Tensor, factor: Fraction) -> Tensor:
+    """Bilinear by exactly `factor`, [B, C, H, W]: one axis at a time, by gathered indices."""
+    over, under = factor.as_integer_ratio()
+    for dim in (2, 3) if factor != 1 else ():
+        length = level.shape[dim]
+        new_length = _ceil_div(length * over, under)
+        centers = torch.arange(new_length, device=level.device).to(level.dtype) + 0.5
+        position = (centers * (under / over) - 0.5).clamp(min=0)
+        before = position.floor()
+        weight = (position - before).view(-1, *[1] * (3 - dim))
+        first = _at_most(before.long(), length - 1)
+        second = _at_most(first + 1, length - 1)
+        low, high = level.index_select(dim, first), level.index_select(dim, second)
+        level = low * (1 - weight) + high * weight
+    return level
 
 
 class _Windows:
@@ -160,23 +186,6 @@ class _Windows:
         patch = torch.arange(self.windows * w**2, device=device)
         row, column = _divmod(patch // w**2, self.columns)  # of windows
         return row * w + patch % w**2 // w, column * w + patch % w
-
-
-def _resample(level: Tensor, factor: Fraction) -> Tensor:
-    """Bilinear by exactly `factor`, like the neck's: one axis at a time, by gathered indices."""
-    over, under = factor.as_integer_ratio()
-    for dim in (2, 3) if factor != 1 else ():
-        length = level.shape[dim]
-        new_length = _ceil_div(length * over, under)
-        centers = torch.arange(new_length, device=level.device).to(level.dtype) + 0.5
-        position = (centers * (under / over) - 0.5).clamp(min=0)
-        before = position.floor()
-        weight = (position - before).view(-1, *[1] * (3 - dim))
-        first = _at_most(before.long(), length - 1)
-        second = _at_most(first + 1, length - 1)
-        low, high = level.index_select(dim, first), level.index_select(dim, second)
-        level = low * (1 - weight) + high * weight
-    return level
 
 
 def _at_most(indices: Tensor, last: int) -> Tensor:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,11 +13,16 @@ from torch import Tensor
 import ropevit_mmdet
 
 INPUT = "images"
+OPSET = 18
+SCORE_THR = "head.score_thr"
 MAX_BYTES = 2_000_000_000  # of weights; a protobuf file has at most 2 GiB
 
 
 def to_bytes(
-    program: torch.export.ExportedProgram, outputs: Sequence[str], metadata: Mapping[str, str]
+    program: torch.export.ExportedProgram,
+    outputs: Sequence[str],
+    metadata: Mapping[str, str],
+    opset: int = OPSET,
 ) -> bytes:
     """Returns a self-contained ONNX file with `metadata` as its text fields."""
     with warnings.catch_warnings():
@@ -25,7 +31,7 @@ def to_bytes(
             program,
             dynamo=True,
             verbose=False,
-            opset_version=18,
+            opset_version=opset,
             input_names=[INPUT],
             output_names=list(outputs),
         )
@@ -42,16 +48,29 @@ def to_bytes(
     return proto.SerializeToString()
 
 
-def run(data: bytes, image: Tensor, score_thr: float | None = None) -> list[Tensor]:
-    """Runs an ONNX file on the CPU, with the file's own score threshold or another one."""
-    import onnx
+def runner(data: bytes) -> Callable[[Tensor, float | None], list[Tensor]]:
+    """Returns a function that runs an ONNX file on the CPU.
+
+    It takes images, and a score threshold that replaces the file's own unless it is None.
+    """
     import onnxruntime
 
-    if score_thr is not None:
-        proto = onnx.load_model_from_string(data)
-        (constant,) = (value for value in proto.graph.initializer if value.name == "score_thr")
-        threshold = torch.tensor(score_thr).numpy()
-        constant.CopyFrom(onnx.numpy_helper.from_array(threshold, "score_thr"))
-        data = proto.SerializeToString()
-    session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
-    return [torch.from_numpy(output) for output in session.run(None, {INPUT: image.numpy()})]
+    @functools.cache
+    def session(score_thr: float | None) -> Any:
+        content = data if score_thr is None else _with_threshold(data, score_thr)
+        return onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+
+    def run(images: Tensor, score_thr: float | None = None) -> list[Tensor]:
+        outputs = session(score_thr).run(None, {INPUT: images.numpy()})
+        return [torch.from_numpy(output) for output in outputs]
+
+    return run
+
+
+def _with_threshold(data: bytes, score_thr: float) -> bytes:
+    import onnx
+
+    proto = onnx.load_model_from_string(data)
+    (constant,) = (value for value in proto.graph.initializer if value.name == SCORE_THR)
+    constant.CopyFrom(onnx.numpy_helper.from_array(torch.tensor(score_thr).numpy(), SCORE_THR))
+    return proto.SerializeToString()

@@ -8,7 +8,7 @@ from ropevit_mmdet.deploy.check import Detections, differences
 
 BOXES = torch.tensor([[0.0, 0, 10, 10], [20, 20, 40, 40]])
 BASE = Detections(BOXES, torch.tensor([0.9, 0.5]), torch.tensor([0, 1]))
-FIRST = Detections(*(part[:1] for part in BASE))
+FIRST = Detections(*(part[:1] for part in BASE[:3]))
 INF = float("inf")
 CFG = ConfigDict(score_thr=0.05, max_per_img=9, nms=dict(iou_threshold=0.5))
 
@@ -22,11 +22,11 @@ CFG = ConfigDict(score_thr=0.05, max_per_img=9, nms=dict(iou_threshold=0.5))
         (BASE._replace(scores=torch.tensor([0.9, 0.6])), 0, 0.1),
         (BASE._replace(labels=torch.tensor([0, 2])), INF, INF),
         (FIRST, INF, INF),
-        (Detections(*(part[:0] for part in BASE)), INF, INF),
+        (Detections(*(part[:0] for part in BASE[:3])), INF, INF),
     ],
 )
 def test_differences_finds(actual, boxes, scores):
-    expected = (boxes, pytest.approx(scores))
+    expected = (boxes, pytest.approx(scores), 0)
     assert differences(BASE, actual) == differences(actual, BASE) == expected
 
 
@@ -45,7 +45,19 @@ def test_differences_finds(actual, boxes, scores):
 )
 def test_differences_excuses_a_detection_about_which_rounding_decides(box, score, changes, excused):
     added = (torch.tensor([box]).float(), torch.tensor([score]), torch.tensor([1]))
-    more = Detections(*(torch.cat(parts) for parts in zip(BASE, added)))
+    more = Detections(*(torch.cat(parts) for parts in zip(BASE[:3], added)))
     cfg = ConfigDict(CFG, **changes)
-    assert (differences(BASE, more, cfg) == differences(more, BASE, cfg) == (0, 0)) == excused
+    assert (differences(BASE, more, cfg) == differences(more, BASE, cfg) == (0, 0, 0)) == excused
     assert differences(BASE, more)[0] > 1
+
+
+def test_differences_of_masks():
+    """One pixel is left to rounding; the rest is 1 - IoU."""
+    masks = torch.zeros(2, 50, 50, dtype=torch.bool)
+    masks[:, :10, :10] = True
+    changed = masks.clone()
+    changed[1, 20, :5] = True
+    one, other = BASE._replace(masks=masks), BASE._replace(masks=changed)
+    assert differences(one, one) == (0, 0, 0)
+    assert differences(one, other) == (0, 0, pytest.approx(4 / 105))
+    assert differences(one, other._replace(masks=masks ^ (changed & masks)))[2] > 0.9

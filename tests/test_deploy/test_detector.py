@@ -1,55 +1,142 @@
-"""The exportable form of RetinaNet equals mmdet's decoding and NMS."""
+"""The exportable form of detectors equals mmdet's decoding, NMS and masks."""
 
 import pytest
 import torch
 from mmcv.ops import nms
 from torch import nn
 
-from ropevit_mmdet.deploy.check import check_sizes, detections, example_image
+from ropevit_mmdet.deploy.check import BATCHES, check_sizes, compare_detections, example_images
 from ropevit_mmdet.deploy.detector import DynamicDetector, unsupported_detector
-from tests.exportable_models import small_retinanet
+from tests.exportable_models import QUERIES, eager, small_detector
+
+DENSE = ("retinanet", "fcos", "atss", "rtmdet")
+TWO_STAGE = ("maskrcnn", "cascade-maskrcnn")
+
+
+def assert_equal(model, *, sizes=None, pasted=False):
+    graph = DynamicDetector(model, pasted=pasted)
+    texts = []
+    for size in sizes or check_sizes(model):
+        for batch in BATCHES:
+            equal, text = compare_detections(model, eager(graph), example_images(size, batch))
+            assert equal, text
+            texts.append(text)
+    return texts
+
+
+@pytest.mark.parametrize("name", DENSE + TWO_STAGE + QUERIES)
+def test_graph_equals_mmdet_in_batches(name):
+    model = small_detector(name)
+    texts = assert_equal(model, sizes=[*check_sizes(model), (113, 30)])
+    assert not any(" 0 detections" in text or "at threshold" in text for text in texts)
+    assert ("mask IoU" in texts[0]) == (name in (*TWO_STAGE, "eomt"))
 
 
 @pytest.mark.parametrize(
-    ("settings", "fewest", "most"),
+    ("name", "settings", "most"),
     [
-        (dict(), 3, 100),
-        (dict(score_thr=0.5), 3, 100),
-        (dict(score_thr=0.9999), 0, 0),
-        (dict(nms_pre=7, max_per_img=3), 3, 3),
-        (dict(nms=dict(type="nms", iou_threshold=0.2, class_agnostic=True)), 3, 100),
-        (dict(nms=dict(type="nms", iou_threshold=0.6), min_bbox_size=-1), 3, 100),
+        ("retinanet", dict(score_thr=0.5), 100),
+        ("retinanet", dict(nms_pre=7, max_per_img=3), 3),
+        ("retinanet", dict(nms=dict(iou_threshold=0.2, class_agnostic=True)), 100),
+        ("fcos", dict(nms=dict(type="nms", iou_threshold=0.3), min_bbox_size=-1), 100),
+        ("atss", dict(nms=dict(type="nms", iou_threshold=0.9, split_thr=10)), 100),
+        ("maskrcnn", dict(nms=dict(iou_threshold=0.2, class_agnostic=True)), 20),
+        ("cascade-maskrcnn", dict(score_thr=0.3, max_per_img=4, mask_thr_binary=0.6), 4),
     ],
 )
-def test_dynamic_detector_equals_mmdet(settings, fewest, most):
-    model = small_retinanet()
-    model.bbox_head.test_cfg.update(settings)
+def test_graph_follows_the_settings(name, settings, most):
+    model = small_detector(name)
     graph = DynamicDetector(model)
-    for size in [*check_sizes(model), (113, 30)]:
-        image = example_image(size)
-        expected = detections(model, image)
-        with torch.no_grad():
-            actual = graph(image)
-        assert torch.equal(actual.labels, expected.labels)
-        torch.testing.assert_close(actual.scores, expected.scores, rtol=0, atol=1e-5)
-        torch.testing.assert_close(actual.boxes, expected.boxes, rtol=0, atol=1e-3)
-        assert fewest <= len(expected.scores) <= most
+    graph.head.test_cfg.update(settings)
+    graph = DynamicDetector(model)
+    for size in check_sizes(model)[:2]:
+        images = example_images(size, 2)
+        equal, text = compare_detections(model, eager(graph), images)
+        assert equal, text
+        dets, labels = eager(graph)(images)[:2]
+        assert dets.shape == (2, graph.head.test_cfg.max_per_img, 5)
+        assert 0 < (labels >= 0).sum(dim=1).max() <= most
 
 
-def test_dynamic_detector_clips_boxes_to_the_image_not_to_its_padding():
-    model = small_retinanet()
+def test_eomt_without_stuff_and_best_first():
+    model = small_detector("eomt")
+    model.panoptic_head.num_things_classes = model.panoptic_fusion_head.num_things_classes = 2
+    images = example_images((57, 100), 2)
+    equal, text = compare_detections(model, eager(DynamicDetector(model)), images)
+    dets, labels, masks = eager(DynamicDetector(model))(images)
+    assert equal, text
+    assert -1 in labels and labels.max() == 1 and not masks[labels == -1].any()
+    assert (dets[..., 4].diff() <= 0).all() and (dets[labels == -1] == 0).all()
+
+
+@pytest.mark.parametrize("name", ["fcos", "maskrcnn"])
+def test_graph_without_detections(name):
+    model = small_detector(name)
+    graph = DynamicDetector(model)
+    images = example_images((57, 100), 2)
+    outputs = eager(graph)(images, 2.0)
+    assert (
+        (outputs[1] == -1).all() and not outputs[0].any() and not any(map(torch.any, outputs[2:]))
+    )
+    graph.head.test_cfg.score_thr = 1.0
+    graph.head.score_thr.fill_(1.0)
+    equal, text = compare_detections(model, eager(graph), images)
+    assert equal and "detections at threshold" in text and " 0 detections" not in text
+
+
+@pytest.mark.parametrize("name", TWO_STAGE)
+def test_pasted_masks_equal_mmdet(name):
+    model = small_detector(name)
+    model.roi_head.test_cfg.score_thr = 0.0
+    texts = assert_equal(model, sizes=[(70, 98)], pasted=True)
+    assert all("mask IoU" in text for text in texts)
+    masks = DynamicDetector(model, pasted=True)(example_images((70, 98), 2))[2]
+    assert masks.shape == (2, 20, 70, 98) and masks.dtype == torch.bool and masks.any()
+
+
+def test_each_image_of_a_batch_is_detected_as_alone():
+    graph = DynamicDetector(small_detector("maskrcnn"))
+    images = example_images((57, 100), 5)
+    together = eager(graph)(images)
+    for i in range(5):
+        for one, part in zip(eager(graph)(images[i : i + 1]), together):
+            torch.testing.assert_close(one[0], part[i], rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("bgr", [True, False])
+def test_normalization_inside_takes_rgb_pixels(bgr):
+    model = small_detector("fcos")
+    model.data_preprocessor._channel_conversion = not bgr
+    equal, text = compare_detections(
+        model,
+        eager(DynamicDetector(model, normalize=True)),
+        example_images((57, 100), 2, pixels=True),
+    )
+    assert equal and " 0 detections" not in text
+
+
+def test_boxes_are_clipped_to_the_image_not_to_its_padding():
+    model = small_detector()
     nn.init.constant_(model.bbox_head.retina_reg.bias, 1.0)  # large boxes
-    with torch.no_grad():
-        boxes = DynamicDetector(model)(example_image((50, 60))).boxes
-    assert boxes[:, 2].max() == 60 and boxes[:, 3].max() == 50
+    dets = eager(DynamicDetector(model))(example_images((50, 60)))[0]
+    assert dets[..., 2].max() == 60 and dets[..., 3].max() == 50
 
 
 def test_unsupported_detector_lists_every_setting():
-    model = small_retinanet()
+    model = small_detector()
     for type_ in ("nms", nms):
         model.bbox_head.test_cfg.nms.type = type_
         assert unsupported_detector(model) == []
     model.bbox_head.test_cfg.update(nms=dict(type="soft_nms"), min_bbox_size=4, nms_pre=-1)
     findings = [finding.split("=")[0] for finding in unsupported_detector(model)]
-    assert findings == ["test_cfg.nms", "test_cfg.nms_pre", "test_cfg.min_bbox_size"]
-    assert unsupported_detector(nn.Identity()) == ["Identity (only RetinaNet with RetinaHead)"]
+    assert findings == ["test_cfg.nms_pre", "test_cfg.nms", "test_cfg.min_bbox_size"]
+    model = small_detector("maskrcnn")
+    model.rpn_head.test_cfg.nms = dict(type="soft_nms")
+    model.roi_head.mask_head = nn.Identity()
+    model.roi_head.bbox_roi_extractor.roi_layers[1] = nn.Identity()
+    findings = [finding.split("=")[0] for finding in unsupported_detector(model)]
+    assert findings == ["test_cfg.rpn.nms", "Identity"]
+    model = small_detector("eomt")
+    model.panoptic_fusion_head.test_cfg.instance_on = False
+    assert unsupported_detector(model) == ["test_cfg.instance_on=False"]
+    assert "Identity with NoneType" in unsupported_detector(nn.Identity())[0]

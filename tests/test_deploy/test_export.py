@@ -3,7 +3,6 @@
 import io
 import json
 import re
-from functools import partial
 from unittest import mock
 
 import onnx
@@ -13,16 +12,36 @@ from mmdet.datasets.transforms import Resize
 
 from ropevit_mmdet import deploy
 from ropevit_mmdet.compat.checkpoint import read_checkpoint_file
-from ropevit_mmdet.deploy import check, export, export_model, torch_export
+from ropevit_mmdet.deploy import Request, check, export, export_model, torch_export
 from ropevit_mmdet.deploy import onnx as onnx_format
-from ropevit_mmdet.deploy.check import compare_detections, compare_features
+from ropevit_mmdet.deploy.check import compare_detections, compare_features, example_images
+from ropevit_mmdet.deploy.detector import DynamicDetector
 from ropevit_mmdet.deploy.export import example_for, resizing
 from ropevit_mmdet.deploy.features import DynamicFeatures, min_side
 from ropevit_mmdet.engine.config import build_detector, load_config
 from ropevit_mmdet.errors import UserError
-from tests.exportable_models import SMALL_ARCH, WINDOWED, Encoder, exported_detector, run_command
+from tests.exportable_models import (
+    QUERIES,
+    SMALL_ARCH,
+    WINDOWED,
+    Encoder,
+    exported_detector,
+    run_command,
+    small_detector,
+)
 from tests.processes import ROOT
 from tests.tiny_coco import write_tiny
+
+HEADS = ("fcos", "atss", "rtmdet", "maskrcnn", "cascade-maskrcnn", "dino", "eomt")
+
+
+def exported_runner(model, file_format):
+    """A detector's exported content as a function."""
+    graph = DynamicDetector(model).eval()
+    program = torch_export.trace(graph, example_for(model), min_side(model))
+    if file_format == "onnx":
+        return onnx_format.runner(onnx_format.to_bytes(program, graph.outputs, {}))
+    return torch_export.runner(torch_export.to_bytes(program, {}))
 
 
 @pytest.fixture
@@ -31,17 +50,55 @@ def exported():
 
 
 def test_onnx_detector_equals_pytorch(exported, monkeypatch):
-    model, run = exported.model, partial(onnx_format.run, exported.onnx.read_bytes())
+    model, run = exported.model, onnx_format.runner(exported.onnx.read_bytes())
     sizes = [*check.check_sizes(model), (168, 224), (29, 33), (112, 112), (113, 391), (1, 1)]
     assert sum(height != width for height, width in sizes) > 3
-    for size in sizes:
-        equal, text = compare_detections(model, run, size)
-        assert equal and (" 50 detections" in text or size == (1, 1))
-    nothing = run(torch.zeros(1, 3, 40, 40), 2.0)
-    assert [tuple(output.shape) for output in nothing] == [(0, 4), (0,), (0,)]
+    for i, size in enumerate(sizes):
+        equal, text = compare_detections(model, run, example_images(size, 1 + i % 3))
+        assert equal and (f" {50 + 50 * (i % 3)} detections" in text or size == (1, 1))
+    dets, labels = run(torch.zeros(3, 3, 40, 40), 2.0)
+    assert dets.shape == (3, 50, 5) and not dets.any() and (labels == -1).all()
     monkeypatch.setitem(model.bbox_head.test_cfg, "score_thr", 1.0)
-    equal, text = compare_detections(model, run, sizes[0])
-    assert equal and "50 detections at threshold 0" in text
+    equal, text = compare_detections(model, run, example_images(sizes[0], 2))
+    assert equal and re.search(r"\d\d detections at threshold \d", text)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["retinanet", *HEADS])
+@pytest.mark.parametrize("file_format", ["onnx", "torch"])
+def test_every_head_equals_pytorch_at_every_size_and_batch(name, file_format):
+    model = small_detector(name, num_layers=1)
+    run = exported_runner(model, file_format)
+    smallest = min_side(model) if file_format == "torch" else 1
+    for size in [*check.check_sizes(model), (57, 100)]:
+        for batch in check.BATCHES if min(size) >= smallest else ():
+            images = example_images(size, batch)
+            equal, text = compare_detections(model, run, images)
+            assert equal and " 0 detections" not in text
+            if name not in QUERIES:
+                outputs = run(images, 2.0)
+                assert (outputs[1] == -1).all() and not any(
+                    map(torch.any, [outputs[0], *outputs[2:]])
+                )
+
+
+def test_fixed_size_and_batch_with_pasted_masks_and_normalization(tmp_path):
+    model, size = small_detector("maskrcnn", num_layers=1), (57, 100)
+    request = Request(size=size, batch=2, opset=20, normalize=True, pasted=True)
+    config = load_config(ROOT / "configs" / "ropevit_maskrcnn.py")
+    path, lines = tmp_path / "x.onnx", []
+    export_model(model, config, ("a", "b", "c"), path, request, report=lines.append)
+    assert sum("equal to PyTorch: 57 x 100 pixels, 2 images" in line for line in lines) == 1
+    proto = onnx.load(path)
+    shapes = [
+        [dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        for value in (*proto.graph.input, *proto.graph.output)
+    ]
+    assert shapes == [[2, 3, 57, 100], [2, 20, 5], [2, 20], [2, 20, 57, 100]]
+    assert proto.opset_import[0].version == 20
+    metadata = {field.key: json.loads(field.value) for field in proto.metadata_props}
+    assert metadata["size"] == [57, 100] and metadata["batch"] == 2
+    assert metadata["normalized_by"] == "file"
 
 
 @pytest.mark.parametrize(
@@ -62,8 +119,9 @@ def test_features_equal_pytorch_in_both_formats(neck, tmp_path):
     program = torch_export.trace(DynamicFeatures(model).eval(), example_for(model), shortest)
     sizes = [*check.check_sizes(model), (112, 168), (57, 60), (300, 63), (56, 56)]
     names = [f"map{i}" for i in range(len(model.neck.strides))]
-    run = partial(onnx_format.run, onnx_format.to_bytes(program, names, {}))
-    assert all(compare_features(model, run, size)[0] for size in sizes)
+    run = onnx_format.runner(onnx_format.to_bytes(program, names, {}))
+    for i, size in enumerate(sizes):
+        assert compare_features(model, run, example_images(size, 1 + i % 3))[0]
     data = torch_export.to_bytes(program, {"part": "features"})
     (tmp_path / "features.pth").write_bytes(data)
     with pytest.raises(UserError, match=r"is an exported program \(\.pt2\)"):
@@ -71,9 +129,11 @@ def test_features_equal_pytorch_in_both_formats(neck, tmp_path):
     metadata = {"part": ""}
     torch.export.load(io.BytesIO(data), extra_files=metadata)
     assert metadata["part"] == "features" and str(ROOT).encode() not in data
-    run = partial(torch_export.run, data)
+    run = torch_export.runner(data)
     larger = [size for size in sizes if min(size) >= shortest]
-    assert len(larger) > 3 and all(compare_features(model, run, size)[0] for size in larger)
+    for i, size in enumerate(larger):
+        assert compare_features(model, run, example_images(size, 1 + i % 3))[0]
+    assert len(larger) > 3
 
 
 def test_onnx_file_has_metadata_and_no_path(exported):
@@ -91,14 +151,18 @@ def test_onnx_file_has_metadata_and_no_path(exported):
         "std": [64.0, 64.0, 64.0],
         "pad_size_divisor": 28,
         "pad_value": 0,
+        "normalized_by": "caller",
+        "size": None,
+        "batch": None,
         "class_names": ["circle", "square", "triangle", "star", "ring"],
         "strides": [7, 14, 28],
         "score_thr": 0.05,
         "iou_threshold": 0.5,
         "max_per_img": 50,
+        "mask_thr_binary": None,
     }
     assert [value.name for value in proto.graph.input] == ["images"]
-    assert [value.name for value in proto.graph.output] == ["boxes", "scores", "labels"]
+    assert [value.name for value in proto.graph.output] == ["dets", "labels"]
     assert str(ROOT).encode() not in exported.onnx.read_bytes()
     onnx.checker.check_model(proto, full_check=True)
     with pytest.raises(UserError, match="is an ONNX model"):
@@ -107,23 +171,25 @@ def test_onnx_file_has_metadata_and_no_path(exported):
 
 def test_failed_comparison_keeps_the_old_file(exported, tmp_path, monkeypatch, capsys):
     model, config = exported.model, load_config(exported.config)
-    request = dict(part="features", file_format="torch")
+    request = Request(part="features", file_format="torch")
     out = tmp_path / "features.pt2"
     out.write_text("old")
-    monkeypatch.setattr(torch_export, "trace", lambda *_: None)
+    monkeypatch.setattr(torch_export, "trace", lambda *_, **__: None)
     monkeypatch.setattr(torch_export, "to_bytes", lambda *_: b"new")
-    monkeypatch.setattr(torch_export, "run", lambda data, image, _: wrong(image))
+    monkeypatch.setattr(torch_export, "runner", lambda data: wrong)
 
-    def wrong(image):
+    def wrong(images, _):
         with torch.no_grad():
-            return [level + error for level in model.extract_feat(image)]
+            return [level + error for level in model.extract_feat(images)]
 
     error = 1.0
-    with pytest.raises(RuntimeError, match="differs from PyTorch: 224 x 112 pixels, 3 maps"):
-        export_model(model, config, (), out, **request)
+    with pytest.raises(
+        RuntimeError, match="differs from PyTorch: 224 x 112 pixels, 1 image, 3 maps"
+    ):
+        export_model(model, config, (), out, request)
     assert out.read_text() == "old" and list(tmp_path.iterdir()) == [out]
     error = 0.0
-    export_model(model, config, (), out, **request)
+    export_model(model, config, (), out, request)
     printed = re.findall(r"equal to PyTorch: (\d+ x \d+) pixels", capsys.readouterr().out)
     assert printed == ["224 x 112", "140 x 196", "78 x 157"] and out.read_text() == "new"
 
@@ -144,20 +210,21 @@ def test_export_compares_the_classes(exported, tmp_path, monkeypatch):
 
 def test_unsupported_requests(exported, tmp_path, monkeypatch):
     model, config, names = exported.model, load_config(exported.config), ("a",)
-    onnx_detector = dict(part="detector", file_format="onnx")
     resnet = build_detector(load_config(write_tiny(tmp_path)))
     monkeypatch.setitem(model.bbox_head.test_cfg, "min_bbox_size", 4)
     for detector, name, request, message in (
-        (model, "x.pt2", dict(part="detector", file_format="torch"), "--part features"),
-        (model, "x.onnx", onnx_detector, "min_bbox_size=4; .*--part features"),
-        (resnet, "x.onnx", dict(part="features", file_format="onnx"), r"ResNet \(only RoPEViT\)"),
+        (model, "x.pt2", Request(), "files of --format onnx end in .onnx"),
+        (model, "x.onnx", Request(), "min_bbox_size=4; .*--part features"),
+        (model, "x.onnx", Request(pasted=True), "masks pasted"),
+        (model, "x.onnx", Request("features", size=(28, 99)), "--size 28 99 .at least 29 pixels"),
+        (resnet, "x.onnx", Request(part="features"), r"ResNet \(only RoPEViT\)"),
     ):
         with pytest.raises(UserError, match=message):
-            export_model(detector, config, names, tmp_path / name, **request)
+            export_model(detector, config, names, tmp_path / name, request)
     monkeypatch.setitem(model.bbox_head.test_cfg, "min_bbox_size", 0)
     monkeypatch.setattr(export, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"pip install 'ropevit-mmdet\[export\]'"):
-        export_model(model, config, names, tmp_path / "x.onnx", **onnx_detector)
+        export_model(model, config, names, tmp_path / "x.onnx", Request())
     assert not list(tmp_path.glob("x.*"))
 
 

@@ -10,7 +10,9 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from mmdet.models.roi_heads.mask_heads.fcn_mask_head import _do_paste_mask
 from PIL import Image
+from pycocotools import mask as mask_coding
 
 from ropevit_mmdet._images import read_image
 from ropevit_mmdet.apis import Detector
@@ -50,15 +52,101 @@ def test_onnx_predict_equals_the_package(tmp_path):
         expected = detector(file, score_thr=0.1).pred_instances
         expected = Detections(expected.bboxes, expected.scores, expected.labels)
         actual = onnx_predict.Detector(str(path)).predict(onnx_predict.read_image(file))
-        actual = Detections(*(torch.from_numpy(part[actual[1] >= 0.1]) for part in actual))
-        boxes, scores = differences(expected, actual)
+        actual = Detections(*(torch.from_numpy(part[actual[1] >= 0.1]) for part in actual[:3]))
+        boxes, scores, _ = differences(expected, actual)
         assert boxes < 1e-3 and scores < 1e-5  # pixels of the image
         rows = [one for one in document["annotations"] if one["image_id"] == image_id]
         assert len(rows) == len(actual.scores) > 20
-        for row, box, score, label in zip(rows, *actual):
+        for row, box, score, label in zip(rows, *actual[:3]):
             corners = (*box[:2], *(box[2:] - box[:2]))
             np.testing.assert_allclose(row["bbox"], corners, atol=0.0051)
             assert row["category_id"] == label + 1 and abs(row["score"] - score) < 1e-5
+
+
+def constant_model(path, inputs, outputs, **metadata):
+    """A file that returns constants, whatever the images are."""
+    helper, types = onnx.helper, {np.dtype(np.float32): 1, np.dtype(np.int64): 7}
+    values = [onnx.numpy_helper.from_array(value, name) for name, value in outputs.items()]
+    graph = helper.make_graph(
+        [helper.make_node("Constant", [], [one.name], value=one) for one in values],
+        "constants",
+        [helper.make_tensor_value_info("images", *inputs)],
+        [
+            helper.make_tensor_value_info(name, types[value.dtype], value.shape)
+            for name, value in outputs.items()
+        ],
+    )
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    fields = dict(part="detector", resize=dict(scale=[20, 20], keep_ratio=False), mean=[0] * 3)
+    fields |= dict(std=[1] * 3, channel_order="RGB", class_names=["a", "b"], **metadata)
+    for key, value in fields.items():
+        proto.metadata_props.add(key=key, value=json.dumps(value))
+    onnx.save(proto, path)
+    return str(path)
+
+
+def test_files_of_version_0_1_0_are_read(tmp_path):
+    boxes, scores = np.float32([[2, 4, 10, 20]]), np.float32([0.9])
+    outputs = dict(boxes=boxes, scores=scores, labels=np.int64([1]))
+    path = constant_model(tmp_path / "a.onnx", (1, [1, 3, None, None]), outputs)
+    detector, image = onnx_predict.Detector(path), np.zeros((40, 60, 3), np.uint8)
+    found = detector.predict(image)
+    np.testing.assert_allclose(found[0], [[6, 8, 30, 40]])
+    assert found[1] == scores and found[2] == [1] and found[3] is None
+    Image.fromarray(image).save(tmp_path / "a.png")
+    files = [tmp_path / "a.png"] * 3
+    document, _ = onnx_predict.predict_files(detector, files, 0.3, batch=5)
+    assert [one["image_id"] for one in document["annotations"]] == [1, 2, 3]
+
+
+def test_batches_of_one_size_and_masks_in_the_original_image(tmp_path):
+    random = np.random.default_rng(0)
+    dets = np.zeros((3, 4, 5), np.float32)
+    labels = np.full((3, 4), -1)
+    masks = random.random((3, 4, 28, 28), dtype=np.float32)
+    for i, count in enumerate((2, 0, 1)):
+        dets[i, :count, :4] = (2 + i, 4, 10, 17.5)
+        dets[i, :count, 4] = 0.9 - 0.1 * np.arange(count)
+        labels[i, :count] = np.arange(count)
+    outputs = dict(dets=dets, labels=labels, masks=masks)
+    inputs = (2, [3, 3, 20, 20])  # uint8: the file normalizes
+    metadata = dict(batch=3, normalized_by="file", mask_thr_binary=0.5, size=[20, 20])
+    path = constant_model(tmp_path / "a.onnx", inputs, outputs, **metadata)
+    detector = onnx_predict.Detector(path)
+    files = []
+    for i, (height, width) in enumerate(((40, 60), (20, 20), (33, 50), (40, 60))):
+        files.append(tmp_path / f"{i}.png")
+        Image.new("RGB", (width, height)).save(files[-1])
+    document, skipped = onnx_predict.predict_files(detector, files, 0.3)
+    assert not skipped
+    annotations = document["annotations"]
+    assert [one["image_id"] for one in annotations] == [1, 1, 3, 4, 4]  # the last batch has one
+    assert [one["id"] for one in annotations] == [1, 2, 3, 4, 5]
+    for one, (image, row) in zip(annotations, ((0, 0), (0, 1), (2, 0), (0, 0), (0, 1))):
+        height, width = one["segmentation"]["size"]
+        boxes = torch.from_numpy(dets[image, row, None, :4]) * torch.tensor(
+            [width / 20, height / 20] * 2
+        )
+        mask = torch.from_numpy(masks[image, row])[None, None]
+        expected = _do_paste_mask(mask, boxes, height, width, skip_empty=False)[0][0] >= 0.5
+        rle = mask_coding.frPyObjects(one["segmentation"], height, width)
+        actual = torch.from_numpy(mask_coding.decode(rle)).bool()
+        assert (actual != expected).sum() <= 1 and expected.sum() > 20
+        assert one["area"] == int(actual.sum())
+    with pytest.raises(
+        ValueError, match="this onnxruntime has no NoProvider .only .*CPUExecutionProvider"
+    ):
+        onnx_predict.Detector(path, ["NoProvider"])
+
+
+def test_run_lengths_equal_pycocotools():
+    mask = np.zeros((1, 40, 60), bool)
+    mask[0, 3:20, 30:41] = True
+    counts = onnx_predict.run_lengths(mask[0])
+    rle = mask_coding.frPyObjects(counts, 40, 60)
+    np.testing.assert_array_equal(mask_coding.decode(rle), mask[0])
+    assert onnx_predict.run_lengths(np.ones((2, 3), bool))["counts"] == [0, 6]
+    assert onnx_predict.run_lengths(np.zeros((2, 3), bool))["counts"] == [6]
 
 
 @pytest.mark.parametrize(

@@ -127,7 +127,7 @@ class EoMTHead(Mask2FormerHead):
             Class logits [B, Q, classes + 1] and mask logits [B, Q, rows, columns], one of each per
             prediction: in training before every block and after the last, else only the latter.
         """
-        queries = self.q.weight.to(x.tokens.dtype).expand(len(x.tokens), -1, -1)
+        queries = self.q.weight.to(x.tokens.dtype).expand(x.tokens.shape[0], -1, -1)
         tokens = torch.cat((queries, x.tokens), dim=1)  # [B, Q + S + N, C]
         segment = x.segment.with_leading(self.num_queries)
         predictions = []
@@ -145,8 +145,9 @@ class EoMTHead(Mask2FormerHead):
         """Class and mask logits of normalized tokens [B, Q + S + N, C], as for `forward`."""
         queries = tokens[:, : self.num_queries]
         patches = to_grid(tokens[:, -x.num_patches :], x.groups).permute(0, 3, 1, 2)
-        masks = torch.einsum("bqc,bchw->bqhw", self.mask_head(queries), self.upscale(patches))
-        return self.class_head(queries), masks
+        cells = self.upscale(patches)
+        masks = self.mask_head(queries) @ cells.flatten(2)  # einsum would fix a traced batch
+        return self.class_head(queries), masks.unflatten(2, cells.shape[-2:])
 
     def attention_mask(self, mask_logits: Tensor, prob: Tensor, x: LastBlocks) -> Tensor:
         """Which tokens attend to which: queries to the patches of their mask, all else to all.
