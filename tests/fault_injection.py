@@ -36,7 +36,7 @@ TIMEOUT = 120  # seconds
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
 TRAIN = ("-m", "tests.fault_injection")
 HOOK = """
-import math, multiprocessing, os, resource, signal, subprocess
+import math, multiprocessing, os, resource, signal, subprocess, time
 from pathlib import Path
 from mmdet.registry import HOOKS
 from mmengine.dist import get_rank
@@ -79,6 +79,7 @@ class Failure(Hook):
 
     def worker_killed(self, runner):
         os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+        time.sleep(5)  # ends with the signal of its death
 
     def disk_full(self, runner):
         size = os.path.getsize(os.path.join(runner.work_dir, 'iter_3.pth'))

@@ -112,7 +112,9 @@ def images(num_classes: int, *, masked: bool = True, stuff: int = 0) -> dict:
     return dict(inputs=inputs, data_samples=samples)
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", [p for p in FILES if p.stem != "ropevit_dino_12e"], ids=lambda path: path.stem
+)  # that has the model of ropevit_dino
 def test_loads_takes_two_optimizer_steps_and_a_test_step(path, checkpoints):
     config = load(path, checkpoints)
     model = MODELS.build(config.model)

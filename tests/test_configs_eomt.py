@@ -19,6 +19,7 @@ from ropevit_mmdet.engine.hooks.mask_annealing_hook import probabilities
 from ropevit_mmdet.engine.hooks.rope_vit_checks import check_normalization
 from ropevit_mmdet.weights.checkpoint import read_checkpoint
 from tests import oracle, test_configs
+from tests.fault_injection import UNFORMATTED
 from tests.test_configs import CONFIGS, images
 from tests.tiny_coco import write_tiny
 
@@ -145,11 +146,11 @@ def runner(name, directory, work_dir, checkpoint=None):
     return Runner.from_cfg(config)
 
 
+@UNFORMATTED
 @pytest.mark.parametrize("head", ["eomt", "dino", "rtmdet-ins", "mask2former"])
-def test_resumes_to_the_bit(head, tmp_path, mmengine_instances, monkeypatch):
+def test_resumes_to_the_bit(head, tmp_path, mmengine_instances):
     name = f"shapes_{head}"
     write_tiny(tmp_path)
-    monkeypatch.setattr("mmengine.config.config.FormatCode", lambda text, **_: (text, False))
     straight = runner(name, tmp_path, tmp_path / "straight")
     straight.train()
     resumed = runner(name, tmp_path, tmp_path / "resumed", tmp_path / "straight" / "iter_3.pth")
@@ -161,10 +162,10 @@ def test_resumes_to_the_bit(head, tmp_path, mmengine_instances, monkeypatch):
         assert torch.equal(value, expected[name]), name
 
 
-def test_panoptic_trains_and_evaluates(tmp_path, mmengine_instances, monkeypatch):
+@UNFORMATTED
+def test_panoptic_trains_and_evaluates(tmp_path, mmengine_instances):
     """Of two images with a person on a wall; a perfect prediction has a PQ of 100."""
     utils = pytest.importorskip("panopticapi.utils")
-    monkeypatch.setattr("mmengine.config.config.FormatCode", lambda text, **_: (text, False))
     segments = np.full((48, 64), 20)
     segments[10:40, 20:50] = 10
     infos = [

@@ -34,6 +34,6 @@ def test_a_process_that_dies_is_an_error():
 
 def test_every_directory_has_a_row():
     names = detectors.rows()
-    assert len(names) == len({name.split("/")[0] for name in names}) == 115
+    assert len(names) == len({name.split("/")[0] for name in names}) >= 115  # 116 in the fork
     missing = [name for name in names if not (detectors.CONFIGS / f"{name}.py").is_file()]
     assert not missing

@@ -44,7 +44,7 @@ def test_kernel_equals_mmcv_in_the_interpreter(monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     done = run_python("-W", "ignore", __file__)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == "equal\n"
+    assert done.stdout.endswith("equal\n")  # the fork prints more
 
 
 @needs_triton
