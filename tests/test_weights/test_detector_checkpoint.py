@@ -17,7 +17,7 @@ from ropevit_mmdet.weights.detector_checkpoint import (
     read_detector_checkpoint,
     skip_init,
 )
-from tests.exportable_models import small_retinanet
+from tests.exportable_models import small_detector
 
 WRAPPERS = {
     "DDP": lambda key: f"module.{key}",
@@ -33,7 +33,7 @@ RESNET = {"conv1.weight": torch.ones(2, 3), "layer1.0.bn1.weight": torch.ones(2)
 
 @pytest.fixture(scope="module")
 def detector():
-    return small_retinanet()
+    return small_detector()
 
 
 @pytest.fixture
