@@ -136,8 +136,7 @@ class SimpleFeaturePyramid(BaseModule):
         if torch.is_autocast_enabled(inputs.device.type):  # RoIs take the dtype of the levels
             levels = [level.float() for level in levels]
         factors = [own / out for own, out in zip(self.own_strides, self.strides)]
-        levels = [_resample(*pair) for pair in zip(levels, factors, strict=True)]
-        return tuple(level.contiguous() for level in levels)  # heads of mmdet use `view`
+        return tuple(_resample(*pair) for pair in zip(levels, factors, strict=True))
 
 
 def _is_scale(scale: float) -> bool:
@@ -175,7 +174,7 @@ def _resample(level: Tensor, factor: float) -> Tensor:
     # side stays the same, the operator copies and ignores the factor: compute a cell more, cut it.
     padded = [new + (new == old) for new, old in zip(size, level.shape[-2:])]
     resampled = torch.ops.aten.upsample_bilinear2d(level, padded, False, factor, factor)
-    return resampled[:, :, : size[0], : size[1]]
+    return resampled[:, :, : size[0], : size[1]].contiguous()  # heads of mmdet use `view`
 
 
 def _plain(stride: float) -> int | float:
