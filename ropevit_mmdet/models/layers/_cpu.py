@@ -66,7 +66,7 @@ def conv_with_spare_columns(
         return forward(x)
     stride = conv.stride[1]
     columns = (x.shape[-1] + 2 * conv.padding[1] - conv.kernel_size[1]) // stride + 1  # type: ignore[operator]
-    return forward(F.pad(x, (0, 2 * stride)))[..., :columns]
+    return forward(F.pad(x, (0, 2 * stride)))[..., :columns].contiguous()
 
 
 def can_run_in_pieces(block: Block, x: Tensor, *, checkpointed: bool) -> bool:
