@@ -1,4 +1,4 @@
-_base_ = "./ropevit_b14.py"
+_base_ = ["./ropevit_b14.py", "./mask_losses.py"]
 # EoMT (arXiv 2503.19108) on RoPE ViT-B/14: 200 queries join the last 3 blocks. Published: patches
 # resampled to 16 pixels, 640 pixels, global attention, masks at stride 4, 3 blocks for a ViT-B
 # (4 for an L, 5 for a g), no drop path; losses, points and matching costs of Mask2Former.
@@ -24,32 +24,11 @@ model = dict(
         num_blocks=3,
         no_object_weight=0.1,
         loss_cls=dict(type="CrossEntropyLoss", use_sigmoid=False, loss_weight=2.0),
-        loss_mask=dict(type="CrossEntropyLoss", use_sigmoid=True, loss_weight=5.0),
-        loss_dice=dict(
-            type="DiceLoss",
-            use_sigmoid=True,
-            activate=True,
-            naive_dice=True,
-            eps=1.0,
-            loss_weight=5.0,
-        ),
+        **_base_.mask_losses,
     ),
     panoptic_fusion_head=dict(
         type="MaskFormerFusionHead", num_things_classes=num_things, num_stuff_classes=num_stuff
     ),
-    train_cfg=dict(
-        num_points=12544,
-        oversample_ratio=3.0,
-        importance_sample_ratio=0.75,
-        assigner=dict(
-            type="HungarianAssigner",
-            match_costs=[
-                dict(type="ClassificationCost", weight=2.0),
-                dict(type="CrossEntropyLossCost", weight=5.0, use_sigmoid=True),
-                dict(type="DiceCost", weight=5.0, pred_act=True, eps=1.0),
-            ],
-        ),
-        sampler=dict(type="MaskPseudoSampler"),
-    ),
+    train_cfg=_base_.mask_train_cfg,
     test_cfg=dict(panoptic_on=False, instance_on=True, max_per_image=100),
 )

@@ -1,4 +1,4 @@
-_base_ = "./ropevit_b14.py"
+_base_ = ["./ropevit_b14.py", "./mask_losses.py"]
 # Mask2Former (arXiv 2112.01527): 100 queries, a pixel decoder of 6 and a decoder of 9 layers, as
 # published. The pyramid's strides are 3.5, 7, 14 and 28.
 num_things, num_stuff = 80, 0
@@ -45,32 +45,11 @@ model = dict(
             loss_weight=2.0,
             class_weight=[1.0] * (num_things + num_stuff) + [0.1],  # the last is no object
         ),
-        loss_mask=dict(type="CrossEntropyLoss", use_sigmoid=True, loss_weight=5.0),
-        loss_dice=dict(
-            type="DiceLoss",
-            use_sigmoid=True,
-            activate=True,
-            naive_dice=True,
-            eps=1.0,
-            loss_weight=5.0,
-        ),
+        **_base_.mask_losses,
     ),
     panoptic_fusion_head=dict(
         type="MaskFormerFusionHead", num_things_classes=num_things, num_stuff_classes=num_stuff
     ),
-    train_cfg=dict(
-        num_points=12544,
-        oversample_ratio=3.0,
-        importance_sample_ratio=0.75,
-        assigner=dict(
-            type="HungarianAssigner",
-            match_costs=[
-                dict(type="ClassificationCost", weight=2.0),
-                dict(type="CrossEntropyLossCost", weight=5.0, use_sigmoid=True),
-                dict(type="DiceCost", weight=5.0, pred_act=True, eps=1.0),
-            ],
-        ),
-        sampler=dict(type="MaskPseudoSampler"),
-    ),
+    train_cfg=_base_.mask_train_cfg,
     test_cfg=dict(panoptic_on=False, instance_on=True, max_per_image=100),
 )
