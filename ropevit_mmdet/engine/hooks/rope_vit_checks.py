@@ -22,6 +22,7 @@ from ropevit_mmdet.models.backbones.rope_vit import RoPEViT
 from ropevit_mmdet.models.necks.simple_feature_pyramid import SimpleFeaturePyramid
 from ropevit_mmdet.weights.checkpoint import read_pretrained
 from ropevit_mmdet.weights.detector_checkpoint import check_start, has_backbone, skip_init
+from ropevit_mmdet.weights.inspection import pixel_stats
 
 # Heads whose num_classes is the dataset's; that of an RPN is 1.
 _HEAD = re.compile(r"(^|\.)(bbox|mask)_head(\.\d+)?$")
@@ -193,11 +194,10 @@ def check_normalization(model: nn.Module) -> None:
     backbone = getattr(backbone, "backbone", backbone)  # in a FrozenBackbone
     if not isinstance(backbone, RoPEViT) or not (checkpoint := read_pretrained(backbone.init_cfg)):
         return
-    stats = checkpoint.rgb_stats
+    expected = pixel_stats(checkpoint)
     preprocessor: Any = model.data_preprocessor
-    if stats is None or not hasattr(preprocessor, "mean"):
+    if not expected or not hasattr(preprocessor, "mean"):
         return
-    expected = {key: [round(255 * v, 4) for v in stats[key]] for key in ("mean", "std")}
     actual = {
         key: [round(v, 4) for v in getattr(preprocessor, key).flatten().tolist()]
         for key in expected
