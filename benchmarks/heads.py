@@ -14,6 +14,7 @@ from pathlib import Path
 from resource import RUSAGE_SELF, getrusage
 
 from mmdet.registry import HOOKS
+from mmengine.config import Config
 from mmengine.hooks import Hook
 
 from benchmarks.recipes import Recipes
@@ -43,7 +44,10 @@ def main(argv: list[str] | None = None) -> None:
 
 def compared(path: str, recipes: Recipes, minutes: float) -> list[dict]:
     """Runs a config with every seed; the schedule follows from the time of a short trial."""
-    config, head = transferred(path, recipes), Path(path).stem
+    config, head = load_config(path), Path(path).stem
+    transferred(config, recipes.config, recipes.checkpoint)
+    config.train_dataloader.update(num_workers=0, persistent_workers=False)
+    use_cost_hook(config)
 
     def run(name: str, iterations: int, seed: int) -> dict:
         result = recipes.run(None, f"{head} {name}", config, schedule(iterations), seed).result()
@@ -54,11 +58,10 @@ def compared(path: str, recipes: Recipes, minutes: float) -> list[dict]:
     return [run(f"{minutes:g}min", max(TRIAL, iterations), seed) for seed in recipes.seeds]
 
 
-def transferred(path: str, recipes: Recipes):
-    """A config with the pretrained backbone and its layer decay, in one process."""
-    config, base = load_config(path), recipes.config
+def transferred(config: Config, base: Config, checkpoint: Path) -> None:
+    """Gives a config the backbone and the layer decay of another one, with a checkpoint."""
     model, arch = config.model, base.model.backbone.arch
-    weights = dict(type="Pretrained", checkpoint=str(recipes.checkpoint))
+    weights = dict(type="Pretrained", checkpoint=str(checkpoint))
     model.backbone = {**base.model.backbone, "init_cfg": weights}
     model.data_preprocessor.update({k: base.model.data_preprocessor[k] for k in ("mean", "std")})
     if neck := model.get("neck"):
@@ -68,10 +71,11 @@ def transferred(path: str, recipes: Recipes):
         model.panoptic_head.update(in_channels=arch.hidden_dim, patch_size=arch.patch_size)
     for key in ("constructor", "paramwise_cfg"):
         config.optim_wrapper[key] = base.optim_wrapper[key]
-    config.train_dataloader.update(num_workers=0, persistent_workers=False)
+
+
+def use_cost_hook(config: Config) -> None:
     config.custom_imports.imports.append("benchmarks.heads")
     config.custom_hooks = [dict(type="CostHook")]
-    return config
 
 
 def schedule(iterations: int) -> dict:
@@ -96,14 +100,16 @@ def table(rows: list[dict]) -> str:
 
 @HOOKS.register_module()
 class CostHook(Hook):
-    """With every checkpoint, writes CPU seconds per iteration and the process's peak memory."""
+    """With every checkpoint, writes CPU and wall seconds per iteration and peak memory."""
 
     def before_train(self, runner) -> None:
-        self.first, self.start = runner.iter, time.process_time()
+        self.first, self.start = runner.iter, (time.process_time(), time.monotonic())
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
-        seconds = (time.process_time() - self.start) / (runner.iter + 1 - self.first)
-        cost = dict(seconds=seconds, peak_mb=getrusage(RUSAGE_SELF).ru_maxrss / 1024)
+        count = runner.iter + 1 - self.first
+        cpu, wall = time.process_time() - self.start[0], time.monotonic() - self.start[1]
+        peak_mb = getrusage(RUSAGE_SELF).ru_maxrss / 1024
+        cost = dict(seconds=cpu / count, wall_seconds=wall / count, peak_mb=peak_mb)
         Path(runner.work_dir, "cost.json").write_text(json.dumps(cost))
 
 

@@ -1,0 +1,99 @@
+"""The arms of a comparison of recipes: each changes one setting of the first one."""
+
+from collections.abc import Callable
+
+from mmengine.config import Config, ConfigDict
+
+from benchmarks.photos.datasets import Photos, jitter, use_photos
+from ropevit_mmdet.engine.config import load_config
+
+LSJ = (0.1, 2.0)
+EVERY = ("horizontal", "vertical", "diagonal")
+
+
+def base(config: Config, photos: Photos) -> None:
+    """Large-scale jitter, as in `configs/custom_coco.py`."""
+    use_photos(config, photos, jitter(photos.size, *LSJ))
+
+
+def mild(config: Config, photos: Photos) -> None:
+    use_photos(config, photos, jitter(photos.size, 0.8, 1.25))
+
+
+def color(config: Config, photos: Photos) -> None:
+    steps = [dict(type="PhotoMetricDistortion"), *jitter(photos.size, *LSJ)]
+    use_photos(config, photos, steps)
+
+
+def mixed(config: Config, photos: Photos) -> None:
+    """CopyPaste of masks; of boxes a mosaic of four images, without any in the last quarter."""
+    base(config, photos)
+    dataset = config.train_dataloader.dataset
+    *load, pack = dataset.pipeline
+    square = (photos.size, photos.size)
+    mix = dict(type="CopyPaste") if photos.has_masks else dict(type="Mosaic", img_scale=square)
+    after = [] if photos.has_masks else jitter(photos.size, 0.5, 1.0)
+    dataset.pipeline = load if photos.has_masks else load[:2] + [load[-1]]
+    config.train_dataloader.dataset = ConfigDict(
+        type="MultiImageMixDataset", dataset=dataset, pipeline=[mix, *after, pack]
+    )
+
+
+def average(config: Config, photos: Photos) -> None:
+    base(config, photos)
+    use_average(config)
+
+
+def use_average(config: Config) -> None:
+    """Tests the moving average of the weights over some 200 iterations."""
+    ema = dict(type="EMAHook", ema_type="ExpMomentumEMA", momentum=5e-3, gamma=200)
+    config.custom_hooks = [*config.get("custom_hooks", []), ema]
+
+
+def frozen(config: Config, photos: Photos) -> None:
+    base(config, photos)
+    config.model.backbone.frozen_stages = config.model.backbone.arch.num_layers // 2
+
+
+def undecayed(config: Config, photos: Photos) -> None:
+    base(config, photos)
+    config.optim_wrapper.paramwise_cfg.layer_decay_rate = 1.0
+
+
+def half_lr(config: Config, photos: Photos) -> None:
+    base(config, photos)
+    config.optim_wrapper.optimizer.lr /= 2
+
+
+def giou(config: Config, photos: Photos) -> None:
+    """From scratch: boxes learn by GIoU, photos are mirrored in every direction, weights averaged."""
+    use_average(config)
+    use_photos(config, photos, jitter(photos.size, 0.8, 1.25, EVERY))
+    loss = ConfigDict(type="GIoULoss", loss_weight=2.0)
+    config.model.bbox_head.update(reg_decoded_bbox=True, loss_bbox=loss)
+
+
+def rtmdet(config: Config, photos: Photos) -> None:
+    """From scratch: RTMDet's head, which learns from the detections that fit best."""
+    use_average(config)
+    use_photos(config, photos, jitter(photos.size, 0.8, 1.25, EVERY))
+    head = load_config("configs/ropevit_rtmdet.py").model
+    channels = config.model.neck.out_channels
+    head.bbox_head.update(
+        num_classes=len(photos.classes), in_channels=channels, feat_channels=channels
+    )
+    config.model.update({key: head[key] for key in ("type", "bbox_head", "train_cfg", "test_cfg")})
+    config.optim_wrapper.paramwise_cfg.bypass_duplicate = True  # levels share convolutions
+
+
+DESIGNS = {"RetinaNet, GIoU": giou, "RTMDet": rtmdet}
+ARMS: dict[str, Callable[[Config, Photos], None]] = {
+    "large-scale jitter, 0.1 to 2": base,
+    "jitter of 0.8 to 1.25": mild,
+    "color": color,
+    "CopyPaste or mosaic": mixed,
+    "EMA": average,
+    "first half of the blocks frozen": frozen,
+    "no layer decay": undecayed,
+    "half the learning rate": half_lr,
+}
