@@ -48,6 +48,21 @@ class Budget(NamedTuple):
     seeds: int
 
 
+class Variant(NamedTuple):
+    """A row: a detector, and the recipe that it is trained by."""
+
+    name: str
+    photos: Photos
+    build: Callable[[Photos], Config]
+    arm: Callable[[Config, Photos], None]
+
+    def config(self) -> Config:
+        config = self.build(self.photos)
+        self.arm(config, self.photos)
+        use_cost_hook(config)
+        return config
+
+
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     os.environ["OMP_NUM_THREADS"] = str(args.threads)
@@ -57,44 +72,35 @@ def main(argv: list[str] | None = None) -> None:
         for name in args.dataset:
             photos = read_photos((args.data / name).resolve(), args.size)
             for section in args.only:
-                builders = dict(variants(section, photos, weights))
                 place = root / f"{name}-{args.size}" / section
-                rows = [compared(*one, photos, place, budget) for one in builders.items()]
+                rows = [compared(v, place, budget) for v in variants(section, photos, weights)]
                 texts.append(f"## {name}, {section}, {args.minutes:g} minutes\n\n{table(rows)}\n")
     print("\n".join(texts))
     (root / "report.md").write_text("\n".join(texts), encoding="utf-8")
 
 
-def variants(
-    section: str, photos: Photos, weights: Path | None
-) -> Iterator[tuple[str, Callable[[], Config]]]:
-    """Names and configs of a section; EoMT only where there are masks, Faster R-CNN where not."""
+def variants(section: str, photos: Photos, weights: Path | None) -> Iterator[Variant]:
+    """The variants of a section: EoMT only where there are masks, Faster R-CNN where not."""
+    boxes = photos._replace(has_masks=False)
     if section in ("designs", "recipes"):
-        masks = photos.has_masks and section == "recipes"
-        head = detectors.HEADS["Mask R-CNN" if masks else "RetinaNet"]
+        head = "Mask R-CNN" if photos.has_masks and section == "recipes" else "RetinaNet"
         weights = weights if section == "recipes" else None
         for name, arm in (ARMS if section == "recipes" else DESIGNS).items():
-            yield name, partial(built, partial(detectors.ours, photos, head, weights), arm, photos)
+            build = partial(detectors.ours, name=detectors.HEADS[head], weights=weights)
+            yield Variant(name, photos if head == "Mask R-CNN" else boxes, build, arm)
         return
     options = dict(weights=weights) if section == "pretrained" else {}
     for name, build in (detectors.PEERS if section == "peers" else detectors.OURS).items():
+        masks = photos.has_masks and name.endswith(("Mask R-CNN", "EoMT"))
         if photos.has_masks or "EoMT" not in name:
-            name = name if photos.has_masks else name.replace("Mask", "Faster")
-            yield name, partial(built, partial(build, photos, **options), mild, photos)
+            name = name if masks else name.replace("Mask", "Faster")
+            yield Variant(name, photos if masks else boxes, partial(build, **options), mild)
 
 
-def built(build: Callable[[], Config], arm: Callable[[Config, Photos], None], photos: Photos):
-    config = build()
-    arm(config, photos)
-    use_cost_hook(config)
-    return config
-
-
-def compared(
-    name: str, build: Callable[[], Config], photos: Photos, root: Path, budget: Budget
-) -> dict[str, Any]:
+def compared(variant: Variant, root: Path, budget: Budget) -> dict[str, Any]:
     """Trains a variant with every seed, as long as a short trial says; tests on all splits."""
-    config, slug = build(), re.sub(r"\W+", "-", name.lower())
+    config, photos = variant.config(), variant.photos
+    slug = re.sub(r"\W+", "-", variant.name.lower())
 
     def run(suffix: str, iterations: int, seed: int, **options: Any) -> tuple[dict, Path]:
         one = Run(f"{slug}-{suffix}", config, schedule(iterations) | options, seed)
@@ -104,7 +110,7 @@ def compared(
     cost = json.loads((trial / "cost.json").read_text())
     seconds = cost["seconds" if budget.threads == 1 else "wall_seconds"]
     iterations = max(TRIAL, round(60 * budget.minutes / seconds))
-    row: dict[str, Any] = dict(name=name, iterations=iterations, **cost, val=[], test=[])
+    row: dict[str, Any] = dict(name=variant.name, iterations=iterations, **cost, val=[], test=[])
     for seed in range(budget.seeds):
         result, directory = run(f"{budget.minutes:g}min", iterations, seed)
         row["val"].append(result["metrics"])

@@ -82,7 +82,8 @@ def rtmdet(config: Config, photos: Photos) -> None:
     head.bbox_head.update(
         num_classes=len(photos.classes), in_channels=channels, feat_channels=channels
     )
-    config.model.update({key: head[key] for key in ("type", "bbox_head", "train_cfg", "test_cfg")})
+    for key in ("type", "bbox_head", "train_cfg", "test_cfg"):
+        config.model[key] = head[key]  # update() would merge them
     config.optim_wrapper.paramwise_cfg.bypass_duplicate = True  # levels share convolutions
 
 

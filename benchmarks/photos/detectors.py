@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from math import ceil
 from pathlib import Path
 
 from mmengine.config import Config, ConfigDict
@@ -25,18 +26,17 @@ def ours(photos: Photos, name: str, weights: Path | None = None) -> Config:
 
 def resnet(photos: Photos, name: str, depth: int) -> Config:
     """MMDetection's ResNet with FPN and the heads of `ours`."""
-    config, other = load_config(f"configs/shapes_{name}.py"), load_config("configs/shapes_resnet18")
+    config, other = load_config(f"configs/shapes_{name}.py"), load_config("configs/shapes_resnet18.py")
     model, parts = config.model, other.model
-    model.update({key: parts[key] for key in ("data_preprocessor", "backbone", "neck")})
+    heads = () if name == "retinanet" else ("rpn_head", "roi_head")
+    for part in ("data_preprocessor", "backbone", "neck", *heads):
+        model[part] = parts[part]  # update() would merge them
     model.backbone.depth = depth
     if depth > 34:
         model.neck.in_channels = [4 * channels for channels in model.neck.in_channels]
     if name == "retinanet":  # its strides are 8 to 32
         model.neck.update(start_level=1, num_outs=3)
         model.bbox_head.anchor_generator.strides = [8, 16, 32]
-    else:
-        for part in ("rpn_head", "roi_head"):
-            model[part] = parts[part]
     fit(model, photos)
     return config
 
@@ -44,15 +44,15 @@ def resnet(photos: Photos, name: str, depth: int) -> Config:
 def peer(photos: Photos, library: str, name: str) -> Config:
     """A detector of another library, on the same batches and with the same optimizer."""
     config = load_config("configs/shapes_maskrcnn.py")
-    preprocessor = dict(config.model.data_preprocessor, pad_size_divisor=32)
-    if library == "birder":  # its position embedding has one size
-        preprocessor["pad_size_divisor"] = photos.size
+    size = ceil(photos.size / 28) * 28  # birder's position embedding has one size
+    divisor = size if library == "birder" else 32
+    preprocessor = dict(config.model.data_preprocessor, pad_size_divisor=divisor)
     config.model = ConfigDict(
         type="PeerDetector",
         library=library,
         name=name,
         num_classes=len(photos.classes),
-        size=photos.size,
+        size=size,
         anchor=dict(center=photos.center, ratio=photos.ratio),
         has_masks=photos.has_masks,
         data_preprocessor=preprocessor,
@@ -69,6 +69,7 @@ def fit(model: ConfigDict, photos: Photos) -> None:
         things = dict(num_things_classes=len(photos.classes))
         model.panoptic_head.update(things)
         model.panoptic_fusion_head.update(things)
+        model.test_cfg.max_per_image = min(50, model.panoptic_head.num_queries * len(photos.classes))
         return
     for key in ("rpn_head", "bbox_head"):
         if generator := model.get(key, {}).get("anchor_generator"):

@@ -16,6 +16,7 @@ from ropevit_mmdet.datasets import dataset_metainfo, innermost_datasets
 from ropevit_mmdet.engine.float32_decoding import float32_decoding
 from ropevit_mmdet.engine.hooks._query_checks import check_queries
 from ropevit_mmdet.engine.hooks._resumed_settings import resume_warning
+from ropevit_mmdet.engine.recipe_checks import recipe_warnings
 from ropevit_mmdet.errors import UserError
 from ropevit_mmdet.evaluation.fast_coco_metric import zero_figures
 from ropevit_mmdet.models.backbones.rope_vit import RoPEViT
@@ -35,8 +36,9 @@ class RoPEViTChecks(Hook):
 
     Compares the neck's feature maps with the backbone's, the heads' strides with the neck's, their
     number of classes and their masks with the dataset's, and the preprocessor's normalization with
-    the checkpoint's. Warns if the batch size differs from the one of the learning rate, or the
-    settings of a resumed run from those of its checkpoint. While the run trains, validates or
+    the checkpoint's. Warns of recipes with which a RoPE ViT trains badly (`recipe_warnings`), and if
+    the batch size differs from the one of the learning rate, or the settings of a resumed run from
+    those of its checkpoint. While the run trains, validates or
     tests, `float32_decoding` is active.
     """
 
@@ -65,6 +67,8 @@ class RoPEViTChecks(Hook):
 
     def before_train(self, runner) -> None:
         self._decode_in_float32(runner)
+        for warning in recipe_warnings(runner.cfg) if "model" in runner.cfg else ():
+            runner.logger.warning(warning)
         for loop in filter(None, (runner.train_loop, runner.val_loop)):
             _check_dataset(runner.model, loop.dataloader.dataset, loop is runner.train_loop)
         check_masks(_bare(runner.model), runner.train_loop.dataloader.dataset)
