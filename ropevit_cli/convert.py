@@ -19,6 +19,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     help = "class names in the order of their labels (default: of the labels, else sorted)"
     add("--classes", nargs="+", default=[], metavar="NAME", help=help)
     add("--config", metavar="FILE.py", help="write the config there instead of printing it")
+    help = "the config is for a CPU: a tiny network without pretrained weights, boxes only"
+    add("--scratch", action="store_true", help=help)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -39,10 +41,11 @@ def run(args: argparse.Namespace) -> int:
         errors += report.findings.count(ERROR)
     for note in done.notes:
         print(f"note: {note}")
+    config = done.config(scratch=args.scratch)
     if args.config:
         with atomic_file(args.config) as file:
-            file.write(done.config().encode())
+            file.write(config.encode())
         print(f"{args.config}: trains on it, `ropevit train {args.config}`")
     else:
-        print(done.config())
+        print(config)
     return 1 if errors else 0

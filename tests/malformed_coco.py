@@ -120,6 +120,12 @@ def _more_categories(content: Document) -> None:
     content["annotations"][0]["category_id"] = 6
 
 
+def _box_without_size(content: Document) -> None:
+    """As one of the blood cells of https://github.com/Shenggan/BCCD_Dataset."""
+    last = content["annotations"][-1]
+    content["annotations"].append({**last, "id": last["id"] + 1, "bbox": [5, 5, 0, 0], "area": 0})
+
+
 ANNOTATION_CASES = {
     "valid": Case(lambda content: None, ""),
     "no height": Case(_set("images", height=None), "fields", r"1\.png.*no 'height'"),
@@ -142,6 +148,7 @@ ANNOTATION_CASES = {
     "id 0": Case(_set(id=0), "", None, "id 0"),
     "unknown category": Case(_set(category_id=99), "unknown ids"),
     "negative box": Case(_set(bbox=[50, 60, -40, -48]), "degenerate boxes"),
+    "box without size": Case(_box_without_size, "degenerate boxes"),
     "area of zero": Case(_set(area=0), "degenerate boxes"),
     "box outside": Case(_set(bbox=[500, 500, 40, 48]), "boxes outside"),
     "box beyond": Case(_set(bbox=[-30, -30, 400, 400]), "boxes beyond"),

@@ -133,6 +133,7 @@ def test_the_fix_orders_categories_as_the_config(tmp_path, capsys):
         ("one other image id", "image_ids of annotations corrected"),
         ("text as id", "annotations numbered from 1"),
         ("duplicate id", "annotations numbered from 1"),
+        ("box without size", "1 boxes without width or height removed"),
         ("heading of the name of a class", "heading 'ring' removed"),
         ("backslash", "1 file names corrected"),
         ("valid", None),

@@ -31,8 +31,11 @@ class Conversion:
     images: Counter[str] = field(default_factory=Counter)
     objects: Counter[str] = field(default_factory=Counter)
 
-    def config(self) -> str:
-        """A config that trains on the dataset: `custom_coco.py` with its lines set."""
+    def config(self, *, scratch: bool = False) -> str:
+        """A config that trains on the dataset: `custom_coco.py` with its lines set.
+
+        With `scratch` it is `custom_coco_scratch.py`: a tiny network, for boxes, on a CPU.
+        """
         base = "maskrcnn" if self.masks == self.objects.total() else "retinanet"
         val = next(split for split in ("val", "test", "train") if self.images[split])
         lines: dict[str, Any] = {
@@ -40,9 +43,10 @@ class Conversion:
             "train_ann": f"annotations/instances_{'train' if self.images['train'] else val}.json",
             "val_ann": f"annotations/instances_{val}.json",
             "classes": self.classes,
-            "_base_": f"ropevit_mmdet::ropevit_{base}.py",
+            "_base_": f"ropevit_mmdet::{'shapes_retinanet' if scratch else f'ropevit_{base}'}.py",
         }
-        text = (CONFIGS / "custom_coco.py").read_text(encoding="utf-8")
+        name = "custom_coco_scratch.py" if scratch else "custom_coco.py"
+        text = (CONFIGS / name).read_text(encoding="utf-8")
         for name, value in lines.items():
             (line,) = [line for line in text.splitlines() if line.startswith(f"{name} = ")]
             text = text.replace(line, f"{name} = {value!r}")

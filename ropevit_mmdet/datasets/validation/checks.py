@@ -72,9 +72,13 @@ CHECKS = {
         f"{FIXED} writes the names of the files",
     ),
     "degenerate boxes": Check(
-        WARNING, "boxes narrower or lower than a pixel, or with area 0: not trained", _CORRECT
+        WARNING, "boxes narrower or lower than a pixel, or with area 0: not trained, and missed in "
+        "every evaluation", f"{FIXED} removes those without width or height; else {_CORRECT}",
     ),
-    "boxes outside": Check(WARNING, "boxes entirely outside the image: not trained", _CORRECT),
+    "boxes outside": Check(
+        WARNING, "boxes entirely outside the image: not trained, and missed in every evaluation",
+        _CORRECT,
+    ),
     "boxes beyond": Check(
         WARNING, "boxes that extend beyond the image by a pixel or more: used as they are",
         "if they are (x1, y1, x2, y2), convert them to COCO's (x, y, width, height)",

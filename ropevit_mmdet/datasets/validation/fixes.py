@@ -1,4 +1,4 @@
-"""Corrects annotation files in COCO's format: ids, headings, order of categories, file names."""
+"""Corrects annotation files in COCO's format: ids, headings, class order, names, empty boxes."""
 
 from typing import Any
 
@@ -35,6 +35,10 @@ def fix_annotations(files: CocoFiles) -> tuple[dict[str, Any], list[str]]:
         changes.append("categories ordered as the config's classes")
     changes += _link(images, annotations, "image_id", "images")
     changes += _link(categories, annotations, "category_id", "categories")
+    empty = [one for one in annotations if has_no_size(one.get("bbox"))]
+    if empty:
+        annotations[:] = [one for one in annotations if not has_no_size(one.get("bbox"))]
+        changes.append(f"{len(empty)} boxes without width or height removed")
     ids = [one.get("id") for one in annotations]
     if len({*map(str, ids)}) < len(ids) or not all(isinstance(one, int) and one for one in ids):
         for number, one in enumerate(annotations, start=1):
@@ -47,6 +51,11 @@ def fix_annotations(files: CocoFiles) -> tuple[dict[str, Any], list[str]]:
             one["file_name"] = moved[one["file_name"]].relative_to(directory).as_posix()
     changes += [f"{len(moved)} file names corrected"] if moved else []
     return content, changes
+
+
+def has_no_size(box: Any) -> bool:
+    """Whether a width or height is 0: nothing is learned from the box, and nothing matches it."""
+    return isinstance(box, list) and len(box) == 4 and 0 in box[2:]
 
 
 def is_heading(one: dict[str, Any], categories: Entries, used: set[str]) -> bool:

@@ -1,0 +1,41 @@
+"""docs/first_hour.md: its commands lead from VOC labels to an exported detector, on drawn images."""
+
+import shlex
+from pathlib import Path
+
+import pytest
+
+from tests.commands import ropevit
+from tests.test_datasets.test_conversion import write_voc
+from tests.test_docs import ROOT, commands
+
+SMALL = {"size = (320, 320)": "size = (112, 112)", "max_iters = 2000": "max_iters = 2",
+         "interval=500": "interval=2"}  # fmt: skip
+
+
+def shrink(path: Path) -> None:
+    text = path.read_text()
+    for old, new in SMALL.items():
+        assert old in text
+        text = text.replace(old, new)
+    path.write_text(text)
+
+
+@pytest.mark.parametrize(
+    "exported", [False, pytest.param(True, marks=pytest.mark.slow)]  # the export takes long
+)
+def test_the_commands_of_the_page(exported, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_voc(tmp_path / "LABELS")
+    lines = [one for one in commands(ROOT / "docs" / "first_hour.md") if "photos" not in one]
+    test_split = lines.pop()  # the drawn images have none
+    assert "instances_test.json" in test_split and "export" in lines[-1]
+    for line in lines if exported else lines[:-1]:
+        words = shlex.split(line.replace("iter_2000", "iter_2"))
+        assert not ropevit(*words[1:]), line
+        if words[1] == "convert":
+            shrink(Path("my.py"))
+    written = ("browse/contact_sheet.png", "run.png", "results/confusion_matrix.png",
+               "predictions/overlays/e.jpg", "features.png")  # fmt: skip
+    assert all(Path("outputs", name).is_file() for name in written)
+    assert Path("detector.onnx").exists() == exported
