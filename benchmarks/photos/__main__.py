@@ -139,16 +139,22 @@ def draw(photos: Photos, directory: Path) -> None:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Means over the seeds with half the distance of the extremes, in percent."""
-    titles = [
-        title for title, (split, key) in COLUMNS.items() if f"coco/{key}" in (rows[0][split] or [{}])[0]
-    ]
-    lines = [f"| | {' | '.join(titles)} | iterations | s/iteration | peak MB |"]
-    lines.append("|---" * (len(titles) + 4) + "|")
+    known = {
+        (split, key)
+        for row in rows
+        for split in ("val", "test")
+        for one in row[split]
+        for key in one
+    }
+    columns = {title: (split, f"coco/{key}") for title, (split, key) in COLUMNS.items()}
+    columns = {title: one for title, one in columns.items() if one in known}
+    lines = [f"| | {' | '.join(columns)} | iterations | s/iteration | peak MB |"]
+    lines.append("|---" * (len(columns) + 4) + "|")
     for row in rows:
         cells = [row["name"]]
-        for split, key in (COLUMNS[title] for title in titles):
-            values = [100 * one[f"coco/{key}"] for one in row[split] if one.get(f"coco/{key}")]
-            cells.append("{:.1f} ± {:.1f}".format(*mean_and_spread(values)) if values else "0")
+        for split, key in columns.values():
+            values = [100 * one[key] for one in row[split] if one.get(key) is not None]
+            cells.append("{:.1f} ± {:.1f}".format(*mean_and_spread(values)) if values else "")
         cells += [f"{row[key]:.4g}" for key in ("iterations", "seconds", "peak_mb")]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

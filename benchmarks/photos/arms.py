@@ -26,16 +26,17 @@ def color(config: Config, photos: Photos) -> None:
 
 
 def mixed(config: Config, photos: Photos) -> None:
-    """CopyPaste of masks; of boxes a mosaic of four images, without any in the last quarter."""
+    """CopyPaste of masks, on images of one size; of boxes a mosaic of four images."""
     base(config, photos)
-    dataset = config.train_dataloader.dataset
-    *load, pack = dataset.pipeline
-    square = (photos.size, photos.size)
-    mix = dict(type="CopyPaste") if photos.has_masks else dict(type="Mosaic", img_scale=square)
-    after = [] if photos.has_masks else jitter(photos.size, 0.5, 1.0)
-    dataset.pipeline = load if photos.has_masks else load[:2] + [load[-1]]
+    dataset, square = config.train_dataloader.dataset, (photos.size, photos.size)
+    *steps, pack = dataset.pipeline
+    if photos.has_masks:
+        dataset.pipeline, mixing = [*steps, dict(type="Pad", size=square)], [dict(type="CopyPaste")]
+    else:
+        mosaic = dict(type="Mosaic", img_scale=square)
+        dataset.pipeline, mixing = steps[:2], [mosaic, *jitter(photos.size, 0.5, 1.0)]
     config.train_dataloader.dataset = ConfigDict(
-        type="MultiImageMixDataset", dataset=dataset, pipeline=[mix, *after, pack]
+        type="MultiImageMixDataset", dataset=dataset, pipeline=[*mixing, pack]
     )
 
 
@@ -66,7 +67,7 @@ def half_lr(config: Config, photos: Photos) -> None:
 
 
 def giou(config: Config, photos: Photos) -> None:
-    """From scratch: boxes learn by GIoU, photos are mirrored in every direction, weights averaged."""
+    """From scratch: boxes learn by GIoU, photos are mirrored every way, weights averaged."""
     use_average(config)
     use_photos(config, photos, jitter(photos.size, 0.8, 1.25, EVERY))
     loss = ConfigDict(type="GIoULoss", loss_weight=2.0)

@@ -26,7 +26,10 @@ def ours(photos: Photos, name: str, weights: Path | None = None) -> Config:
 
 def resnet(photos: Photos, name: str, depth: int) -> Config:
     """MMDetection's ResNet with FPN and the heads of `ours`."""
-    config, other = load_config(f"configs/shapes_{name}.py"), load_config("configs/shapes_resnet18.py")
+    config, other = (
+        load_config(f"configs/shapes_{name}.py"),
+        load_config("configs/shapes_resnet18.py"),
+    )
     model, parts = config.model, other.model
     heads = () if name == "retinanet" else ("rpn_head", "roi_head")
     for part in ("data_preprocessor", "backbone", "neck", *heads):
@@ -69,7 +72,9 @@ def fit(model: ConfigDict, photos: Photos) -> None:
         things = dict(num_things_classes=len(photos.classes))
         model.panoptic_head.update(things)
         model.panoptic_fusion_head.update(things)
-        model.test_cfg.max_per_image = min(50, model.panoptic_head.num_queries * len(photos.classes))
+        model.test_cfg.max_per_image = min(
+            50, model.panoptic_head.num_queries * len(photos.classes)
+        )
         return
     for key in ("rpn_head", "bbox_head"):
         if generator := model.get(key, {}).get("anchor_generator"):

@@ -116,5 +116,3 @@ def _birder(name: str, num_classes: int, size: int) -> nn.Module:
     del arch["pt_grid_size"]
     net = registry.net_factory("rope_vit_reg4_b14", 0, config=arch, size=(size, size))
     return registry.detection_net_factory(name, num_classes, net, size=(size, size))
-
-

@@ -50,9 +50,7 @@ def _write(archive: zipfile.ZipFile, names: list[str], directory: Path, split: s
             shape = dict(bbox=rle.toBbox(code).tolist(), area=int(rle.area(code)))
             text = dict(size=code["size"], counts=code["counts"].decode())
             annotations.append(links | shape | dict(segmentation=text))
-    content = dict(
-        images=images, annotations=annotations, categories=[dict(id=1, name="person")]
-    )
+    content = dict(images=images, annotations=annotations, categories=[dict(id=1, name="person")])
     path = directory / "annotations" / f"instances_{split}.json"
     path.write_text(json.dumps(content), encoding="utf-8")
 

@@ -1,11 +1,14 @@
 """Warnings of recipes with which a RoPE ViT trains badly."""
 
 from copy import deepcopy
+from unittest.mock import MagicMock
 
 import pytest
 from mmengine.config import Config
 from mmengine.optim import ConstantLR
+from torch import nn
 
+from ropevit_mmdet.engine.hooks import RoPEViTChecks
 from ropevit_mmdet.engine.recipe_checks import recipe_warnings
 from tests.test_configs import CONFIGS
 
@@ -108,3 +111,10 @@ def test_known_mistakes_are_named_in_one_line(changes, named):
 )
 def test_legitimate_recipes_are_silent(changes):
     assert not recipe_warnings(recipe(**changes))
+
+
+def test_a_training_logs_them_before_its_first_iteration():
+    runner = MagicMock(model=nn.Identity(), cfg=recipe(optim_wrapper__optimizer=SGD))
+    RoPEViTChecks().before_train(runner)
+    (call,) = runner.logger.warning.call_args_list
+    assert "optimizer is SGD" in call.args[0]

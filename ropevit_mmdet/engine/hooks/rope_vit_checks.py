@@ -36,10 +36,9 @@ class RoPEViTChecks(Hook):
 
     Compares the neck's feature maps with the backbone's, the heads' strides with the neck's, their
     number of classes and their masks with the dataset's, and the preprocessor's normalization with
-    the checkpoint's. Warns of recipes with which a RoPE ViT trains badly (`recipe_warnings`), and if
+    the checkpoint's. Warns of recipes with which a RoPE ViT trains badly (`recipe_warnings`), if
     the batch size differs from the one of the learning rate, or the settings of a resumed run from
-    those of its checkpoint. While the run trains, validates or
-    tests, `float32_decoding` is active.
+    those of its checkpoint. While the run trains, validates or tests, `float32_decoding` is active.
     """
 
     def __init__(self) -> None:
