@@ -63,6 +63,8 @@ param_scheduler = [
     dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=warmup),
     dict(type="CosineAnnealingLR", by_epoch=False, begin=warmup, end=max_iters, eta_min_ratio=0.01),
 ]
-custom_hooks = [dict(type="EMAHook", ema_type="ExpMomentumEMA", momentum=5e-3, gamma=200)]
 auto_scale_lr = dict(base_batch_size=2, passes=1)
-default_hooks = dict(checkpoint=dict(interval=500, save_best="coco/bbox_mAP"))
+default_hooks = dict(
+    checkpoint=dict(interval=500, save_best="coco/bbox_mAP"),
+    ema=dict(type="EMAHook", ema_type="ExpMomentumEMA", momentum=5e-3, gamma=200),
+)

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from mmengine.config import Config
 
 from benchmarks.heads import schedule, use_cost_hook
-from benchmarks.photos import detectors
+from benchmarks.photos import detectors, peers  # noqa: F401  (registers PeerDetector)
 from benchmarks.photos.arms import ARMS, DESIGNS, mild
 from benchmarks.photos.datasets import Photos, read_photos, tested_on
 from benchmarks.recipes import log
@@ -73,7 +73,8 @@ def main(argv: list[str] | None = None) -> None:
             photos = read_photos((args.data / name).resolve(), args.size)
             for section in args.only:
                 place = root / f"{name}-{args.size}" / section
-                rows = [compared(v, place, budget) for v in variants(section, photos, weights)]
+                chosen = [v for v in variants(section, photos, weights) if args.match in v.name]
+                rows = [compared(variant, place, budget) for variant in chosen]
                 texts.append(f"## {name}, {section}, {args.minutes:g} minutes\n\n{table(rows)}\n")
     print("\n".join(texts))
     (root / "report.md").write_text("\n".join(texts), encoding="utf-8")
@@ -106,13 +107,14 @@ def compared(variant: Variant, root: Path, budget: Budget) -> dict[str, Any]:
         one = Run(f"{slug}-{suffix}", config, schedule(iterations) | options, seed)
         return result_of(one, root, log), root / one.directory
 
-    _, trial = run("trial", TRIAL, 0)
+    threads = f"-{budget.threads}threads" * (budget.threads > 1)
+    _, trial = run(f"trial{threads}", TRIAL, 0)
     cost = json.loads((trial / "cost.json").read_text())
     seconds = cost["seconds" if budget.threads == 1 else "wall_seconds"]
     iterations = max(TRIAL, round(60 * budget.minutes / seconds))
     row: dict[str, Any] = dict(name=variant.name, iterations=iterations, **cost, val=[], test=[])
     for seed in range(budget.seeds):
-        result, directory = run(f"{budget.minutes:g}min", iterations, seed)
+        result, directory = run(f"{budget.minutes:g}min{threads}", iterations, seed)
         row["val"].append(result["metrics"])
         if photos.has_test:
             row["test"].append(tested(config, photos, directory, root, seed))
@@ -178,6 +180,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         choices=("scratch", "peers", "pretrained", "recipes", "designs"),
         help="sections (default: all; pretrained and recipes need --weights)",
     )
+    parser.add_argument("--match", default="", help="only rows whose name contains this text")
     args = parser.parse_args(argv)
     if not args.dataset:
         found = args.data.glob("*/annotations/instances_train.json")

@@ -26,6 +26,7 @@ from ropevit_mmdet.errors import UserError
 from ropevit_mmdet.models.backbones.frozen_backbone import FrozenBackbone
 from ropevit_mmdet.weights.checkpoint import check_fit
 from ropevit_mmdet.weights.detector_checkpoint import check_classes, read_detector_checkpoint
+from ropevit_mmdet.weights.state_dict import renamed
 
 ImageLike = str | os.PathLike | np.ndarray | Image.Image
 
@@ -70,8 +71,9 @@ class Detector:
             given = load_config(given, cfg_options)
         self.config = given
         model: Any = build_detector(self.config)
-        check_fit(model.state_dict(), loaded["state_dict"], str(checkpoint))
-        model.load_state_dict(loaded["state_dict"])
+        state = renamed(loaded["state_dict"], model.state_dict())
+        check_fit(model.state_dict(), state, str(checkpoint))
+        model.load_state_dict(state)
         if isinstance(getattr(model, "backbone", None), FrozenBackbone):
             model.backbone = model.backbone.backbone
         self.model: Any = revert_sync_batchnorm(model).to(self.device).eval()

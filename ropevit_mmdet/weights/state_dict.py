@@ -78,6 +78,12 @@ def fitting(targets: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> Map
     return plain if number_fitting(targets, plain) > number_fitting(targets, weights) else weights
 
 
+def renamed(weights: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Plain weights under the names of a model whose own names all share a prefix."""
+    names = dict(zip(unwrapped(targets), (key for key in targets if key not in _COUNTERS)))
+    return {names.get(key, key): weights[key] for key in weights}
+
+
 def number_fitting(targets: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> int:
     """The number of targets that have weights of their name and shape."""
     return sum(key in weights and weights[key].shape == t.shape for key, t in targets.items())

@@ -66,8 +66,8 @@ class RoPEViTChecks(Hook):
 
     def before_train(self, runner) -> None:
         self._decode_in_float32(runner)
-        for warning in recipe_warnings(runner.cfg) if "model" in runner.cfg else ():
-            runner.logger.warning(warning)
+        for line in recipe_warnings(runner.cfg) if "model" in runner.cfg else ():
+            runner.logger.warning(line)
         for loop in filter(None, (runner.train_loop, runner.val_loop)):
             _check_dataset(runner.model, loop.dataloader.dataset, loop is runner.train_loop)
         check_masks(_bare(runner.model), runner.train_loop.dataloader.dataset)
