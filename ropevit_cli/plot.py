@@ -71,9 +71,7 @@ def plot_results(args: argparse.Namespace) -> None:
 
     thresholds = dict(score_thr=args.score_thr, tp_iou_thr=args.tp_iou_thr)
     check_output_directory(args.out_dir)
-    results, annotations = load_results(
-        args.paths[0], load_config(args.config, args.cfg_options)
-    )
+    results, annotations = load_results(args.paths[0], load_config(args.config, args.cfg_options))
     names = annotations.names
     matrix = confusion_matrix(results, annotations, **thresholds)
     curves = precision_recall(results, annotations)

@@ -1,13 +1,13 @@
 """Writes a report of a run, of a comparison or of results: one HTML file for a browser.
 
-SOURCE is the work directory of a run, whose `results.json` is read if it has one; the directory of
-`ropevit compare`; or a JSON file of `ropevit test --out FILE.json` or `ropevit predict`, with
---config.
+WORK_DIR is that of a run; its `results.json`, of `ropevit test --out WORK_DIR/results.json`, adds
+AP, confusion matrix and errors. COMPARISON is the directory of `ropevit compare`. RESULTS is a JSON
+file of `ropevit test --out` or `ropevit predict`, and needs --config.
 """
 
 import argparse
 
-from ropevit_cli._arguments import add_cfg_options, positive_int
+from ropevit_cli._arguments import add_cfg_options
 
 HELP = "write a report of a run, a comparison or results as one HTML file"
 
@@ -16,21 +16,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("source", metavar="WORK_DIR|COMPARISON|RESULTS", help="what the report is about")
     add("-o", "--out", default="report.html", metavar="FILE", help="default: report.html")
-    add("--config", help="file or packaged name (default: the one in WORK_DIR)")
-    add("--results", metavar="FILE.json", help="of a test (default: WORK_DIR/results.json)")
-    add("--checkpoint", help="for feature maps (default: the last one in WORK_DIR)")
-    add("--score-thr", type=float, default=0.3, help="of errors and confusion matrix (0.3)")
-    add("--tp-iou-thr", type=float, default=0.5, help="of errors and confusion matrix (0.5)")
-    add("--num-errors", type=int, default=60, help="thumbnails (default: 60)")
-    add("--num-features", type=int, default=2, help="images with feature maps (default: 2)")
+    add("--config", help="file or packaged name (default: that of the run)")
+    add("--checkpoint", help="for features (default: the last one of the run)")
+    help = "minimum of detections in the confusion matrix and the errors (default: 0.3)"
+    add("--score-thr", type=float, default=0.3, help=help)
     add_cfg_options(parser)
 
 
 def run(args: argparse.Namespace) -> None:
-    from dataclasses import fields
+    from ropevit_mmdet.apis.report import write_report
 
-    from ropevit_mmdet.apis.report import Settings, write_report
-
-    settings = Settings(**{one.name: getattr(args, one.name) for one in fields(Settings)})
-    write_report(args.source, args.out, settings)
+    names = ("config", "checkpoint", "score_thr", "cfg_options")
+    write_report(args.source, args.out, **{name: getattr(args, name) for name in names})
     print(f"report: {args.out}")

@@ -31,12 +31,12 @@ def load_results(path: str | Path, config: Config) -> tuple[list[ImageResult], A
 
 
 def image_paths(config: Config) -> dict[str, Path]:
-    """The image files of a config's test data that exist, by `file_name` of the annotations."""
+    """The image files of a config's test data by `file_name` of the annotations."""
     paths: dict[str, Path] = {}
     for files in coco_files(config, ("test",)):
         content = read_annotation_file(files.ann_file, ("images",))
         paths |= image_files(content, files)[1]
-    return {name: path for name, path in paths.items() if path.is_file()}
+    return paths
 
 
 def _read_coco(path: Path) -> COCO:

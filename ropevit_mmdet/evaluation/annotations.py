@@ -25,6 +25,11 @@ class Detections(NamedTuple):
     scores: np.ndarray = np.zeros(0)
     masks: Sequence[dict[str, Any]] = ()
 
+    def select(self, kept: Sequence[int]) -> "Detections":
+        """Those of some indices."""
+        masks = [self.masks[index] for index in kept] if self.masks else ()
+        return Detections(self.boxes[kept], self.labels[kept], self.scores[kept], masks)
+
 
 class Annotations:
     """Annotations by image id; labels are positions in `names`.
@@ -62,8 +67,10 @@ class Annotations:
         return all(one.get("segmentation") for one in self.coco.dataset["annotations"])
 
     def masks(self, image_id: int) -> list[dict[str, Any]]:
-        """Run lengths of the masks of the M objects; [] if `have_masks` is false."""
-        return [self.coco.annToRLE(one) for one in self._objects(image_id) if self.have_masks()]
+        """Run lengths of the masks of the M objects; [] if any has none."""
+        objects = self._objects(image_id)
+        complete = all(one.get("segmentation") for one in objects)
+        return [self.coco.annToRLE(one) for one in objects] if complete else []
 
     def match(self, results: Sequence[ImageResult]) -> dict[Hashable, Detections]:
         """Detections by image id.

@@ -35,9 +35,8 @@ def pair_objects(
         objects = boxes, labels, crowd = annotations.of(image_id)
         of_image = detections.get(image_id, Detections())
         kept = np.flatnonzero(of_image.scores >= score_thr)
-        masks = [of_image.masks[index] for index in kept] if of_image.masks else ()
-        det_boxes, det_labels, scores = of_image.boxes[kept], of_image.labels[kept], of_image.scores
-        of_image = Detections(det_boxes, det_labels, scores[kept], masks)
+        of_image = of_image.select(kept.tolist())
+        det_boxes, det_labels = of_image.boxes, of_image.labels
         ious = np.zeros((len(kept), len(boxes)))
         if ious.size:
             ious = rle.iou(det_boxes, boxes, crowd.astype(np.uint8))

@@ -1,4 +1,4 @@
-"""AP, and precision over recall, of a detector, computed by COCO's evaluation as in mmdet's CocoMetric."""
+"""Precision over recall of a detector, computed by COCO's evaluation as in mmdet's CocoMetric."""
 
 import math
 from collections.abc import Sequence

@@ -29,7 +29,7 @@ class Mistake(NamedTuple):
     labels: list[int]  # of the detection, or missed object; and of the object of another class
     score: float
     box: np.ndarray  # x, y, width, height in pixels
-    index: int  # among the detections, or the objects, of the image
+    at: int  # index among the detections, or the objects, of the image
     pairs: ImagePairs
 
 
@@ -76,17 +76,15 @@ def thumbnail(image: np.ndarray, mistake: Mistake, annotations: Annotations) -> 
     """
     pairs, missed = mistake.pairs, mistake.kind == "missed"
     boxes, labels, _ = pairs.objects
-    truth = Detections(boxes, labels, np.zeros(0), annotations.masks(pairs.image_id))
+    truth = Detections(boxes, labels, np.zeros(len(boxes)), annotations.masks(pairs.image_id))
     region = _region(mistake.box, image.shape)
     pixels = mmcv.imrescale(mmcv.imcrop(image, region - (0, 0, 1, 1)), (_SIDE, _SIDE))
-    panels = []
-    for part, found, single in (
-        ("gt_instances", truth, missed),
-        ("pred_instances", pairs.detections, not missed),
-    ):
-        chosen = [mistake.index] if single else range(len(found.boxes))
-        sample = DetDataSample(**{part: _instances(found, chosen, region)})
-        panels.append(draw_sample(pixels, sample, annotations.names, long_side=_SIDE))
+    left = _instances(truth.select([mistake.at]) if missed else truth, region)
+    del left.scores
+    found = pairs.detections
+    right = _instances(found if missed else found.select([mistake.at]), region)
+    samples = DetDataSample(gt_instances=left), DetDataSample(pred_instances=right)
+    panels = [draw_sample(pixels, one, annotations.names, long_side=_SIDE) for one in samples]
     gap = np.full((len(pixels), 4, 3), 255, np.uint8)
     return np.concatenate((panels[0], gap, panels[1]), axis=1)
 
@@ -103,17 +101,17 @@ def _region(box: np.ndarray, shape: Sequence[int]) -> np.ndarray:
     return np.concatenate((low, np.minimum(np.ceil(low + side), limits))).astype(int)
 
 
-def _instances(found: Detections, chosen: Iterable[int], region: np.ndarray) -> InstanceData:
-    """Those of some objects or detections that are in a region, in pixels of its thumbnail."""
+def _instances(found: Detections, region: np.ndarray) -> InstanceData:
+    """The objects or detections that are in a region, in pixels of its thumbnail."""
     corners = np.concatenate((found.boxes[:, :2], found.boxes[:, :2] + found.boxes[:, 2:]), axis=1)
-    inside = ((corners[:, :2] < region[2:]) & (corners[:, 2:] > region[:2])).all(axis=1)
-    kept = [index for index in chosen if inside[index]]
+    outside = (corners[:, :2] >= region[2:]) | (corners[:, 2:] <= region[:2])
+    kept = [index for index, one in enumerate(outside.tolist()) if not any(one)]
     boxes = (corners[kept] - np.tile(region[:2], 2)) * _SIDE / max(region[2:] - region[:2])
-    instances = InstanceData(bboxes=torch.tensor(boxes), labels=torch.tensor(found.labels[kept]))
-    if len(found.scores):
-        instances.scores = torch.tensor(found.scores[kept])
-    if kept and found.masks:
-        masks = [rle.decode(found.masks[index]) for index in kept]
+    found = found.select(kept)
+    fields = dict(bboxes=boxes, labels=found.labels, scores=found.scores)
+    instances = InstanceData(**{key: torch.tensor(value) for key, value in fields.items()})
+    if found.masks:
+        masks = [rle.decode(one) for one in found.masks]
         cropped = BitmapMasks(masks, *masks[0].shape).crop(region)
         instances.masks = cropped.rescale((_SIDE, _SIDE)).masks
     return instances
