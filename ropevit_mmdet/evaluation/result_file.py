@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pycocotools import mask as rle
 
 from ropevit_mmdet.errors import UserError
 
@@ -68,5 +69,7 @@ def read_results(path: str | os.PathLike[str]) -> tuple[list[ImageResult], tuple
         boxes, categories, scores, masks = zip(*detections) if detections else ((), (), (), ())
         masks = masks if all(isinstance(mask, dict) for mask in masks) else ()
         array = np.array(boxes, float).reshape(-1, 4)
+        if masks and not array.any():  # some detectors predict only masks
+            array = rle.toBbox([*masks])
         results.append(ImageResult(image, array, [*categories], np.array(scores, float), masks))
     return results, tuple(names.values())

@@ -14,7 +14,7 @@ from ropevit_mmdet._output import atomic_file, check_output_directory
 from ropevit_mmdet.apis.compare.report import format_cell, plot_cost
 from ropevit_mmdet.apis.report.errors import KINDS
 from ropevit_mmdet.apis.report.figures import Table, curves, figure
-from ropevit_mmdet.apis.report.run import MAX_ERRORS, describe_run, find_config
+from ropevit_mmdet.apis.report.run import MAX_ERRORS, describe_run, is_run
 from ropevit_mmdet.errors import UserError
 from ropevit_mmdet.visualization import read_run
 from ropevit_mmdet.visualization.run_log import log_files
@@ -49,13 +49,12 @@ def write_report(
     source, out = Path(source), Path(out)
     check_output_directory(out.parent)
     comparison = source if source.name == _COMPARISON else source / _COMPARISON
-    is_run = source.is_dir() and bool(config or find_config(source) or log_files(source))
     issue = ""
     if out.is_dir():
         issue = f"{out} is a directory: give a file, such as report.html"
     elif comparison.is_file():
         issue = "its runs have configs and checkpoints" if config or checkpoint else ""
-    elif not is_run and not source.is_file():
+    elif not source.is_file() and not is_run(source):
         issue = "no run, comparison or results: see `ropevit report --help`"
     elif not config and source.is_file():
         issue = "results need --config CONFIG, of the test"

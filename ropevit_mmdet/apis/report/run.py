@@ -30,6 +30,7 @@ from ropevit_mmdet.visualization.run_log import log_files
 
 MAX_ERRORS = 60  # thumbnails: half of them false positives, half missed objects
 TP_IOU_THR = 0.5
+RESULTS = "results.json"  # in a work directory
 _NUM_FEATURES = 2  # images
 _VERSIONS = r"(?m)^    (Python|GPU [\d,]+|PyTorch|TorchVision|OpenCV|MMEngine): (.+)$"
 
@@ -43,6 +44,7 @@ class RunPart:
     tables: list[Table] = field(default_factory=list)
     curves: list[Figure] = field(default_factory=list)
     figures: list[Figure] = field(default_factory=list)
+    features: list[Figure] = field(default_factory=list)
     mistakes: list[tuple[Mistake, str, Figure]] = field(default_factory=list)  # with file names
     config: str = ""
     classes: tuple[str, ...] = ()
@@ -71,7 +73,7 @@ def describe_run(
 ) -> RunPart:
     """Collects everything about a run by its work directory, or about a result file."""
     part = RunPart(source.resolve().name)
-    results = source / "results.json" if source.is_dir() else source
+    results = source / RESULTS if source.is_dir() else source
     named = checkpoint or source == results
     if source.is_dir():
         _add_log(part, source, with_curves)
@@ -83,18 +85,24 @@ def describe_run(
     config = load_config(config_file, cfg_options)
     part.config = config.pretty_text
     part.facts = {"config": str(config_file), "checkpoint": str(checkpoint or "none"), **part.facts}
+    if checkpoint:
+        with part.optional("features", required=named):
+            part.features = _features(str(checkpoint), config)
+    else:
+        part.missing["features"] = "add --checkpoint CHECKPOINT"
     if results.is_file():
         with part.optional("results", required=source == results):
             _add_results(part, results, config, score_thr, max_errors)
     else:
         command = f"ropevit test {config_file} {checkpoint or 'CHECKPOINT'} --out {results}"
         part.missing["AP of classes and sizes, confusion matrix, errors"] = command
-    if checkpoint:
-        with part.optional("features", required=named):
-            _add_features(part, str(checkpoint), config)
-    else:
-        part.missing["features"] = "add --checkpoint CHECKPOINT"
     return part
+
+
+def is_run(directory: Path) -> bool:
+    """Whether a directory has a log, results or a checkpoint of a run."""
+    has_file = log_files(directory) or (directory / RESULTS).is_file()
+    return directory.is_dir() and bool(has_file or latest_checkpoint(directory))
 
 
 def find_config(directory: Path) -> Path | None:
@@ -111,15 +119,13 @@ def _add_log(part: RunPart, directory: Path, with_curves: bool) -> None:
         header = file.read_text(encoding="utf-8", errors="replace")[:50_000]
         part.facts |= dict(re.findall(_VERSIONS, header))
     evaluations = {"Test, log": _test_metrics(directory)}
-    if log_files(directory):
+    with part.optional("curves", required=False):
         run = visualization.read_run(directory, part.name)
         for entry, seconds in [*zip(run.train, visualization.elapsed_seconds(run))][-1:]:
             part.facts["training"] = f"{entry['step']} iterations, {seconds:,.0f} s"
         for entry in run.val[-1:]:
             evaluations[f"Validation at iteration {entry['step']}, log"] = entry
         part.curves = curves([run]) if with_curves else []
-    else:
-        part.missing["curves"] = f"ropevit train writes a log, and {directory} has none"
     for title, metrics in evaluations.items():
         rows = [row for row in metrics.items() if row[0] not in ("step", "time", "data_time")]
         part.tables += [Table(title, ["metric", ""], rows)] if rows else []
@@ -184,11 +190,11 @@ def _ap_table(
     return Table(title, header, rows, [None, *range(len(rows) - 1)])
 
 
-def _add_features(part: RunPart, checkpoint: str, config: Config) -> None:
+def _features(checkpoint: str, config: Config) -> list[Figure]:
     paths = [path for path in image_paths(config).values() if path.is_file()]
     chosen = [paths[index] for index in spread_indices(len(paths), _NUM_FEATURES)]
     source = load_features(checkpoint, config)
-    if images := image_features(source, read_images(chosen)):
-        settings = {"num_registers": source.backbone.arch.num_reg_tokens}
-        plot = visualization.plot_features
-        part.figures.append(figure("Features of the last block", plot, images, **settings))
+    images = image_features(source, read_images(chosen))
+    settings = {"num_registers": source.backbone.arch.num_reg_tokens}
+    plot = visualization.plot_features
+    return [figure("Features of the last block", plot, images, **settings)] if images else []
