@@ -10,7 +10,7 @@ import torch
 from pycocotools import mask as rle
 
 from ropevit_mmdet.apis.report import errors, page, run
-from ropevit_mmdet.apis.report.errors import Figure
+from ropevit_mmdet.apis.report.figures import Figure
 from ropevit_mmdet.engine.config import build_detector, load_config
 from ropevit_mmdet.evaluation.confusion_matrix import pair_objects
 from tests import oracle
