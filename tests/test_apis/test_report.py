@@ -34,7 +34,7 @@ class Page(HTMLParser):
     def handle_starttag(self, tag, attrs):
         self.tags.add(tag)
         self.attributes += attrs
-        self.errors += [dict(attrs)] if "data-kind" in dict(attrs) else []
+        self.errors += [dict(attrs)] if "data-type" in dict(attrs) else []
         self.rows += [[]] if tag == "tr" else []
 
     def handle_data(self, data):
@@ -95,7 +95,7 @@ def test_a_report_of_a_run(work_dir, tmp_path):
     assert table[NAMES[1]][:3] == ["2", "0.505", "0.505"] and table["all"][:2] == ["4", "0.505"]
     assert table[NAMES[1]][7] == "0.835"  # the mask in the third image is right, its box is not
     assert table["PyTorch"] == ["2.15.0"] and table["training"] == ["2 iterations, 2 s"]
-    shown = [(one["data-kind"], one["data-labels"], one["data-score"]) for one in report.errors]
+    shown = [(one["data-type"], one["data-labels"], one["data-score"]) for one in report.errors]
     false = [("other class", "1 0", "0.8"), ("background", "1", "0.7")]
     assert shown == [*false, ("missed", "1", "0.0"), ("missed", "0", "0.2")]
     assert "Features of the last block" in report.text
@@ -164,8 +164,11 @@ def test_types_of_errors():
                ("cat", [0, 60, 20, 20], 0.6), ("cow", [40, 0, 20, 20], 0.5)),
         result(2, ("cow", far, 0.1), ("cow", [0, 0, 9, 9], 0.2), ("dog", far, 0.2)),
     ]  # fmt: skip
-    mistakes = errors.find_mistakes(pair_objects(results, truth), truth.match(results), 0.5)
-    shown = [(one.kind, one.labels, one.score) for one in mistakes]
+    thresholds = dict(score_thr=0.3, tp_iou_thr=0.5)
+    mistakes = errors.find_mistakes(
+        pair_objects(results, truth), truth.match(results), **thresholds
+    )
+    shown = [(one.type, one.labels, one.score) for one in mistakes]
     assert shown == [("duplicate", [0], 0.8), ("localization", [0], 0.7), ("background", [0], 0.6),
                      ("other class", [2, 1], 0.5), ("missed", [2], 0.1)]  # fmt: skip
     assert [one.score for one in errors.worst(mistakes[:4], 3)] == [0.8, 0.7, 0.5]  # by class
@@ -173,5 +176,5 @@ def test_types_of_errors():
     for one in mistakes:
         pixels = errors.thumbnail(image, one, truth)
         assert pixels.shape == (256, 516, 3)
-        assert pixels[:, 260:].any() == (one.kind != "missed")  # no detection is near it
-        assert pixels[:, :256].any() == (one.kind != "background")
+        assert pixels[:, 260:].any() == (one.type != "missed")  # no detection is near it
+        assert pixels[:, :256].any() == (one.type != "background")

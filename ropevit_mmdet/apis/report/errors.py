@@ -17,7 +17,7 @@ from ropevit_mmdet.evaluation.confusion_matrix import ImagePairs
 from ropevit_mmdet.visualization.overlays import draw_sample
 
 # Types of false positives as in TIDE, arXiv 2008.08115.
-KINDS = ("other class", "duplicate", "localization", "background", "missed")
+TYPES = ("other class", "duplicate", "localization", "background", "missed")
 _LOCALIZED = 0.1  # minimum IoU of a detection that is only badly localized
 _SIDE = 256  # pixels of a thumbnail, which shows at least 64 pixels of the image
 
@@ -25,7 +25,7 @@ _SIDE = 256  # pixels of a thumbnail, which shows at least 64 pixels of the imag
 class Mistake(NamedTuple):
     """A false positive; or a missed object, with the score of its best low detection."""
 
-    kind: str
+    type: str
     labels: list[int]  # of the detection, or missed object; and of the object of another class
     score: float
     box: np.ndarray  # x, y, width, height in pixels
@@ -34,7 +34,11 @@ class Mistake(NamedTuple):
 
 
 def find_mistakes(
-    pairs: Iterable[ImagePairs], detections: Mapping[Any, Detections], tp_iou_thr: float
+    pairs: Iterable[ImagePairs],
+    detections: Mapping[Any, Detections],
+    *,
+    score_thr: float,
+    tp_iou_thr: float,
 ) -> list[Mistake]:
     """All false positives and missed objects; `detections` are those of any score."""
     mistakes = []
@@ -44,15 +48,16 @@ def find_mistakes(
             both = [label] if of_det < 0 else [label, int(labels[of_det])]
             if index in one.false or both[-1] != label:
                 iou = one.ious[index][labels == label].max(initial=0.0)
-                kind = "localization" if iou >= _LOCALIZED else "background"
-                kind = "duplicate" if iou >= tp_iou_thr else kind
-                kind = "other class" if of_det >= 0 else kind
+                name = "localization" if iou >= _LOCALIZED else "background"
+                name = "duplicate" if iou >= tp_iou_thr else name
+                name = "other class" if of_det >= 0 else name
                 score, box = float(found.scores[index]), found.boxes[index]
-                mistakes.append(Mistake(kind, both, score, box, index, one))
+                mistakes.append(Mistake(name, both, score, box, index, one))
         every = detections.get(one.image_id, Detections())
         for index in one.missed:
             ious = [*rle.iou(every.boxes, boxes[[index]], [0])] if len(every.boxes) else []
-            low = (np.reshape(ious, -1) >= tp_iou_thr) & (every.labels == labels[index])
+            low = (every.scores < score_thr) & (every.labels == labels[index])
+            low &= np.reshape(ious, -1) >= tp_iou_thr
             score, both = float(every.scores[low].max(initial=0.0)), [int(labels[index])]
             mistakes.append(Mistake("missed", both, score, boxes[index], index, one))
     return mistakes
@@ -60,11 +65,11 @@ def find_mistakes(
 
 def worst(mistakes: Iterable[Mistake], number: int) -> list[Mistake]:
     """The false positives of highest score, or the largest missed objects: each class in turn."""
-    turns: Counter[int] = Counter()
+    ranks: Counter[int] = Counter()
     chosen = []
     for one in sorted(mistakes, key=_severity):
-        turns[one.labels[0]] += 1
-        chosen.append((turns[one.labels[0]], one))
+        ranks[one.labels[0]] += 1
+        chosen.append((ranks[one.labels[0]], one))
     chosen = sorted(chosen, key=lambda pair: pair[0])[:number]
     return sorted((one for _, one in chosen), key=_severity)
 
@@ -74,7 +79,7 @@ def thumbnail(image: np.ndarray, mistake: Mistake, annotations: Annotations) -> 
 
     Next to a false positive are all objects, next to a missed object all detections.
     """
-    pairs, missed = mistake.pairs, mistake.kind == "missed"
+    pairs, missed = mistake.pairs, mistake.type == "missed"
     boxes, labels, _ = pairs.objects
     truth = Detections(boxes, labels, np.zeros(len(boxes)), annotations.masks(pairs.image_id))
     region = _region(mistake.box, image.shape)
@@ -91,7 +96,7 @@ def thumbnail(image: np.ndarray, mistake: Mistake, annotations: Annotations) -> 
 
 def _severity(mistake: Mistake) -> float:
     """Smaller is worse."""
-    return -mistake.box[2] * mistake.box[3] if mistake.kind == "missed" else -mistake.score
+    return -mistake.box[2] * mistake.box[3] if mistake.type == "missed" else -mistake.score
 
 
 def _region(box: np.ndarray, shape: Sequence[int]) -> np.ndarray:

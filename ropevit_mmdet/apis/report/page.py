@@ -12,7 +12,7 @@ from jinja2 import StrictUndefined, Template
 from ropevit_mmdet import __version__
 from ropevit_mmdet._output import atomic_file, check_output_directory
 from ropevit_mmdet.apis.compare.report import format_cell, plot_cost
-from ropevit_mmdet.apis.report.errors import KINDS
+from ropevit_mmdet.apis.report.errors import TYPES
 from ropevit_mmdet.apis.report.figures import Table, curves, figure
 from ropevit_mmdet.apis.report.run import MAX_ERRORS, describe_run, is_run
 from ropevit_mmdet.errors import UserError
@@ -102,5 +102,5 @@ def _render(title: str, page: dict[str, Any]) -> str:
     template = Template(_TEMPLATE.read_text(encoding="utf-8"), autoescape=True, **settings)
     classes = max((part.classes for part in page["parts"]), key=len, default=())
     written = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, ropevit_mmdet {__version__}"
-    fixed = dict(title=title, classes=classes, kinds=KINDS, written=written, comparison=None)
+    fixed = dict(title=title, classes=classes, types=TYPES, written=written, comparison=None)
     return template.render(fixed | page)

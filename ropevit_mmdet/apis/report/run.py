@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -94,8 +95,9 @@ def describe_run(
         with part.optional("results", required=source == results):
             _add_results(part, results, config, score_thr, max_errors)
     else:
-        command = f"ropevit test {config_file} {checkpoint or 'CHECKPOINT'} --out {results}"
-        part.missing["AP of classes and sizes, confusion matrix, errors"] = command
+        command = ["ropevit", "test", config_file, checkpoint or "CHECKPOINT", "--out", results]
+        what = "AP of classes and sizes, confusion matrix, errors"
+        part.missing[what] = shlex.join(map(str, command))
     return part
 
 
@@ -147,7 +149,8 @@ def _add_results(
     """Adds AP, curves, the confusion matrix and thumbnails of errors."""
     results, annotations = load_results(file, config)
     names = part.classes = annotations.names
-    pairs = [*pair_objects(results, annotations, score_thr=score_thr, tp_iou_thr=TP_IOU_THR)]
+    thresholds = dict(score_thr=score_thr, tp_iou_thr=TP_IOU_THR)
+    pairs = [*pair_objects(results, annotations, **thresholds)]
     matrix = count_pairs(pairs, len(names))
     boxes = precision_recall(results, annotations)
     figures = {"box": boxes.figures}
@@ -164,9 +167,9 @@ def _add_results(
     for index, iou in enumerate(IOUS):
         values = names, boxes.recall, boxes.precision[[index]], [iou]
         part.figures.append(figure(f"Precision over recall of boxes, IoU {iou}", plot, *values))
-    mistakes = find_mistakes(pairs, annotations.match(results), TP_IOU_THR)
-    missed = worst((one for one in mistakes if one.kind == "missed"), max_errors // 2)
-    false = worst((one for one in mistakes if one.kind != "missed"), max_errors // 2)
+    mistakes = find_mistakes(pairs, annotations.match(results), **thresholds)
+    missed = worst((one for one in mistakes if one.type == "missed"), max_errors // 2)
+    false = worst((one for one in mistakes if one.type != "missed"), max_errors // 2)
     paths: dict[str, Path] = {}
     with part.optional("thumbnails", required=False):
         paths = image_paths(config)
@@ -181,7 +184,7 @@ def _ap_table(
     figures: Mapping[str, np.ndarray], matrix: np.ndarray, annotations: Annotations
 ) -> Table:
     """AP of all classes and of each, for boxes and masks."""
-    header = ["class", "objects", *(f"{kind} {one}" for kind in figures for one in FIGURES)]
+    header = ["class", "objects", *(f"{shape} {one}" for shape in figures for one in FIGURES)]
     values, counts = np.concatenate([*figures.values()], axis=1), matrix[:-1].sum(axis=1)
     known = (column[~np.isnan(column)] for column in values.T)
     rows = [["all", counts.sum(), *(one.mean() if one.size else np.nan for one in known)]]
