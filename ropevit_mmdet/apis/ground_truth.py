@@ -17,7 +17,7 @@ from ropevit_mmdet.weights.detector_checkpoint import check_classes
 
 
 def load_results(path: str | Path, config: Config) -> tuple[list[ImageResult], Annotations]:
-    """Reads a result file and the annotations that a config's test is evaluated on.
+    """Reads a result file and the annotations of the images that a config's test evaluates.
 
     Raises:
         UserError: a file that cannot be read, or results of other classes.
@@ -27,7 +27,14 @@ def load_results(path: str | Path, config: Config) -> tuple[list[ImageResult], A
     if warning := check_classes(saved, names, str(path)):
         sys.stderr.write(f"warning: {warning}\n")
     coco = _read_coco(annotation_file(config))
-    return results, Annotations(coco, names, results if saved else None)
+    annotations = Annotations(coco, names, results if saved else None)
+    tested = config.test_dataloader.dataset.get("indices")
+    if tested is not None and not saved:
+        every = annotations.image_ids
+        if isinstance(tested, int):  # the first ones, or if negative the last
+            tested = range(len(every))[:tested] if tested >= 0 else range(len(every))[tested:]
+        annotations.image_ids = [every[index] for index in tested]
+    return results, annotations
 
 
 def image_paths(config: Config) -> dict[str, Path]:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from pycocotools import mask as rle
 
+from ropevit_mmdet.apis.ground_truth import load_results
 from ropevit_mmdet.apis.report import errors, page, run
 from ropevit_mmdet.apis.report.figures import Figure
 from ropevit_mmdet.engine.config import build_detector, load_config
@@ -106,6 +107,9 @@ def test_what_an_input_lacks_is_named(work_dir, tmp_path, no_figures):
     config = work_dir / "20260102_000000" / "vis_data" / "config.py"
     ropevit("report", work_dir / "results.json", "--config", config, "-o", tmp_path / "a.html")
     report = Page(tmp_path / "a.html")
+    for indices, images in (("2", [1, 2]), ("-1", [4]), ("[2]", [3])):
+        tested = load_config(config, [f"test_dataloader.dataset.indices={indices}"])
+        assert load_results(work_dir / "results.json", tested)[1].image_ids == images
     assert "add --checkpoint CHECKPOINT" in report.text and len(report.errors) == 4
     bare = tmp_path / "bare"
     write_part(bare, "20260101_000000", [])

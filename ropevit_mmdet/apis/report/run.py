@@ -56,7 +56,7 @@ class RunPart:
         """Lists what cannot be read as missing, unless it is required."""
         try:
             yield
-        except UserError as error:
+        except (UserError, ImportError) as error:  # of a package that a dataset needs
             if required:
                 raise
             self.missing.setdefault(what, str(error))
