@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> None:
 
     from ropevit_mmdet import visualization
     from ropevit_mmdet._images import find_images, read_images
-    from ropevit_mmdet.apis import load_features
+    from ropevit_mmdet.apis.features import image_features, load_features
     from ropevit_mmdet.errors import UserError
 
     visualization.check_png(args.out)
@@ -46,12 +46,9 @@ def run(args: argparse.Namespace) -> None:
     if not 0 < len(paths) * len(args.blocks) <= visualization.MAX_ROWS:
         raise UserError(f"images x blocks: give 1 to {visualization.MAX_ROWS} in all")
     settings = {name: getattr(args, name) for name in ("cfg_options", "arch", "size", "device")}
-    backbone, prepare = load_features(checkpoint, config, **settings)
-    features = []
-    choice = dict(blocks=args.blocks, patch=args.patch)
-    for image in tqdm(read_images(paths), total=len(paths), unit="image", disable=None):
-        inputs, pixels = prepare(image.pixels)
-        blocks = visualization.block_features(backbone, inputs, **choice)
-        features.append(visualization.ImageFeatures(image.path.name, pixels, blocks))
-    visualization.plot_features(features, args.out, num_registers=backbone.arch.num_reg_tokens)
+    source = load_features(checkpoint, config, **settings)
+    images = tqdm(read_images(paths), total=len(paths), unit="image", disable=None)
+    features = image_features(source, images, blocks=args.blocks, patch=args.patch)
+    num_registers = source.backbone.arch.num_reg_tokens
+    visualization.plot_features(features, args.out, num_registers=num_registers)
     print(f"figure: {args.out}")

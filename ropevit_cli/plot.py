@@ -7,7 +7,6 @@ CONFIG` plots the confusion matrix and precision over recall of a JSON file from
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 from ropevit_cli._arguments import add_cfg_options
 
@@ -62,27 +61,18 @@ def plot_curves(args: argparse.Namespace) -> None:
 def plot_results(args: argparse.Namespace) -> None:
     """Plots the results of a test and writes their numbers."""
     import json
-    import sys
 
     from ropevit_mmdet._output import check_output_directory, output_directory
-    from ropevit_mmdet.apis.detector import config_classes
+    from ropevit_mmdet.apis.ground_truth import load_results
     from ropevit_mmdet.engine.config import load_config
-    from ropevit_mmdet.evaluation.annotations import Annotations, annotation_file
     from ropevit_mmdet.evaluation.confusion_matrix import confusion_matrix
     from ropevit_mmdet.evaluation.precision_recall import IOUS, as_json, precision_recall
-    from ropevit_mmdet.evaluation.result_file import read_results
     from ropevit_mmdet.visualization import plot_confusion_matrix, plot_precision_recall
-    from ropevit_mmdet.weights.detector_checkpoint import check_classes
 
     thresholds = dict(score_thr=args.score_thr, tp_iou_thr=args.tp_iou_thr)
     check_output_directory(args.out_dir)
-    config = load_config(args.config, args.cfg_options)
-    names = config_classes(config)
-    results, saved = read_results(args.paths[0])
-    if warning := check_classes(saved, names, args.paths[0]):
-        sys.stderr.write(f"warning: {warning}\n")
-    coco = _read_coco(annotation_file(config))
-    annotations = Annotations(coco, names, results if saved else None)
+    results, annotations = load_results(args.paths[0], load_config(args.config, args.cfg_options))
+    names = annotations.names
     matrix = confusion_matrix(results, annotations, **thresholds)
     curves = precision_recall(results, annotations)
     with output_directory(args.out_dir) as directory:
@@ -95,27 +85,3 @@ def plot_results(args: argparse.Namespace) -> None:
     for index, iou in enumerate(IOUS):
         print(f"box AP at IoU {iou}: {curves.average(index):.3f}")
     print(f"figures and results.json: {args.out_dir}")
-
-
-def _read_coco(path: Path) -> Any:
-    """Reads and checks an annotation file; annotations need neither `id` nor `area`."""
-    from pycocotools.coco import COCO
-
-    from ropevit_mmdet.datasets.validation.annotations import (
-        check_annotations,
-        read_annotation_file,
-    )
-    from ropevit_mmdet.datasets.validation.checks import ERROR, CocoFiles
-    from ropevit_mmdet.errors import UserError
-
-    coco = COCO()
-    coco.dataset = read_annotation_file(path)
-    annotations = coco.dataset.get("annotations") or []
-    for index, one in enumerate(annotations):
-        if isinstance(one, dict):
-            annotations[index] = {"id": f"index {index}", "area": 1} | one
-    findings = check_annotations(coco.dataset, CocoFiles(path, Path(), masks=False, trained=True))
-    if findings.of(ERROR):
-        raise UserError(f"annotation file {path}: {findings.summary(ERROR)}")
-    coco.createIndex()
-    return coco

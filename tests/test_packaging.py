@@ -51,7 +51,8 @@ def test_wheel_contains_configs_commands_and_types(wheel):
         (scripts,) = (archive.read(name) for name in names if name.endswith("entry_points.txt"))
     configs = {f"ropevit_mmdet/{path.relative_to(ROOT)}" for path in ROOT.glob("configs/**/*.py")}
     commands = {f"ropevit_cli/{path.name}" for path in ROOT.glob("ropevit_cli/*.py")}
-    assert names >= configs | commands | {"ropevit_mmdet/py.typed"}
+    others = {"ropevit_mmdet/py.typed", "ropevit_mmdet/apis/report/report.html"}
+    assert names >= configs | commands | others
     directories = {name.split("/")[0] for name in names if ".dist-info" not in name}
     assert directories == {"ropevit_cli", "ropevit_mmdet"}
     required = metadata.decode().split("Provides-Extra")[0]

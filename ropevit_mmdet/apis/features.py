@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,9 +11,11 @@ from mmengine.config import Config
 from PIL import Image
 from torch import Tensor
 
+from ropevit_mmdet._images import InputImage
 from ropevit_mmdet.apis.detector import Detector, choose_device, collate
 from ropevit_mmdet.errors import UserError
 from ropevit_mmdet.models.backbones.rope_vit import RoPEViT
+from ropevit_mmdet.visualization import ImageFeatures, block_features
 from ropevit_mmdet.weights.checkpoint import read_checkpoint
 from ropevit_mmdet.weights.hub import resolve_weights
 from ropevit_mmdet.weights.inspection import identify
@@ -65,6 +67,18 @@ def load_features(
     backbone.load_pretrained(checkpoint)
     backbone = backbone.to(choose_device(device)).eval()
     return _of_encoder(backbone, content.rgb_stats, size or max(content.img_size))
+
+
+def image_features(
+    source: FeatureSource, images: Iterable[InputImage], **choice: Any
+) -> list[ImageFeatures]:
+    """The features of images; `choice` are blocks and patch, as in `block_features`."""
+    features = []
+    for image in images:
+        inputs, pixels = source.prepare(image.pixels)
+        blocks = block_features(source.backbone, inputs, **choice)
+        features.append(ImageFeatures(image.path.name, pixels, blocks))
+    return features
 
 
 def denormalize(image: Tensor, preprocessor: Any) -> np.ndarray:

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from mmengine.config import Config
@@ -15,6 +15,20 @@ from ropevit_mmdet.errors import UserError
 from ropevit_mmdet.evaluation.result_file import ImageResult
 
 Boxes = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+class Detections(NamedTuple):
+    """The N detections in an image; `masks` as run lengths, or ()."""
+
+    boxes: np.ndarray = np.zeros((0, 4))  # x, y, width, height [N, 4]
+    labels: np.ndarray = np.zeros(0, np.int64)
+    scores: np.ndarray = np.zeros(0)
+    masks: Sequence[dict[str, Any]] = ()
+
+    def select(self, kept: Sequence[int]) -> "Detections":
+        """Those of some indices."""
+        masks = [self.masks[index] for index in kept] if self.masks else ()
+        return Detections(self.boxes[kept], self.labels[kept], self.scores[kept], masks)
 
 
 class Annotations:
@@ -42,22 +56,31 @@ class Annotations:
 
     def of(self, image_id: int) -> Boxes:
         """Boxes (x, y, width, height) [M, 4], labels [M] and crowd flags [M] of an image."""
-        objects = [one for one in self.coco.imgToAnns.get(image_id, [])
-                   if one["category_id"] in self.category_ids]  # fmt: skip
+        objects = self._objects(image_id)
         boxes = np.array([one["bbox"] for one in objects], np.float64).reshape(-1, 4)
         labels = [self.category_ids.index(one["category_id"]) for one in objects]
         crowd = np.array([one.get("iscrowd", 0) for one in objects], bool)
         return boxes, np.array(labels, np.int64), crowd
 
-    def match(self, results: Sequence[ImageResult]) -> dict[Hashable, Boxes]:
-        """Boxes (x, y, width, height), labels and scores of detections, by image id.
+    def have_masks(self) -> bool:
+        """Whether all objects have masks."""
+        return all(one.get("segmentation") for one in self.coco.dataset["annotations"])
+
+    def masks(self, image_id: int) -> list[dict[str, Any]]:
+        """Run lengths of the masks of the M objects; [] if any has none."""
+        objects = self._objects(image_id)
+        complete = all(one.get("segmentation") for one in objects)
+        return [self.coco.annToRLE(one) for one in objects] if complete else []
+
+    def match(self, results: Sequence[ImageResult]) -> dict[Hashable, Detections]:
+        """Detections by image id.
 
         Raises:
             UserError: If results have images or categories that the annotations lack.
         """
         labels = dict(zip((*self.category_ids, *self.names), 2 * [*range(len(self.names))]))
         files = ids_by_name(self.coco.imgs.values())
-        matched: dict[Hashable, Boxes] = {}
+        matched: dict[Hashable, Detections] = {}
         for one in results:
             image_id = find_image(one.image, files) if isinstance(one.image, str) else one.image
             unknown = [f"a category {key!r}" for key in one.categories if key not in labels]
@@ -66,8 +89,12 @@ class Annotations:
             if unknown:
                 raise UserError(f"the results have {unknown[0]} that the annotations lack")
             of_image = np.array([labels[key] for key in one.categories], np.int64)
-            matched[image_id] = one.boxes, of_image, one.scores
+            matched[image_id] = Detections(one.boxes, of_image, one.scores, one.masks)
         return matched
+
+    def _objects(self, image_id: int) -> list[dict[str, Any]]:
+        objects = self.coco.imgToAnns.get(image_id, [])
+        return [one for one in objects if one["category_id"] in self.category_ids]
 
 
 def annotation_file(config: Config) -> Path:

@@ -1,12 +1,51 @@
-"""The confusion matrix of a detector."""
+"""Pairs of detections and objects, and the confusion matrix of a detector."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from pycocotools import mask as rle
 
-from ropevit_mmdet.evaluation.annotations import Annotations
+from ropevit_mmdet.evaluation.annotations import Annotations, Boxes, Detections
 from ropevit_mmdet.evaluation.result_file import ImageResult
+
+
+class ImagePairs(NamedTuple):
+    """The M objects of an image, its N detections of sufficient score, and which are pairs."""
+
+    image_id: Any
+    objects: Boxes
+    detections: Detections
+    ious: np.ndarray  # [N, M]; 0 with crowd regions
+    of_det: np.ndarray  # index of the object of each detection, -1 for none
+    false: np.ndarray  # indices of detections without an object, also without a crowd region
+    missed: np.ndarray  # indices of objects without a detection
+
+
+def pair_objects(
+    results: Sequence[ImageResult],
+    annotations: Annotations,
+    *,
+    score_thr: float = 0.3,
+    tp_iou_thr: float = 0.5,
+) -> Iterator[ImagePairs]:
+    """Pairs the objects and detections of each image: see `confusion_matrix`."""
+    detections = annotations.match(results)
+    for image_id in annotations.image_ids:
+        objects = boxes, labels, crowd = annotations.of(image_id)
+        of_image = detections.get(image_id, Detections())
+        kept = np.flatnonzero(of_image.scores >= score_thr)
+        of_image = of_image.select(kept.tolist())
+        det_boxes, det_labels = of_image.boxes, of_image.labels
+        ious = np.zeros((len(kept), len(boxes)))
+        if ious.size:
+            ious = rle.iou(det_boxes, boxes, crowd.astype(np.uint8))
+        in_crowd = (ious[:, crowd] >= tp_iou_thr).any(axis=1)
+        ious = np.where(crowd, 0.0, ious)
+        of_det = _pairs(ious, det_labels, labels, tp_iou_thr)
+        false = np.flatnonzero((of_det < 0) & ~in_crowd)
+        missed = np.setdiff1d(np.flatnonzero(~crowd), of_det)
+        yield ImagePairs(image_id, objects, of_image, ious, of_det, false, missed)
 
 
 def confusion_matrix(
@@ -32,25 +71,40 @@ def confusion_matrix(
         [classes + 1, classes + 1], int64. The last row counts detections without an object, the
         last column objects without a detection.
     """
-    detections = annotations.match(results)
-    background = len(annotations.names)
-    matrix = np.zeros((background + 1, background + 1), np.int64)
-    empty = np.zeros((0, 4)), np.zeros(0, np.int64), np.zeros(0)
-    for image_id in annotations.image_ids:
-        boxes, labels, crowd = annotations.of(image_id)
-        det_boxes, det_labels, scores = detections.get(image_id, empty)
-        det_boxes, det_labels = det_boxes[scores >= score_thr], det_labels[scores >= score_thr]
-        ious = np.zeros((len(det_boxes), len(boxes)))
-        if ious.size:
-            ious = rle.iou(det_boxes, boxes, crowd.astype(np.uint8))
-        of_det = _pairs(np.where(crowd, 0.0, ious), det_labels, labels, tp_iou_thr)
-        paired = of_det >= 0
-        in_crowd = (ious[:, crowd] >= tp_iou_thr).any(axis=1)
-        missed = np.setdiff1d(np.flatnonzero(~crowd), of_det)
-        np.add.at(matrix, (labels[of_det[paired]], det_labels[paired]), 1)
-        np.add.at(matrix[background], det_labels[~paired & ~in_crowd], 1)
-        np.add.at(matrix[:, background], labels[missed], 1)
+    pairs = pair_objects(results, annotations, score_thr=score_thr, tp_iou_thr=tp_iou_thr)
+    return count_pairs(pairs, len(annotations.names))
+
+
+def count_pairs(pairs: Iterable[ImagePairs], num_classes: int) -> np.ndarray:
+    """The confusion matrix of the pairs in all images."""
+    matrix = np.zeros((num_classes + 1, num_classes + 1), np.int64)
+    for one in pairs:
+        (_, labels, _), det_labels = one.objects, one.detections.labels
+        paired = one.of_det >= 0
+        np.add.at(matrix, (labels[one.of_det[paired]], det_labels[paired]), 1)
+        np.add.at(matrix[num_classes], det_labels[one.false], 1)
+        np.add.at(matrix[:, num_classes], labels[one.missed], 1)
     return matrix
+
+
+def collapse(
+    matrix: np.ndarray, names: Sequence[str], *, most: int = 25
+) -> tuple[np.ndarray, list[str]]:
+    """Sums up the classes other than the `most` with the most errors, if there are many classes.
+
+    Returns:
+        The matrix and the names of its classes, the last one "other classes".
+    """
+    classes = len(names)
+    if classes <= most + 5:
+        return matrix, [*names]
+    errors = matrix.sum(axis=0) + matrix.sum(axis=1) - 2 * matrix.diagonal()
+    shown = np.sort(np.argsort(-errors[:classes], kind="stable")[:most])
+    index = np.full(classes + 1, most)
+    index[shown], index[classes] = np.arange(most), most + 1
+    collapsed = np.zeros((most + 2, most + 2), matrix.dtype)
+    np.add.at(collapsed, (index[:, None], index), matrix)
+    return collapsed, [*(names[label] for label in shown), "other classes"]
 
 
 def _pairs(

@@ -8,26 +8,31 @@ from typing import Any
 import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster
 
-from ropevit_mmdet.evaluation.annotations import Annotations
+from ropevit_mmdet.evaluation.annotations import Annotations, Detections
 from ropevit_mmdet.evaluation.result_file import ImageResult
 
 IOUS = (0.5, 0.75)
 _MAX_DETECTIONS = [100, 300, 1000]  # of an image, as in CocoMetric; the last one counts
 
 
+FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+
+
 @dataclass(frozen=True)
 class PrecisionRecall:
-    """Interpolated precision of each class over recall, for each of `IOUS`.
+    """Interpolated precision of each class over recall, for each of `IOUS`, and AP.
 
     Attributes:
         names: Class names.
         recall: [101], 0 to 1.
         precision: [IoUs, 101, classes]; NaN for a class without objects.
+        figures: `FIGURES` of each class, [classes, 6]; NaN where there are no objects.
     """
 
     names: tuple[str, ...]
     recall: np.ndarray
     precision: np.ndarray
+    figures: np.ndarray
 
     def average(self, iou: int) -> float:
         """AP at the iou-th of `IOUS`: the mean over recall and classes; NaN without any object."""
@@ -35,26 +40,34 @@ class PrecisionRecall:
         return float(known.mean()) if known.size else math.nan
 
 
-def precision_recall(results: Sequence[ImageResult], annotations: Annotations) -> PrecisionRecall:
-    """Computes the curves of every class; their mean is the AP that a test reports."""
+def precision_recall(
+    results: Sequence[ImageResult], annotations: Annotations, iou_type: str = "bbox"
+) -> PrecisionRecall:
+    """Computes the curves of every class; their mean is the AP that a test reports.
+
+    With `iou_type` "segm" for masks, which all objects and detections must have.
+    """
     rows = [
         {"image_id": image_id, "category_id": annotations.category_ids[label],
-         "bbox": box.tolist(), "score": float(score)}
-        for image_id, (boxes, labels, scores) in annotations.match(results).items()
-        for box, label, score in zip(boxes, labels, scores)
+         "score": float(score), **shape}
+        for image_id, found in annotations.match(results).items()
+        for label, score, shape in zip(found.labels, found.scores, _shapes(found, iou_type))
     ]  # fmt: skip
     detections = COCO(annotations.coco.dataset).loadRes(rows)
-    evaluation = COCOeval_faster(annotations.coco, detections, "bbox")
+    evaluation = COCOeval_faster(annotations.coco, detections, iou_type)
     evaluation.params.catIds = annotations.category_ids
     evaluation.params.imgIds = annotations.image_ids
-    evaluation.params.iouThrs = np.array(IOUS)
     evaluation.params.maxDets = _MAX_DETECTIONS
     evaluation.evaluate()
     evaluation.accumulate()
-    precision = evaluation.eval["precision"][:, :, :, 0, -1]  # [IoUs, recall, classes], any area
     order = np.argsort(np.argsort(annotations.category_ids))  # COCO's evaluation sorts them
+    precision = evaluation.eval["precision"][..., -1]  # [IoUs, recall, classes, areas]
     precision = np.where(precision < 0, np.nan, precision)[:, :, order]
-    return PrecisionRecall(annotations.names, evaluation.params.recThrs, precision)
+    shown = [int(np.isclose(evaluation.params.iouThrs, iou).argmax()) for iou in IOUS]
+    any_area = precision[shown, :, :, 0]
+    by_area = precision.mean(axis=(0, 1)).T  # any, small, medium, large
+    figures = np.stack([by_area[0], *any_area.mean(axis=1), *by_area[1:]], axis=1)
+    return PrecisionRecall(annotations.names, evaluation.params.recThrs, any_area, figures)
 
 
 def as_json(
@@ -80,3 +93,10 @@ def as_json(
 
 def _rounded(value: float) -> float | None:
     return None if math.isnan(value) else round(float(value), 6)
+
+
+def _shapes(found: Detections, iou_type: str) -> list[dict[str, Any]]:
+    """Boxes, or masks without their boxes, whose area would count in place of the mask's."""
+    if iou_type == "segm":
+        return [{"segmentation": mask} for mask in found.masks]
+    return [{"bbox": box} for box in found.boxes.tolist()]

@@ -2,11 +2,13 @@
 
 import json
 import os
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from pycocotools import mask as rle
 
 from ropevit_mmdet.errors import UserError
 
@@ -20,12 +22,14 @@ class ImageResult:
         boxes: (x, y, width, height) in pixels, [N, 4].
         categories: Ids of the annotation file, or class names.
         scores: [N].
+        masks: Run lengths of N masks; () if any has none.
     """
 
     image: Hashable
     boxes: np.ndarray
     categories: list[Hashable]
     scores: np.ndarray
+    masks: Sequence[dict[str, Any]] = ()
 
 
 def read_results(path: str | os.PathLike[str]) -> tuple[list[ImageResult], tuple[str, ...]]:
@@ -54,7 +58,7 @@ def read_results(path: str | os.PathLike[str]) -> tuple[list[ImageResult], tuple
         by_image: dict[Hashable, list] = {file: [] for file in files.values()}
         for one in content:
             category = names.get(one["category_id"], one["category_id"])
-            fields = one["bbox"], category, one["score"]
+            fields = one["bbox"], category, one["score"], one.get("segmentation")
             by_image.setdefault(files.get(one["image_id"], one["image_id"]), []).append(fields)
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise UserError(
@@ -62,7 +66,10 @@ def read_results(path: str | os.PathLike[str]) -> tuple[list[ImageResult], tuple
         ) from error
     results = []
     for image, detections in by_image.items():
-        boxes, categories, scores = zip(*detections) if detections else ((), (), ())
+        boxes, categories, scores, masks = zip(*detections) if detections else ((), (), (), ())
+        masks = masks if all(isinstance(mask, dict) for mask in masks) else ()
         array = np.array(boxes, float).reshape(-1, 4)
-        results.append(ImageResult(image, array, [*categories], np.array(scores, float)))
+        if masks and not array.any():  # some detectors predict only masks
+            array = rle.toBbox([*masks])
+        results.append(ImageResult(image, array, [*categories], np.array(scores, float), masks))
     return results, tuple(names.values())

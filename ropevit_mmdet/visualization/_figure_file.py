@@ -39,8 +39,8 @@ def check_png(path: str | os.PathLike[str]) -> None:
 
 
 def plain(name: str) -> str:
-    """Escapes a name for matplotlib: no formulas, and no names that legends skip."""
-    name = name.replace("$", r"\$")
+    """Escapes a name for matplotlib: no formulas or surrogates, and no names that legends skip."""
+    name = name.replace("$", r"\$").encode("utf-8", "replace").decode()
     return f" {name}" if name.startswith("_") else name
 
 

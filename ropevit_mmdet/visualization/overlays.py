@@ -18,10 +18,12 @@ from torchvision.utils import draw_bounding_boxes, make_grid
 
 from ropevit_mmdet.visualization._figure_file import COLORS
 
-_LONG_SIDE = 960  # pixels; images of up to half of it are enlarged
+_LONG_SIDE = 960  # pixels
 
 
-def draw_sample(image: np.ndarray, sample: DetDataSample, names: Sequence[str]) -> np.ndarray:
+def draw_sample(
+    image: np.ndarray, sample: DetDataSample, names: Sequence[str], *, long_side: int = _LONG_SIDE
+) -> np.ndarray:
     """Renders the objects of a data sample over its image.
 
     Args:
@@ -29,12 +31,13 @@ def draw_sample(image: np.ndarray, sample: DetDataSample, names: Sequence[str]) 
         sample: with `gt_instances`, `pred_instances` or both, boxes and masks in pixels; masks may
             be a list of run lengths too. Its `ignored_instances` are labelled "ignored".
         names: the class name of each label.
+        long_side: images of up to half of it are enlarged, in pixels.
 
     Returns:
         RGB pixels, enlarged by an integer factor if the image is small; with both, the ground
         truth at the left and the prediction at the right.
     """
-    factor = max(1, _LONG_SIDE // max(image.shape))
+    factor = max(1, long_side // max(image.shape))
     panels = []
     for part in ("gt_instances", "pred_instances"):
         if part in sample:

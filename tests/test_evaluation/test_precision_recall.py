@@ -4,11 +4,12 @@ import json
 
 import numpy as np
 import pytest
+from pycocotools import mask as rle
 from pycocotools.coco import COCO
 
 from ropevit_mmdet.errors import UserError
 from ropevit_mmdet.evaluation.annotations import Annotations
-from ropevit_mmdet.evaluation.confusion_matrix import confusion_matrix
+from ropevit_mmdet.evaluation.confusion_matrix import collapse, confusion_matrix
 from ropevit_mmdet.evaluation.precision_recall import as_json, precision_recall
 from ropevit_mmdet.evaluation.result_file import ImageResult, read_results
 from tests.test_evaluation.test_fast_coco_metric import synthetic
@@ -114,8 +115,9 @@ def test_without_detections_or_objects():
         assert np.isnan(precision_recall(results, truth).average(0))
 
 
-def test_the_mean_of_the_curves_is_the_reported_ap(tmp_path):
-    metric, samples, names = synthetic(tmp_path, "bbox", classwise=False)
+@pytest.mark.parametrize("iou_type", ["bbox", "segm"])
+def test_the_figures_are_those_of_the_test(tmp_path, iou_type):
+    metric, samples, names = synthetic(tmp_path, iou_type, classwise=True)
     metric.process({}, samples)
     reported = metric.compute_metrics(metric.results)
     truth = Annotations(metric._coco_api, names)
@@ -125,13 +127,35 @@ def test_the_mean_of_the_curves_is_the_reported_ap(tmp_path):
             np.concatenate((boxes[:, :2], boxes[:, 2:] - boxes[:, :2]), 1),
             [truth.category_ids[label] for label in one["pred_instances"]["labels"]],
             one["pred_instances"]["scores"].numpy().astype(float),
+            one["pred_instances"]["masks"],
         )
         for one in samples
         for boxes in [one["pred_instances"]["bboxes"].numpy().astype(float)]
     ]
-    curves = precision_recall(results, truth)
-    assert curves.average(0) == pytest.approx(reported["bbox_mAP_50"], abs=6e-4)
-    assert curves.average(1) == pytest.approx(reported["bbox_mAP_75"], abs=6e-4)
+    curves = precision_recall(results, truth, iou_type)
+    assert curves.average(0) == pytest.approx(reported[f"{iou_type}_mAP_50"], abs=6e-4)
+    assert curves.average(1) == pytest.approx(reported[f"{iou_type}_mAP_75"], abs=6e-4)
+    for figures, end in zip(curves.figures.T, ("", "_50", "_75", "_s", "_m", "_l"), strict=True):
+        expected = reported[f"{iou_type}_mAP{end}"]
+        assert np.nanmean(figures) == pytest.approx(expected, abs=6e-4)
+    of_classes = [reported[f"{name}_precision"] for name in names]
+    np.testing.assert_allclose(curves.figures[:, 0], of_classes, atol=6e-4)
+    assert truth.have_masks() and len(truth.masks(samples[0]["img_id"])) == len(
+        truth.of(samples[0]["img_id"])[0]
+    )
+
+
+def test_many_classes_are_collapsed():
+    """To those with the most errors; no count is lost."""
+    matrix = np.diag(np.arange(81))
+    matrix[7, 3], matrix[80, 50], matrix[60, 80] = 9, 8, 7
+    names = [f"class {i}" for i in range(80)]
+    collapsed, shown = collapse(matrix, names, most=4)
+    assert shown == ["class 3", "class 7", "class 50", "class 60", "other classes"]
+    assert collapsed.shape == (6, 6) and collapsed.sum() == matrix.sum()
+    assert collapsed[1, 0] == 9 and collapsed[5, 2] == 8 and collapsed[3, 5] == 7
+    assert collapsed[4, 4] == sum(range(80)) - 3 - 7 - 50 - 60
+    assert collapse(matrix[:9, :9], names[:8], most=4)[1] == names[:8]
 
 
 def test_result_files(tmp_path):
@@ -159,6 +183,12 @@ def test_result_files(tmp_path):
     np.testing.assert_array_equal(confusion_matrix(results, truth), matrix)
     path.write_text("[]")
     assert read_results(path) == ([], ())
+    mask = rle.encode(np.pad(np.ones((4, 6), np.uint8, order="F"), ((2, 0), (3, 0))))
+    coco[0] |= dict(bbox=[0, 0, 0, 0], segmentation=dict(mask, counts=mask["counts"].decode()))
+    path.write_text(json.dumps(coco))  # of a detector that predicts only masks
+    (first, second), _ = read_results(path)
+    assert first.boxes.tolist() == [[3, 2, 6, 4]] and len(first.masks) == 1
+    assert second.boxes.tolist() == [BOX] and not second.masks
 
 
 def test_only_predicted_images_count(tmp_path):

@@ -40,12 +40,12 @@ def plot_all(directory, names, precision=None):
 
 
 def test_names_are_escaped(tmp_path, figures):
-    """A dollar starts no formula, and an underscore hides no name from the legend."""
-    plot_all(tmp_path, ("$a_b$", "_background_", "c"))
+    """A dollar starts no formula, an underscore hides no name, and a lone surrogate is replaced."""
+    plot_all(tmp_path, ("$a_b$", "_background_", "c\ud800"))
     label = figures[0].axes[0].get_xticklabels()[0]
     assert label._preprocess_math(label.get_text()) == ("$a_b$", False)
     legend = [text.get_text() for text in figures[1].axes[0].get_legend().get_texts()]
-    assert [text.split()[0] for text in legend[:3]] == [r"\$a_b\$", "_background_", "c"]
+    assert [text.split()[0] for text in legend[:3]] == [r"\$a_b\$", "_background_", "c?"]
 
 
 @pytest.mark.parametrize("classes", [12, 80])

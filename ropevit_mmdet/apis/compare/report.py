@@ -51,7 +51,7 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     lines.append(["---"] * len(lines[0]))
     for row in rows:
         values = [*row["AP"].values(), *row["costs"].values()]
-        lines.append([row["name"], *(_text(value, seeds) for value in values)])
+        lines.append([row["name"], *(format_cell(value, seeds) for value in values)])
     table = "".join(f"\n| {' | '.join(line)} |" for line in lines)
     return f"AP in percent, mean over {seeds} seed{'s' * (seeds > 1)}{spread}.\n{table}\n"
 
@@ -75,7 +75,8 @@ def plot_cost(rows: Sequence[Mapping[str, Any]], path: str | os.PathLike[str]) -
     save_figure(figure, path, dpi=130)
 
 
-def _text(value: Any, seeds: int) -> str:
+def format_cell(value: Any, seeds: int) -> str:
+    """A cell of the table: AP (mean, spread), None, or a cost."""
     if value is None:
         return "none"
     if isinstance(value, tuple):
