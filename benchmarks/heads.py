@@ -44,10 +44,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def compared(path: str, recipes: Recipes, minutes: float) -> list[dict]:
     """Runs a config with every seed; the schedule follows from the time of a short trial."""
-    config, head = load_config(path), Path(path).stem
-    transferred(config, recipes.config, recipes.checkpoint)
-    config.train_dataloader.update(num_workers=0, persistent_workers=False)
-    use_cost_hook(config)
+    config, head = transferred(path, recipes), Path(path).stem
 
     def run(name: str, iterations: int, seed: int) -> dict:
         result = recipes.run(None, f"{head} {name}", config, schedule(iterations), seed).result()
@@ -58,7 +55,16 @@ def compared(path: str, recipes: Recipes, minutes: float) -> list[dict]:
     return [run(f"{minutes:g}min", max(TRIAL, iterations), seed) for seed in recipes.seeds]
 
 
-def transferred(config: Config, base: Config, checkpoint: Path) -> None:
+def transferred(path: str, recipes: Recipes) -> Config:
+    """A config with the pretrained backbone and its layer decay, in one process."""
+    config = load_config(path)
+    use_backbone(config, recipes.config, recipes.checkpoint)
+    config.train_dataloader.update(num_workers=0, persistent_workers=False)
+    use_cost_hook(config)
+    return config
+
+
+def use_backbone(config: Config, base: Config, checkpoint: Path) -> None:
     """Gives a config the backbone and the layer decay of another one, with a checkpoint."""
     model, arch = config.model, base.model.backbone.arch
     weights = dict(type="Pretrained", checkpoint=str(checkpoint))
@@ -75,7 +81,7 @@ def transferred(config: Config, base: Config, checkpoint: Path) -> None:
 
 def use_cost_hook(config: Config) -> None:
     config.custom_imports.imports.append("benchmarks.heads")
-    config.custom_hooks = [dict(type="CostHook")]
+    config.custom_hooks = [*config.get("custom_hooks", ()), dict(type="CostHook")]
 
 
 def schedule(iterations: int) -> dict:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mmengine.config import Config, ConfigDict
 
-from benchmarks.heads import transferred
+from benchmarks.heads import use_backbone
 from benchmarks.photos.datasets import Photos
 from ropevit_mmdet.engine.config import load_config
 
@@ -19,7 +19,7 @@ def ours(photos: Photos, name: str, weights: Path | None = None) -> Config:
     """A config of the shapes dataset, also with a backbone that birder's script pretrained."""
     config = load_config(f"configs/shapes_{name}.py")
     if weights:
-        transferred(config, load_config("configs/shapes_transfer.py"), weights)
+        use_backbone(config, load_config("configs/shapes_transfer.py"), weights)
     fit(config.model, photos)
     return config
 

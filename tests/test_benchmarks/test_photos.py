@@ -99,6 +99,9 @@ def test_every_config_builds(section, name, data):
     dataset, weights = read_photos(data / name, 160), Path("net.pt")
     for index, variant in enumerate(photos.variants(section, dataset, weights)):
         config = variant.config()
+        hooks = [hook.type for hook in config.custom_hooks]
+        averaged = variant.name == "EMA" or section == "designs"
+        assert hooks == [*["EMAHook"] * averaged, "CostHook"]
         if "Peer" in config.model.type:
             continue
         pretrained = config.model.backbone.get("init_cfg") == dict(
