@@ -94,9 +94,9 @@ def _draw_curves(
         text = f"{plain(shortened(names[label], _NAME_LENGTH))} {average[label]:.3f}"
         style = line_style(int(label) if few else index)
         axis.plot(recall, precision[:, label], **style, linewidth=1.3, label=text)
-    if known.size:
+    if known.size > 1:
         text = f"mean of {len(known)} classes {average[known].mean():.3f}"
         mean = precision[:, known].mean(axis=1)
         axis.plot(recall, mean, color="black", linewidth=2.5, label=text)
-    else:
+    elif not known.size:
         axis.plot([], [], " ", label="no objects")

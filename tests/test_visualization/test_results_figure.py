@@ -65,7 +65,7 @@ def test_classes_without_objects_are_skipped(tmp_path, figures):
     plot_all(tmp_path, ("cat", "dog"), precision)
     plot_all(tmp_path, ("cat", "dog"), np.full((2, 101, 2), np.nan))
     legends = [[t.get_text() for t in f.axes[0].get_legend().get_texts()] for f in figures[1::2]]
-    assert legends == [["cat 0.000", "mean of 1 classes 0.000"], ["no objects"]]
+    assert legends == [["cat 0.000"], ["no objects"]]
 
 
 def test_the_command_plots_the_ap_of_the_test(tmp_path, capsys):
