@@ -69,7 +69,7 @@ class Detector:
         if cfg_options or not isinstance(given, Config):
             given = load_config(given, cfg_options)
         self.config = given
-        model: Any = build_detector(self.config)
+        model: Any = build_detector(self.config, random=False)
         check_fit(model.state_dict(), loaded["state_dict"], str(checkpoint))
         model.load_state_dict(loaded["state_dict"])
         if isinstance(getattr(model, "backbone", None), FrozenBackbone):
