@@ -87,7 +87,7 @@ def _detector(bench: Bench, source: str) -> Work:
         images = _endless(Runner.build_dataloader({**loader, "batch_size": bench.batch}))
         batch = meter.wrap("data loading", partial(next, images))
     else:
-        sizes = [(bench.pixels, bench.pixels)] * bench.batch
+        sizes = bench.sizes or [(bench.pixels, bench.pixels)] * bench.batch
         batch = partial(copy.deepcopy, synthetic_batch(config, sizes, OBJECTS))
     return Work(model, batch, model.test_step, loss, updater(optimizer, meter), meter)
 
