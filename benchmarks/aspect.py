@@ -53,10 +53,14 @@ def main(argv: list[str] | None = None) -> None:
     add_cfg_options(parser)
     args = parser.parse_args(argv)
     with one_line_errors():
-        shapes = padded_batches(args.images, args.batch, args.size)
-        rows = {name: share(name, shapes[name], args) for name in shapes}
+        config = load_config(args.config, args.cfg_options)
+        divisor = config.model.data_preprocessor.pad_size_divisor
+        shapes = padded_batches(args.images, args.batch, args.size, divisor)
+        sizes = {size for count in shapes.values() for size in count}
+        flops = {size: sum(gflop(config, size, 100).values()) for size in sizes}
+        rows = {name: share(count, flops, args) for name, count in shapes.items()}
         for mode in args.modes:
-            seconds = timed({size for count in shapes.values() for size in count}, mode, args)
+            seconds = timed(sizes, mode, args)
             for name, count in shapes.items():
                 total = sum(number * seconds[size] for size, number in count.items())
                 rows[name][mode] = args.batch * sum(count.values()) / total
@@ -78,7 +82,7 @@ def image_sizes(count: int) -> list[Size]:
     return [[*MIX][index] for index in choices]
 
 
-def padded_batches(images: int, batch: int, side: int) -> dict[str, Counter[Size]]:
+def padded_batches(images: int, batch: int, side: int, divisor: int) -> dict[str, Counter[Size]]:
     """How often batches have which padded size, by the name of a row; complete batches only."""
     sizes = image_sizes(images)
     data = SimpleNamespace(
@@ -89,27 +93,29 @@ def padded_batches(images: int, batch: int, side: int) -> dict[str, Counter[Size
         sampler = SequentialSampler(sizes)
         sampler.dataset = data
         padded = [
-            padded_size([scaled(*sizes[index], side) for index in indices])
+            padded_size([scaled(*sizes[index], side) for index in indices], divisor)
             for indices in cls(sampler, batch, drop_last=True)
         ]
         result[name] = Counter(padded)
     return result
 
 
-def padded_size(sizes: Sequence[Size], divisor: int = 56) -> Size:
+def padded_size(sizes: Sequence[Size], divisor: int) -> Size:
     height, width = (-(-max(side) // divisor) * divisor for side in zip(*sizes, strict=True))
     return height, width
 
 
-def share(name: str, count: Counter[Size], args: argparse.Namespace) -> dict[str, float]:
+def share(
+    count: Counter[Size], flops: dict[Size, float], args: argparse.Namespace
+) -> dict[str, float]:
     """Of the pixels of a row, those that are padding, and all, of squares; GFLOP per image."""
     content = np.mean([np.prod(scaled(*size, args.size)) for size in image_sizes(args.images)])
-    pixels = sum(number * np.prod(size) for size, number in count.items()) / sum(count.values())
-    config = load_config(args.config, args.cfg_options)
-    flops = sum(n * sum(gflop(config, size, 100).values()) for size, n in count.items())
-    flops /= sum(count.values())
+    batches = sum(count.values())
+    pixels = sum(number * np.prod(size) for size, number in count.items()) / batches
     return dict(
-        padding=float(1 - content / pixels), pixels=float(pixels / args.size**2), gflop=flops
+        padding=float(1 - content / pixels),
+        pixels=float(pixels / args.size**2),
+        gflop=sum(number * flops[size] for size, number in count.items()) / batches,
     )
 
 

@@ -65,7 +65,7 @@ def test_endless_batches_are_alike_and_complete():
 
 
 def test_padding_of_sizes_as_in_coco():
-    shapes = padded_batches(images=1600, batch=8, side=896)
+    shapes = padded_batches(images=1600, batch=8, side=896, divisor=56)
     pixels = {
         name: sum(n * h * w for (h, w), n in count.items()) / sum(count.values()) / 896**2
         for name, count in shapes.items()
