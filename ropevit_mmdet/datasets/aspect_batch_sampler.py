@@ -3,6 +3,7 @@
 import math
 from collections import defaultdict
 from collections.abc import Iterator
+from typing import Any
 
 from mmdet.registry import DATA_SAMPLERS
 from torch.utils.data import BatchSampler
@@ -38,5 +39,6 @@ class AspectBatchSampler(BatchSampler):
                 yield batch
 
     def _group(self, index: int) -> int:
-        info = self.sampler.dataset.get_data_info(index)  # type: ignore[attr-defined]
+        sampler: Any = self.sampler
+        info = sampler.dataset.get_data_info(index)
         return round(_PER_OCTAVE * math.log2(info["width"] / info["height"]))

@@ -5,6 +5,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from mmdet.registry import DATASETS
@@ -35,7 +36,8 @@ def measure_costs(
     costs = []
     for directory, bench, taken in zip(directories, benches, zip(*rounds[2:]), strict=True):
         progress(f"peak memory of {directory.name}")
-        model, flops = bench.work.model, bench.flops()
+        model: Any = bench.work.model
+        flops = bench.flops()
         cost = {
             "parameters, M": sum(p.numel() for p in model.parameters()) / 1e6,
             "backbone, M": sum(p.numel() for p in model.backbone.parameters()) / 1e6,

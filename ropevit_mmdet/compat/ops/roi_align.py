@@ -19,18 +19,18 @@ def roi_align_forward(input, rois, output, argmax_y, argmax_x, **settings) -> No
 
     `rois` [R, 5] are (image, x1, y1, x2, y2) in pixels.
     """
-    dtype, settings = working_dtype(input.dtype), _settings(**settings)
+    dtype, geometry = working_dtype(input.dtype), _settings(**settings)
     maps, rois, roi_align = input.to(dtype), rois.to(dtype), torchvision_ops().roi_align
     threads = torch.get_num_threads()
     traced = torch.jit.is_tracing() or torch.compiler.is_compiling() or type(maps) is not Tensor
     if maps.device.type != "cpu" or traced or threads == 1 or len(rois) < _MIN_ROIS:
-        output.copy_(roi_align(maps, rois, *settings))
+        output.copy_(roi_align(maps, rois, *geometry))
         return
     maps, inference = maps.contiguous(), torch.is_inference_mode_enabled()
 
     def fill(output_part: Tensor, rois_part: Tensor) -> None:
         with torch.inference_mode(inference), torch.no_grad():  # modes belong to a thread
-            output_part.copy_(roi_align(maps, rois_part, *settings))
+            output_part.copy_(roi_align(maps, rois_part, *geometry))
 
     with ThreadPoolExecutor(threads) as pool:  # the kernel for CPUs runs on one
         list(pool.map(fill, output.chunk(threads), rois.chunk(threads)))
