@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from mmdet.registry import DATA_SAMPLERS
-from torch.utils.data import BatchSampler
+from torch.utils.data import BatchSampler, Sampler
 
 _PER_OCTAVE = 4  # groups between the aspect ratios 1 and 2: 3:2 and 4:3 share one, 1:1 has its own
 
@@ -20,6 +20,9 @@ class AspectBatchSampler(BatchSampler):
     last image stays last: with several processes it may be a repetition, which mmengine cuts off
     from the end of the results.
     """
+
+    def __init__(self, sampler: Sampler, batch_size: int, drop_last: bool = False) -> None:
+        super().__init__(sampler, batch_size, drop_last)
 
     def __iter__(self) -> Iterator[list[int]]:
         groups: dict[int, list[int]] = defaultdict(list)

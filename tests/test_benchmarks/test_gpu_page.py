@@ -54,13 +54,14 @@ def test_the_script_completes_on_a_cpu(tmp_path, monkeypatch):
     configs = [f"shapes_{name}" for name in ("maskrcnn", "retinanet", "dino")]
     argv = ["--size", "112", "--device", "cpu", "--backbones", "windows", "--configs", *configs]
     argv += ["--dino-backbone", "", "--dtype", "float32", "--runs", "1", "--no-compile"]
+    argv += ["--batch", "1", "2"]
     gpu_page.main([*argv, "--page", str(page), "--json", str(tmp_path / "report.json")])
     reports = json.loads((tmp_path / "report.json").read_text())
     assert not any(report["skipped"] for report in reports)
     rows = [
         (row["name"], row["mode"], row["batch"]) for report in reports for row in report["rows"]
     ]
-    modes = [(mode, batch) for mode in ("forward", "training") for batch in (1, 8)]
+    modes = [(mode, batch) for mode in ("forward", "training") for batch in (1, 2)]
     expected = {(name, *both) for name in ("windows", *configs) for both in modes}
     assert set(rows) == expected and len(rows) == len(expected)
     text = page.read_text()

@@ -7,6 +7,7 @@ from mmengine.dataset import DefaultSampler, InfiniteSampler
 
 from benchmarks.aspect import SQUARE, padded_batches
 from ropevit_mmdet import AspectBatchSampler
+from ropevit_mmdet.engine.config import load_config
 
 SIZES = [(640, 480), (480, 640), (640, 640), (640, 427)]  # (width, height)
 
@@ -21,11 +22,10 @@ def dataset(count):
     return Images(SIZES[index] for index in random.randint(len(SIZES), size=count))
 
 
-def batches(data, sampler, **settings):
-    return DATA_SAMPLERS.build(
-        dict(type="AspectBatchSampler", batch_size=4, drop_last=False, **settings),
-        default_args=dict(sampler=sampler),
-    )
+def batches(data, sampler):
+    """As mmengine builds it from a config."""
+    settings = load_config("ropevit_maskrcnn_aspect").train_dataloader.batch_sampler
+    return DATA_SAMPLERS.build(settings, default_args=dict(sampler=sampler, batch_size=4))
 
 
 @pytest.mark.parametrize("count", [1, 4, 97, 100])
