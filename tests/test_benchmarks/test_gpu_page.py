@@ -65,5 +65,5 @@ def test_the_script_completes_on_a_cpu(tmp_path, monkeypatch):
     expected = {(name, *both) for name in ("windows", *configs) for both in modes}
     assert set(rows) == expected and len(rows) == len(expected)
     text = page.read_text()
-    assert re.search(r"\d+ waits in a training step of shapes_maskrcnn\n +\d+ mm\w+/", text)
+    assert re.search(r"\d+ waits in a training step of shapes_maskrcnn\n +\d+ \S+\.py:\d+ ", text)
     assert "flash" in text and "Skipped" not in text
