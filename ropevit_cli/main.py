@@ -6,6 +6,7 @@ packages only inside `run`.
 """
 
 import argparse
+import gc
 import importlib
 import os
 import sys
@@ -33,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.command == "doctor":  # must work where ropevit_mmdet cannot be imported
             return args.run(args)
         try:
+            import_stack()
             from ropevit_mmdet.errors import one_line_errors
         except Exception as error:  # a broken package may raise anything
             if os.environ.get("ROPEVIT_DEBUG") == "1":
@@ -59,6 +61,21 @@ def build_parser(commands: Sequence[str] = COMMANDS) -> argparse.ArgumentParser:
         module.add_arguments(subparser)
         subparser.set_defaults(run=module.run)
     return parser
+
+
+def import_stack() -> None:
+    """Imports PyTorch and mmdet without searching their hundred thousands of objects for garbage.
+
+    These then stay out of later searches, also of the processes that load data.
+    """
+    if "ropevit_mmdet" in sys.modules:
+        return
+    gc.disable()
+    try:
+        import ropevit_mmdet  # noqa: F401
+    finally:
+        gc.enable()
+    gc.freeze()
 
 
 if __name__ == "__main__":

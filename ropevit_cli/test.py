@@ -50,25 +50,31 @@ def evaluate(args: argparse.Namespace) -> dict[str, float]:
 
     from ropevit_mmdet.engine.config import use_tta
     from ropevit_mmdet.engine.launcher import launched
+    from ropevit_mmdet.engine.run_start import run_start
     from ropevit_mmdet.evaluation.dump_coco_results import DumpCocoResults
+    from ropevit_mmdet.weights.detector_checkpoint import skip_init
 
-    config, warnings = prepare(args)
-    with launched(config):
-        if args.tta and use_tta(config):
-            warnings.append("--tta merges only boxes: no masks are predicted or evaluated")
-        runner = RUNNERS.build(config)
-        for warning in warnings:
-            runner.logger.warning(warning)
-        if not args.out:
-            return runner.test()
-        dataset = runner.test_loop.dataloader.dataset
-        as_json = args.out.endswith(".json")
-        dump = DumpCocoResults(args.out, dataset) if as_json else DumpDetResults(args.out)
-        runner.test_evaluator.metrics.append(dump)
-        metrics = runner.test()
-        if dump.results:  # a MultiDatasetsEvaluator evaluates no more metrics than datasets
-            dump.evaluate(len(dataset))
-        return metrics
+    with run_start() as release:
+        config, warnings = prepare(args)
+        with launched(config):
+            if args.tta and use_tta(config):
+                warnings.append("--tta merges only boxes: no masks are predicted or evaluated")
+            runner = RUNNERS.build(config)
+            runner.register_hook(release)
+            runner.start_is_checked = True
+            skip_init(runner.model)
+            for warning in warnings:
+                runner.logger.warning(warning)
+            if not args.out:
+                return runner.test()
+            dataset = runner.test_loop.dataloader.dataset
+            as_json = args.out.endswith(".json")
+            dump = DumpCocoResults(args.out, dataset) if as_json else DumpDetResults(args.out)
+            runner.test_evaluator.metrics.append(dump)
+            metrics = runner.test()
+            if dump.results:  # a MultiDatasetsEvaluator evaluates no more metrics than datasets
+                dump.evaluate(len(dataset))
+            return metrics
 
 
 def prepare(args: argparse.Namespace) -> "tuple[Config, list[str]]":
@@ -96,7 +102,8 @@ def prepare(args: argparse.Namespace) -> "tuple[Config, list[str]]":
         use_show(config, show=args.show, show_dir=args.show_dir, wait_time=args.wait_time)
     warnings = check_config(config, ("test",))
     check_datasets(config, ("test",))
-    check_fit(build_detector(config).state_dict(), content["state_dict"], checkpoint)
+    model = build_detector(config, random=False)
+    check_fit(model.state_dict(), content["state_dict"], checkpoint)
     return config, warnings + compare_classes(config, "test", content, checkpoint)
 
 

@@ -59,20 +59,25 @@ def run(args: argparse.Namespace) -> None:
 
     from ropevit_mmdet.engine.launcher import launched
     from ropevit_mmdet.engine.progress_bar import progress_bar
+    from ropevit_mmdet.engine.run_start import run_start
     from ropevit_mmdet.engine.work_dir_lock import lock_work_dir
     from ropevit_mmdet.weights.detector_checkpoint import skip_init
 
-    config, warnings, has_all = prepare(args)
-    with lock_work_dir(config.work_dir, args.launcher), launched(config):
-        if args.resume == "auto":  # again: the previous run may have saved until now
-            resume_newest(config)
-        runner = RUNNERS.build(config)
-        for warning in warnings:
-            runner.logger.warning(warning)
-        if has_all:
-            skip_init(runner.model)
-        with progress_bar(runner):
-            runner.train()
+    with run_start() as release:
+        config, warnings, has_all = prepare(args)
+        checked = config.get("load_from")
+        with lock_work_dir(config.work_dir, args.launcher), launched(config):
+            if args.resume == "auto":  # again: the previous run may have saved until now
+                resume_newest(config)
+            runner = RUNNERS.build(config)
+            runner.register_hook(release)
+            runner.start_is_checked = checked == config.get("load_from")
+            for warning in warnings:
+                runner.logger.warning(warning)
+            if has_all:
+                skip_init(runner.model)
+            with progress_bar(runner):
+                runner.train()
 
 
 def prepare(args: argparse.Namespace) -> "tuple[Config, list[str], bool]":
@@ -106,7 +111,7 @@ def prepare(args: argparse.Namespace) -> "tuple[Config, list[str], bool]":
         config.resume, config.load_from = True, args.resume
     warnings = check_config(config, ("train", "val"))
     check_datasets(config, ("train", "val"))
-    model = options.build_detector(config)
+    model = options.build_detector(config, random=False)
     checks.check_strides(model)
     checks.check_config_classes(model, config, ("train", "val"))
     if not config.get("load_from"):

@@ -8,7 +8,7 @@ from ropevit_mmdet import compat
 
 compat.prepare()  # before everything that imports mmcv.ops
 
-from ropevit_mmdet.datasets import CheckedCocoDataset
+from ropevit_mmdet.datasets import AspectBatchSampler, CheckedCocoDataset
 from ropevit_mmdet.engine.hooks.mask_annealing_hook import MaskAnnealingHook
 from ropevit_mmdet.engine.hooks.non_finite_guard import NonFiniteGuard
 from ropevit_mmdet.engine.hooks.preemption_hook import PreemptionHook
@@ -33,6 +33,7 @@ detector_checkpoint.install()
 
 __version__ = "0.2.0"
 __all__ = [
+    "AspectBatchSampler",
     "BlockFSDPStrategy",
     "CheckedCocoDataset",
     "EoMT",

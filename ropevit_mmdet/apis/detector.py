@@ -70,7 +70,7 @@ class Detector:
         if cfg_options or not isinstance(given, Config):
             given = load_config(given, cfg_options)
         self.config = given
-        model: Any = build_detector(self.config)
+        model: Any = build_detector(self.config, random=False)
         state = renamed(loaded["state_dict"], model.state_dict())
         check_fit(model.state_dict(), state, str(checkpoint))
         model.load_state_dict(state)

@@ -6,6 +6,7 @@ a checkpoint, which `mmengine.infer` runs as Python, is read as literals.
 
 import argparse
 import ast
+import copy
 import errno
 import json
 import os
@@ -63,6 +64,7 @@ _MEMBERS = (
 _REFUSED = re.compile(r"GLOBAL \S+|unrecognized function .+|but got .+")
 
 _init_model = BaseInferencer._init_model
+_kept: dict[tuple, Any] | None = None  # contents by file and device: see `keep_files`
 
 
 def install() -> None:
@@ -95,6 +97,12 @@ def existing_file(path: str | os.PathLike[str]) -> Path:
     return Path(file)
 
 
+def keep_files(keep: bool) -> None:
+    """Keeps what `read_checkpoint_file` reads, for the next reader of the file, or releases it."""
+    global _kept
+    _kept = {} if keep else None
+
+
 def read_checkpoint_file(path: str | os.PathLike[str], map_location: Any = "cpu") -> Any:
     """Reads a file of `torch.save` or a safetensors file; tensors stay mapped to it.
 
@@ -102,31 +110,13 @@ def read_checkpoint_file(path: str | os.PathLike[str], map_location: Any = "cpu"
     resume would run as Python.
     """
     path = existing_file(path)
-    try:
-        if parts := shards(path):
-            contents = [read_checkpoint_file(part, map_location) for part in parts]
-            named = [content.get("state_dict", content) for content in contents]
-            return {"state_dict": {key: one[key] for one in named for key in one}}
-        with path.open("rb") as file:
-            start = file.read(9)
-        if _is_safetensors(start):
-            with safe_open(path, framework="pt", device="cpu") as file:
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-                return {**(file.metadata() or {}), "state_dict": tensors}
-        archive = start.startswith(_ARCHIVE)
-        if archive:
-            verify_archive(path)
-        mapped = archive and path.suffix != ".safetensors"  # which torch takes for one
-        with path.open("rb") as file:
-            source = path if mapped else file
-            content = torch.load(source, map_location, weights_only=True, mmap=mapped)
-    except UserError:  # of a part
-        raise
-    except Exception as error:  # corrupted files fail in many ways
-        raise UserError(f"checkpoint {path} {_problem(error, path)}") from error
-    if isinstance(content, dict) and isinstance(content.get("meta"), dict):
-        content["meta"].pop("config", None)
-    return content
+    if _kept is None:
+        return _read(path, map_location)
+    status = path.stat()
+    key = (path.absolute(), status.st_mtime_ns, status.st_size, str(map_location))
+    if key not in _kept:
+        _kept[key] = _read(path, map_location)
+    return _copied(_kept[key])
 
 
 def shards(path: Path) -> list[Path]:
@@ -214,6 +204,44 @@ def verify_archive(path: str | os.PathLike[str]) -> None:
             with archive.open(entry) as file:
                 while entry.CRC and file.read(_BLOCK):
                     pass
+
+
+def _read(path: Path, map_location: Any) -> Any:
+    try:
+        if parts := shards(path):
+            contents = [read_checkpoint_file(part, map_location) for part in parts]
+            named = [content.get("state_dict", content) for content in contents]
+            return {"state_dict": {key: one[key] for one in named for key in one}}
+        with path.open("rb") as file:
+            start = file.read(9)
+        if _is_safetensors(start):
+            with safe_open(path, framework="pt", device="cpu") as file:
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+                return {**(file.metadata() or {}), "state_dict": tensors}
+        archive = start.startswith(_ARCHIVE)
+        if archive:
+            verify_archive(path)
+        mapped = archive and path.suffix != ".safetensors"  # which torch takes for one
+        with path.open("rb") as file:
+            source = path if mapped else file
+            content = torch.load(source, map_location, weights_only=True, mmap=mapped)
+    except UserError:  # of a part
+        raise
+    except Exception as error:  # corrupted files fail in many ways
+        raise UserError(f"checkpoint {path} {_problem(error, path)}") from error
+    if isinstance(content, dict) and isinstance(content.get("meta"), dict):
+        content["meta"].pop("config", None)
+    return content
+
+
+def _copied(content: Any) -> Any:
+    """Copies dicts and lists, which readers change, but no tensors."""
+    if not isinstance(content, (dict, list)):
+        return content
+    copied: Any = copy.copy(content)
+    for key in content if isinstance(content, dict) else range(len(content)):
+        copied[key] = _copied(content[key])
+    return copied
 
 
 def _is_safetensors(start: bytes) -> bool:

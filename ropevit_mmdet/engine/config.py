@@ -3,6 +3,7 @@
 import difflib
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from copy import deepcopy
 from importlib.util import find_spec
 from inspect import signature
@@ -15,7 +16,8 @@ from mmdet.registry import METRICS, MODELS
 from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
-from torch import nn
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from ropevit_mmdet.compat.config import base_path, metric_settings, packaged_config, type_name
 from ropevit_mmdet.datasets import innermost_datasets
@@ -28,6 +30,10 @@ _READ_BY_RUNNER = {
     *"runner_type strategy model_wrapper_cfg find_unused_parameters sync_bn compile".split(),
     *"optimizer tta_model tta_pipeline custom_imports".split(),
 }
+_SAMPLING = (
+    *(Tensor.uniform_, Tensor.normal_),
+    *(nn.init.uniform_, nn.init.normal_, nn.init.kaiming_uniform_),
+)
 # Of mmengine: a config removes them by `default_hooks = dict(NAME=None)`.
 _HOOKS = "runtime_info timer sampler_seed logger param_scheduler checkpoint".split()
 LOG_BACKENDS = {
@@ -89,11 +95,16 @@ def _read_file(path: str | os.PathLike[str], imports: bool) -> tuple[Config, Pat
     return config, file
 
 
-def build_detector(config: Config) -> nn.Module:
-    """Builds the config's model on the CPU, without loading weights."""
+def build_detector(config: Config, *, random: bool = True) -> nn.Module:
+    """Builds the config's model on the CPU, without loading weights.
+
+    Random weights, which take most of the time, are zeros without `random`: for a model whose
+    weights are all loaded, or only compared.
+    """
     init_default_scope(config.get("default_scope") or "mmdet")
     try:
-        return MODELS.build(deepcopy(config.model))
+        with nullcontext() if random else _ZerosForRandom():
+            return MODELS.build(deepcopy(config.model))
     except (KeyError, TypeError) as error:
         if ("registry" if isinstance(error, KeyError) else "argument") not in str(error):
             raise
@@ -214,6 +225,15 @@ def _mirror_pipeline(pipeline: list[ConfigDict]) -> list[ConfigDict]:
     pack.meta_keys = (*pack.get("meta_keys", keys), "flip", "flip_direction")
     flips = [{"type": "RandomFlip", "prob": 1.0}, {"type": "RandomFlip", "prob": 0.0}]
     return [*deepcopy(pipeline[:-1]), ConfigDict(type="TestTimeAug", transforms=[flips, [pack]])]
+
+
+class _ZerosForRandom(TorchFunctionMode):
+    """Fills tensors with zeros where PyTorch's layers would sample."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _SAMPLING:
+            return (args[0] if args else kwargs["tensor"]).detach().zero_()
+        return func(*args, **(kwargs or {}))
 
 
 def _parsed(options: dict[str, Any] | Sequence[str]) -> dict[str, Any]:

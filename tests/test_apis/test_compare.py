@@ -9,6 +9,7 @@ from mmdet.registry import MODELS
 from mmengine.config import Config
 from PIL import Image
 
+from ropevit_mmdet.apis.benchmark import measure
 from ropevit_mmdet.apis.compare import (
     check_base,
     cost,
@@ -221,7 +222,7 @@ def comparison(tmp_path, checkpoint, monkeypatch):
     # Not in new processes, which test_experiment.py covers: their imports take seconds.
     monkeypatch.setattr(experiment, "_start", experiment.execute)
     monkeypatch.setattr(experiment, "_end_with_input", lambda: None)
-    monkeypatch.setattr(cost, "in_new_process", lambda function, *args: function(*args))
+    monkeypatch.setattr(measure, "in_new_process", lambda function, *args: function(*args))
     monkeypatch.setattr(cost, "IMAGES", 1)
     config = write_rope_vit(tmp_path)
     annotations = tmp_path / "data" / "annotations.json"

@@ -40,6 +40,7 @@ class Bench:
     checkpoint: str | None = None
     data: bool = False  # images of the config's data loaders
     options: tuple[str, ...] = ()  # KEY=VALUE for the config
+    sizes: tuple[tuple[int, int], ...] = ()  # pixels (height, width) per image; default: squares
 
     @property
     def training(self) -> bool:

@@ -71,8 +71,9 @@ def _detector(bench: Bench, source: str) -> Work:
     model.to(bench.device)
     float32_decoding(model)
     MessageHub.get_current_instance().update_info_dict(dict(iter=0, epoch=0, max_iters=1))
+    sizes = bench.sizes or [(bench.pixels, bench.pixels)] * bench.batch
     if bench.detections is not None and not bench.data:
-        _fix_detections(model, bench.detections, bench.pixels)
+        _fix_detections(model, bench.detections, *sizes[0])
     settings = {**config.optim_wrapper, "accumulative_counts": 1}
     optimizer = build_optim_wrapper(model, settings) if bench.training else None
     meter = PartMeter()
@@ -87,7 +88,6 @@ def _detector(bench: Bench, source: str) -> Work:
         images = _endless(Runner.build_dataloader({**loader, "batch_size": bench.batch}))
         batch = meter.wrap("data loading", partial(next, images))
     else:
-        sizes = [(bench.pixels, bench.pixels)] * bench.batch
         batch = partial(copy.deepcopy, synthetic_batch(config, sizes, OBJECTS))
     return Work(model, batch, model.test_step, loss, updater(optimizer, meter), meter)
 
@@ -97,13 +97,14 @@ def _endless(loader: Any) -> Iterator[Any]:
         yield from loader
 
 
-def _fix_detections(model: Any, count: int, side: int) -> None:
+def _fix_detections(model: Any, count: int, height: int, width: int) -> None:
     """Decodes as always, then returns `count` detections; queries and masks of queries stay."""
     head = getattr(model, "roi_head", None) or getattr(model, "bbox_head", None)
     name = "predict_bbox" if hasattr(head, "predict_bbox") else "predict_by_feat"
     if not hasattr(head, name) or hasattr(model, "mask_head"):
         return
-    decode, boxes = getattr(head, name), side * corners(count)
+    decode = getattr(head, name)
+    boxes = corners(count) * torch.tensor([width, height] * 2)
 
     def fixed(*args: Any, **kwargs: Any) -> list[InstanceData]:
         results = decode(*args, **kwargs)

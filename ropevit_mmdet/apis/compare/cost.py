@@ -1,18 +1,21 @@
 """Cost of a detector at test time: parameters, operations, images per second, peak memory."""
 
+import itertools
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from mmdet.registry import DATASETS
 from mmengine.config import Config
 
-from ropevit_mmdet.apis.benchmark.measure import count_flops, in_new_process, peak_of, wait_for
+from ropevit_mmdet.apis.benchmark.measure import Bench
+from ropevit_mmdet.apis.benchmark.models import Work, updater
+from ropevit_mmdet.apis.benchmark.parts import PartMeter
 from ropevit_mmdet.apis.compare.experiment import CONFIG_FILE
-from ropevit_mmdet.apis.detector import Detector
+from ropevit_mmdet.apis.detector import Detector, choose_device, collate
 from ropevit_mmdet.engine.hooks import latest_checkpoint
 
 IMAGES = 12  # timed, after two for warm-up
@@ -27,50 +30,34 @@ def measure_costs(
     above the weights, in a new process per run.
     """
     progress("images per second, interleaved")
-    runs = [FinishedRun(directory) for directory in directories]
-    rounds = [[run.seconds(index) for run in runs] for index in range(IMAGES + 2)]
+    settings: dict = dict(device=str(choose_device(None)), threads=torch.get_num_threads())
+    benches = [Bench(partial(finished, one), pixels=0, **settings) for one in directories]
+    rounds = [[bench.seconds()[0] for bench in benches] for _ in range(IMAGES + 2)]
     costs = []
-    for directory, run, taken in zip(directories, runs, zip(*rounds[2:]), strict=True):
+    for directory, bench, taken in zip(directories, benches, zip(*rounds[2:]), strict=True):
         progress(f"peak memory of {directory.name}")
-        images = run.model.data_preprocessor(run.batch(0), False)["inputs"]
-        with torch.no_grad():
-            flops = count_flops(partial(run.model.extract_feat, images))
+        model: Any = bench.work.model
+        flops = bench.flops()
         cost = {
-            "parameters, M": sum(p.numel() for p in run.model.parameters()) / 1e6,
-            "backbone, M": sum(p.numel() for p in run.model.backbone.parameters()) / 1e6,
-            "GFLOP": flops / 1e9,  # of backbone and neck
+            "parameters, M": sum(p.numel() for p in model.parameters()) / 1e6,
+            "backbone, M": sum(p.numel() for p in model.backbone.parameters()) / 1e6,
+            "GFLOP": (flops["backbone"] + flops.get("neck", 0)) / 1e9,
             "images/s": 1 / statistics.median(taken),
-            "peak MB": in_new_process(peak_bytes, directory) / 1e6,
+            "peak MB": bench.peak_memory()[1] / 1e6,
         }
         costs.append(cost)
     return costs
 
 
-class FinishedRun:
-    """The detector of a finished run with its test data."""
-
-    def __init__(self, directory: Path) -> None:
-        config = Config.fromfile(directory / CONFIG_FILE)
-        detector = Detector(str(latest_checkpoint(directory)), config=config)
-        self.model, self.device = detector.model, detector.device
-        self.data = DATASETS.build(config.test_dataloader.dataset)
-
-    def batch(self, index: int) -> dict[str, list]:
-        """One image, repeated from the first one where the data ends."""
-        return {key: [value] for key, value in self.data[index % len(self.data)].items()}
-
-    @torch.no_grad()
-    def seconds(self, index: int) -> float:
-        """Returns the seconds of one image, from pixels in memory to detections."""
-        batch = self.batch(index)
-        wait_for(self.device)
-        start = time.perf_counter()
-        self.model.test_step(batch)
-        wait_for(self.device)  # mmdet leaves detections on the GPU
-        return time.perf_counter() - start
-
-
-def peak_bytes(directory: Path) -> int:
-    """Returns the peak bytes above the weights for one image; for a new process."""
-    run = FinishedRun(directory)
-    return peak_of(lambda: run.seconds(0), run.device)
+def finished(directory: Path, bench: Bench) -> Work:
+    """The detector of a finished run, and its test images one by one, from the first again."""
+    config = Config.fromfile(directory / CONFIG_FILE)
+    checkpoint = str(latest_checkpoint(directory))
+    model = Detector(checkpoint, config=config, device=bench.device).model
+    data, meter = DATASETS.build(config.test_dataloader.dataset), PartMeter()
+    meter.attach_detector(model, training=False, compiled=False)
+    images = (data[index] for index in itertools.cycle(range(len(data))))
+    batch = (collate([image]) for image in images)
+    return Work(
+        model, partial(next, batch), model.test_step, model.loss, updater(None, meter), meter
+    )

@@ -3,11 +3,14 @@
 `roi_pool` is missing on purpose: torchvision rounds the box to cells first, mmcv does not.
 """
 
+from concurrent.futures import ThreadPoolExecutor
+
 import torch
 from torch import Tensor
 
 from ropevit_mmdet.compat.ops._kernels import torchvision_ops, unsupported, working_dtype
 
+_MIN_ROIS = 64  # for which threads are worth their start
 MAX_POOLING = 0  # pool_mode of mmcv's RoIAlign; 1 is the average
 
 
@@ -16,9 +19,21 @@ def roi_align_forward(input, rois, output, argmax_y, argmax_x, **settings) -> No
 
     `rois` [R, 5] are (image, x1, y1, x2, y2) in pixels.
     """
-    dtype = working_dtype(input.dtype)
-    pooled = torchvision_ops().roi_align(input.to(dtype), rois.to(dtype), *_settings(**settings))
-    output.copy_(pooled)
+    dtype, geometry = working_dtype(input.dtype), _settings(**settings)
+    maps, rois, roi_align = input.to(dtype), rois.to(dtype), torchvision_ops().roi_align
+    threads = torch.get_num_threads()
+    traced = torch.jit.is_tracing() or torch.compiler.is_compiling() or type(maps) is not Tensor
+    if maps.device.type != "cpu" or traced or threads == 1 or len(rois) < _MIN_ROIS:
+        output.copy_(roi_align(maps, rois, *geometry))
+        return
+    maps, inference = maps.contiguous(), torch.is_inference_mode_enabled()
+
+    def fill(output_part: Tensor, rois_part: Tensor) -> None:
+        with torch.inference_mode(inference), torch.no_grad():  # modes belong to a thread
+            output_part.copy_(roi_align(maps, rois_part, *geometry))
+
+    with ThreadPoolExecutor(threads) as pool:  # the kernel for CPUs runs on one
+        list(pool.map(fill, output.chunk(threads), rois.chunk(threads)))
 
 
 def roi_align_backward(grad_output, rois, argmax_y, argmax_x, grad_input, **settings) -> None:

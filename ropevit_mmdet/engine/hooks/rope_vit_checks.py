@@ -48,6 +48,8 @@ class RoPEViTChecks(Hook):
         model = _bare(runner.model)
         check_feature_maps(model)
         check_strides(model)
+        if getattr(runner, "start_is_checked", False):  # by the command
+            return
         start, resume = getattr(runner, "_load_from", None), getattr(runner, "_resume", False)
         if resume and start is None:
             start = find_latest_checkpoint(runner.work_dir)

@@ -33,7 +33,8 @@ def test_images_have_exactly_so_many_detections(config, masks):
                 assert found.masks.shape == (count, 112, 112)
 
 
-def test_building_logs_no_parameters(capfd):
+def test_building_logs_no_parameters(capfd, monkeypatch):
+    monkeypatch.setattr(MMLogger, "_instance_dict", {})  # others write to streams of other tests
     print_log("before", "current")
     level = MMLogger.get_current_instance().level
     assert Bench("shapes_retinanet", 112, "training").work

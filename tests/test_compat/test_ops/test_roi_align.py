@@ -4,6 +4,7 @@ from ropevit_mmdet import compat  # isort: skip  (must precede mmcv.ops)
 
 import importlib
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import mmcv.ops
 import pytest
@@ -124,3 +125,23 @@ def test_roi_align_of_half_precision_maps(dtype):
     expected.sum().backward()
     result.sum().backward()
     assert_close(leaf.grad, exact.grad.to(dtype), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_roi_align_on_several_threads(mode, dtype, monkeypatch):
+    maps, rois = maps_and_rois(torch.float32)
+    rois = rois.repeat(40, 1)
+    results, used = [], []
+    submitted = ThreadPoolExecutor.submit
+    monkeypatch.setattr(
+        ThreadPoolExecutor, "submit", lambda *args: used.append(args) or submitted(*args)
+    )
+    for threads in (1, 3):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        leaf = maps.to(dtype, memory_format=torch.channels_last).requires_grad_()
+        with mode():
+            results.append(mmcv.ops.RoIAlign(3, SCALE)(leaf, rois))
+        assert len(used) == (0 if threads == 1 else 3)
+    assert torch.equal(*results)
+    assert results[1].requires_grad == (mode is torch.enable_grad)
