@@ -26,8 +26,9 @@ class Normalization(nn.Module):
         """Takes images [B, 3, H, W]: uint8 in RGB if normalization is inside."""
         if not self.inside:
             return images
+        images = images.float()  # first: TensorRT only casts uint8
         images = images.flip(1) if self.is_bgr else images
-        return (images.float() - self.get_buffer("mean")) / self.get_buffer("std")
+        return (images - self.get_buffer("mean")) / self.get_buffer("std")
 
 
 class DynamicDetector(nn.Module):
@@ -45,11 +46,22 @@ class DynamicDetector(nn.Module):
         self.pad_value = float(model.data_preprocessor.pad_value)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Takes images [B, 3, H, W] of one size; boxes are in their pixels."""
+        """Takes images [B, 3, H, W] of one size; boxes are in their pixels.
+
+        Nothing is detected in an image with a NaN or infinite pixel; others of its batch stay.
+        """
         images = self.normalization(images)
+        is_finite = images.isfinite().flatten(1).all(1)  # [B]
+        images = torch.where(is_finite[:, None, None, None], images, torch.zeros_like(images))
         size = (images.shape[-2], images.shape[-1])
         padded = pad_to_multiple(images, self.pad_size_divisor, self.pad_value)
-        return self.head(self.features(padded), size, (padded.shape[-2], padded.shape[-1]))
+        padded_size = (padded.shape[-2], padded.shape[-1])
+        outputs = self.head(self.features(padded), size, padded_size)
+        empty = (0.0, -1, 0.0)  # of dets, labels and masks
+        return tuple(
+            torch.where(is_finite.view(-1, *[1] * (part.dim() - 1)), part, part.new_full((), value))
+            for part, value in zip(outputs, empty)
+        )
 
 
 def unsupported_detector(model: Any) -> list[str]:

@@ -20,7 +20,7 @@ from ropevit_mmdet.compat.config import type_name
 from ropevit_mmdet.deploy import check, onnx, torch_export
 from ropevit_mmdet.deploy.detector import DynamicDetector, Normalization, unsupported_detector
 from ropevit_mmdet.deploy.features import DynamicFeatures, min_side, unsupported_features
-from ropevit_mmdet.deploy.heads import graph_class
+from ropevit_mmdet.deploy.heads import output_settings
 from ropevit_mmdet.errors import UserError
 
 PARTS = ("detector", "features")
@@ -156,7 +156,7 @@ def metadata_of(
         "strides": [model.backbone.patch_size] if neck is None else list(neck.strides),
     }
     if request.part == "detector":
-        cfg = graph_class(model).settings(model)
+        cfg = output_settings(model)
         fields["score_thr"] = cfg.get("score_thr", 0)
         fields["iou_threshold"] = cfg.get("nms", {}).get("iou_threshold")
         fields["max_per_img"] = cfg.get("max_per_img", cfg.get("max_per_image"))

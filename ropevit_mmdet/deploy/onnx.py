@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -72,5 +73,5 @@ def _with_threshold(data: bytes, score_thr: float) -> bytes:
 
     proto = onnx.load_model_from_string(data)
     (constant,) = (value for value in proto.graph.initializer if value.name == SCORE_THR)
-    constant.CopyFrom(onnx.numpy_helper.from_array(torch.tensor(score_thr).numpy(), SCORE_THR))
+    constant.CopyFrom(onnx.numpy_helper.from_array(np.float32([score_thr]), SCORE_THR))
     return proto.SerializeToString()
