@@ -61,15 +61,19 @@ def example_images(size: tuple[int, int], batch: int = 1, *, pixels: bool = Fals
 
 def compare_features(model: Any, run: Run, images: Tensor) -> tuple[bool, str]:
     """Whether the feature maps of images agree, and the difference as text."""
-    with torch.no_grad():
-        expected = model.extract_feat(_normalized(model, images))
-    actual = run(images, None)
+    expected, actual = feature_maps(model, images), run(images, None)
     largest = float("inf")
     if [value.shape for value in expected] == [value.shape for value in actual]:
         pairs = zip(expected, actual)
         largest = max(float((a - b).abs().max() / max(1.0, a.abs().max())) for a, b in pairs)
     text = f"{len(expected)} maps, largest difference {largest:.1e}"
     return largest <= MAP_TOLERANCE, f"{_describe(images)}, {text}"
+
+
+@torch.no_grad()
+def feature_maps(model: Any, images: Tensor) -> tuple[Tensor, ...]:
+    """What `extract_feat` returns for images [B, 3, H, W]."""
+    return model.extract_feat(_normalized(model, images))
 
 
 def compare_detections(model: Any, run: Run, images: Tensor) -> tuple[bool, str]:
@@ -202,6 +206,15 @@ def differences_to(one: Detections, other: Detections) -> tuple[Tensor, ...]:
         differing, union = (op(*pairs).sum(dim=(1, 2)) for op in (torch.ne, torch.logical_or))
         masks = (differing - 1).clamp(min=0) / union.clamp(min=1)
     return boxes.gather(1, match)[:, 0], scores.gather(1, match)[:, 0], masks
+
+
+def disagreement(expected: Detections, actual: Detections) -> float:
+    """0 to 1: what lacks to IoU 1 and to equal scores with the best match, weighted by score."""
+    quality = box_iou(expected.boxes, actual.boxes)  # [N, M]
+    quality = quality * (1 - (expected.scores[:, None] - actual.scores).abs())
+    quality[expected.labels[:, None] != actual.labels] = 0
+    lacking = (1 - F.pad(quality, (0, 1)).amax(dim=1)) * expected.scores
+    return float(lacking.sum() / expected.scores.sum().clamp(min=1e-6))
 
 
 def _largest(parts: Iterable[Any]) -> tuple[float, ...]:

@@ -107,9 +107,12 @@ class TwoStageGraph(nn.Module):
     def unsupported(model: Any) -> list[str] | None:
         """Returns unsupported parts and settings; None for other detectors."""
         head = getattr(model, "roi_head", None)
-        own = isinstance(model, TwoStageDetector) and type(model).predict is TwoStageDetector.predict
-        own = own and type(getattr(model, "rpn_head", None)) is RPNHead
-        if not own or type(head) not in (StandardRoIHead, CascadeRoIHead):
+        if (
+            not isinstance(model, TwoStageDetector)
+            or type(model).predict is not TwoStageDetector.predict
+            or type(getattr(model, "rpn_head", None)) is not RPNHead
+            or type(head) not in (StandardRoIHead, CascadeRoIHead)
+        ):
             return None
         stages = [*_stages(head, "bbox"), *(_stages(head, "mask") if head.with_mask else ())]
         parts = [head.shared_head] if head.with_shared_head else []
@@ -121,7 +124,8 @@ class TwoStageGraph(nn.Module):
             parts += [extractor, *extractor.roi_layers, coder]
         findings = unsupported_head(model.rpn_head, "test_cfg.rpn")
         findings += unsupported_nms(head.test_cfg, "test_cfg.rcnn")
-        return findings + list({type(part).__name__: 0 for part in parts if type(part) not in PARTS})
+        types = dict.fromkeys(type(part) for part in parts)
+        return findings + [one.__name__ for one in types if one not in PARTS]
 
 
 def extract(extractor: Any, maps: tuple[Tensor, ...], rois: Tensor) -> Tensor:
