@@ -21,10 +21,11 @@ from ropevit_mmdet._output import atomic_file
 from ropevit_mmdet.compat.config import type_name
 from ropevit_mmdet.deploy import check, onnx, torch_export
 from ropevit_mmdet.deploy.detector import DynamicDetector, Normalization, unsupported_detector
+from ropevit_mmdet.deploy.evaluation import Progress
 from ropevit_mmdet.deploy.features import DynamicFeatures, min_side, unsupported_features
 from ropevit_mmdet.deploy.heads import output_settings
 from ropevit_mmdet.deploy.precision import to_bfloat16
-from ropevit_mmdet.deploy.precision_check import PrecisionCheck, Progress
+from ropevit_mmdet.deploy.precision_check import PrecisionCheck
 from ropevit_mmdet.errors import UserError
 
 PARTS = ("detector", "features")

@@ -1,7 +1,7 @@
 """Lower precision: float16 and int8 of ONNX files, bfloat16 of torch.export.
 
 Only layers of backbone, neck and heads change: position tables, resampling, decoding, NMS and
-RoIAlign stay float32. If the check fails, layers return to float32, the most sensitive first.
+RoIAlign stay float32.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ import json
 import logging
 import re
 import tempfile
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
 from mmdet.models.dense_heads.detr_head import DETRHead
@@ -25,9 +26,7 @@ from torch import Tensor, nn
 from ropevit_mmdet.deploy.features import DynamicFeatures
 from ropevit_mmdet.deploy.onnx import INPUT
 
-MAX_DROP = {"fp16": 0.002, "bf16": 0.005, "int8": 0.01}  # of AP
-MAX_ERROR = {"fp16": 0.01, "bf16": 0.03, "int8": 0.15}  # of feature maps, relative, Euclidean norm
-QUANTIZED = ["Conv", "Gemm", "MatMul"]
+_NO_FP16 = ("Cast", "Constant", "ConstantOfShape", "Resize")
 _LAYER = re.compile(r"(features\.\w+|head\.(head|rpn_head|box_stages|mask_stages))\.\w")
 
 
@@ -37,8 +36,8 @@ class Reduction:
     Args:
         data: the file in float32; nodes are named as by `onnx.to_bytes`.
         precision: 'fp16' or 'int8'.
-        inputs: inputs of the file [B, 3, H, W] that give the ranges of int8 activations; without
-            them, ranges are computed at every run and convolutions stay float32.
+        inputs: of the file, [B, 3, H, W], for the ranges of int8; without them, ranges are
+            computed at every run and convolutions stay float32.
     """
 
     def __init__(self, data: bytes, precision: str, inputs: Sequence[Tensor] = ()) -> None:
@@ -46,87 +45,99 @@ class Reduction:
 
         self.proto: Any = onnx.load_model_from_string(data)
         self.precision, self.inputs = precision, inputs
-        self.quantized = QUANTIZED if inputs else ["Gemm", "MatMul"]
-        self.layers = sorted({layer for node in self._nodes() if (layer := layer_of(node.name))})
+        self.types = ["Gemm", "MatMul", *(["Conv"] if inputs else [])]  # that int8 has
+        nodes = [n for n in self.proto.graph.node if precision == "fp16" or n.op_type in self.types]
+        self.nodes = {node.name: layer for node in nodes if (layer := layer_of(node.name))}
+        self.layers = sorted(set(self.nodes.values()))
         self._directory = tempfile.TemporaryDirectory()  # the ranges stay there
 
     def file(self, float32: Collection[str] = ()) -> bytes:
         """Returns the file, with the layers `float32` left as they are."""
-        chosen = set(self.layers) - set(float32)
-        nodes = [node.name for node in self._nodes() if layer_of(node.name) in chosen]
+        nodes = [name for name, layer in self.nodes.items() if layer not in float32]
         proto = self._to_fp16(nodes) if self.precision == "fp16" else self._to_int8(nodes)
         proto.ClearField("metadata_props")  # onnxruntime has added its own
         proto.metadata_props.extend(self.proto.metadata_props)
         proto.metadata_props.add(key="float32_layers", value=json.dumps(sorted(float32)))
         return proto.SerializeToString()
 
-    def sensitivity(self, loss: Callable[[bytes], float]) -> list[str]:
-        """The layers in the order of what the loss of the file is if one of them is float32."""
-        losses = {layer: loss(self.file([layer])) for layer in self.layers}
-        return sorted(self.layers, key=lambda layer: losses[layer])
-
-    def _nodes(self) -> list[Any]:
-        return [
-            node
-            for node in self.proto.graph.node
-            if self.precision == "fp16" or node.op_type in self.quantized
-        ]
-
     def _to_fp16(self, nodes: Collection[str]) -> Any:
-        from onnxruntime.transformers import float16, onnx_model
+        """onnxruntime's converter would also round what passes between float32 nodes."""
+        import onnx
+        from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST
 
-        kept = [node.name for node in self.proto.graph.node if node.name not in set(nodes)]
-        proto = copy.deepcopy(self.proto)
-        proto = float16.convert_float_to_float16(proto, keep_io_types=True, node_block_list=kept)
-        model = onnx_model.OnnxModel(proto)
-        model.topological_sort()
-        return model.model
+        proto = onnx.shape_inference.infer_shapes(self.proto)
+        graph, convert = proto.graph, onnx.numpy_helper
+        values = [*graph.input, *graph.value_info, *graph.output]
+        floats = {one.name for one in values if one.type.tensor_type.elem_type == 1}
+        weights = {one.name: one for one in graph.initializer if one.data_type == 1}
+        blocked = {*DEFAULT_OP_BLOCK_LIST, *_NO_FP16}
+        halves: set[str] = set()
+        result: list[Any] = []
+
+        def cast(source: str, target: str, to: int) -> None:
+            cast_node = onnx.helper.make_node("Cast", [source], [target], f"{target}/Cast", to=to)
+            result.append(cast_node)
+
+        for node in graph.node:
+            is_half = node.name in nodes and node.op_type not in blocked
+            chosen = floats | weights.keys() if is_half else set()
+            for i, name in enumerate(node.input):
+                if name in chosen:
+                    half, is_new = f"{name}_fp16", name not in halves
+                    halves.add(name)
+                    if is_new and name in weights:
+                        with np.errstate(over="ignore"):  # attention masks are -inf then
+                            value = convert.to_array(weights[name]).astype(np.float16)
+                        graph.initializer.append(convert.from_array(value, half))
+                    elif is_new:
+                        cast(name, half, onnx.TensorProto.FLOAT16)
+                    node.input[i] = half
+            result.append(node)
+            for i, name in enumerate(node.output):
+                if name in chosen:
+                    node.output[i] = f"{name}_fp16"
+                    halves.add(name)
+                    cast(f"{name}_fp16", name, onnx.TensorProto.FLOAT)
+        _set_nodes(graph, result)
+        return proto
 
     def _to_int8(self, nodes: Sequence[str]) -> Any:
         import onnx
         from onnxruntime import quantization as q
 
-        path = Path(self._directory.name, "int8.onnx")
-        shared: Any = dict(per_channel=True, weight_type=q.QuantType.QInt8)
-        shared |= dict(op_types_to_quantize=self.quantized, nodes_to_quantize=nodes)
+        path, proto = Path(self._directory.name, "int8.onnx"), copy.deepcopy(self.proto)
+        options: dict[str, Any] = dict(per_channel=True, weight_type=q.QuantType.QInt8)
+        options |= dict(op_types_to_quantize=self.types, nodes_to_quantize=nodes)
+        inputs = iter([{INPUT: images.numpy()} for images in self.inputs])
+        reader = type("Reader", (), dict(get_next=lambda _: next(inputs, None)))()
+        extra = {"MatMulConstBOnly": True, "OpTypesToExcludeOutputQuantization": ["Gemm", "MatMul"]}
         logging.disable(logging.WARNING)  # advice to preprocess, from the root logger
         try:
-            if not self.inputs:
-                q.quantize_dynamic(copy.deepcopy(self.proto), path, **shared)
+            if self.inputs:
+                options |= dict(activation_type=q.QuantType.QUInt8, extra_options=extra)
+                options |= dict(calibration_cache_path=path.with_suffix(".json"))
+                q.quantize_static(proto, path, reader, **options)
             else:
-                q.quantize_static(
-                    copy.deepcopy(self.proto),
-                    path,
-                    _Reader(self.inputs),
-                    activation_type=q.QuantType.QUInt8,
-                    extra_options={
-                        "MatMulConstBOnly": True,
-                        "OpTypesToExcludeOutputQuantization": ["Gemm", "MatMul"],
-                    },
-                    calibration_cache_path=path.with_suffix(".json"),
-                    **shared,
-                )
+                q.quantize_dynamic(proto, path, **options)
         finally:
             logging.disable(logging.NOTSET)
         return onnx.load(path)
 
 
-class _Reader:
-    """What `quantize_static` reads inputs from."""
-
-    def __init__(self, inputs: Sequence[Tensor]) -> None:
-        self.rest = iter(inputs)
-
-    def get_next(self) -> dict[str, Any] | None:
-        return next(({INPUT: images.numpy()} for images in self.rest), None)
+def _set_nodes(graph: Any, nodes: Sequence[Any]) -> None:
+    """Sets the nodes of a graph; those that nothing uses, and such weights, are dropped."""
+    used = {name for node in nodes for name in node.input} | {one.name for one in graph.output}
+    weights = [one for one in graph.initializer if one.name in used]
+    for field in ("node", "initializer", "value_info"):
+        graph.ClearField(field)
+    graph.node.extend(node for node in nodes if used.intersection(node.output))
+    graph.initializer.extend(weights)
 
 
 def layer_of(node: str) -> str | None:
     """The layer that a node belongs to, such as a block of the backbone; None: not a layer's."""
     path = node.partition("/")[0]
-    if not _LAYER.match(path):
-        return None
-    return re.sub(r"(\.\d+)\..*", r"\1", path)
+    return re.sub(r"(\.\d+)\..*", r"\1", path) if _LAYER.match(path) else None
 
 
 def to_bfloat16(graph: nn.Module) -> nn.Module:
