@@ -106,6 +106,7 @@ def _onnxruntime(data: bytes, provider: str) -> Callable[[np.ndarray], list[np.n
         raise UserError(f"--provider {provider}: there are {', '.join(known)} and {OPENVINO}")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # no warnings of nodes that stay on the CPU
+    options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(data, options, providers=list({provider: 0, CPU: 0}))
     return lambda images: session.run(None, {INPUT: images})
 
@@ -117,6 +118,7 @@ def _openvino(data: bytes, precision: str) -> Callable[[np.ndarray], list[np.nda
         raise ImportError("missing openvino: pip install 'ropevit-mmdet[openvino]'") from error
     core = openvino.Core()
     settings = {"INFERENCE_PRECISION_HINT": precision}  # by default bf16 where a CPU has it
+    settings["INFERENCE_NUM_THREADS"] = str(torch.get_num_threads())
     compiled = core.compile_model(core.read_model(data), "CPU", settings)
     return lambda images: [np.array(one) for one in compiled([images]).values()]
 

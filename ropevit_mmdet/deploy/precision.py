@@ -26,8 +26,13 @@ from torch import Tensor, nn
 from ropevit_mmdet.deploy.features import DynamicFeatures
 from ropevit_mmdet.deploy.onnx import INPUT
 
-_NO_FP16 = ("Cast", "Constant", "ConstantOfShape", "Resize")
-_LAYER = re.compile(r"(features\.\w+|head\.(head|rpn_head|box_stages|mask_stages))\.\w")
+# A dtype of their own, or no float16 kernel in onnxruntime's converter.
+_NO_FP16 = (
+    "Cast Constant ConstantOfShape Resize TopK NonMaxSuppression RoiAlign Range CumSum Min Max"
+)
+_LAYER = re.compile(
+    r"((features\.|1\.)?(backbone|neck)|head\.(head|rpn_head|box_stages|mask_stages))\.\w"
+)
 
 
 class Reduction:
@@ -63,14 +68,13 @@ class Reduction:
     def _to_fp16(self, nodes: Collection[str]) -> Any:
         """onnxruntime's converter would also round what passes between float32 nodes."""
         import onnx
-        from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST
 
         proto = onnx.shape_inference.infer_shapes(self.proto)
         graph, convert = proto.graph, onnx.numpy_helper
         values = [*graph.input, *graph.value_info, *graph.output]
         floats = {one.name for one in values if one.type.tensor_type.elem_type == 1}
         weights = {one.name: one for one in graph.initializer if one.data_type == 1}
-        blocked = {*DEFAULT_OP_BLOCK_LIST, *_NO_FP16}
+        blocked = set(_NO_FP16.split())
         halves: set[str] = set()
         result: list[Any] = []
 
