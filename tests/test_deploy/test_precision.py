@@ -176,7 +176,7 @@ def test_exported_detector_fits_detections_to_the_original_image(dtype):
         masks = torch.ones(2, 2, *size, dtype=dtype)
         return dets, torch.tensor([[1, -1]] * 2), masks
 
-    metadata = dict(normalized_by="file", channel_order="BGR", batch=2, mask_thr_binary=0.3)
+    metadata = dict(normalized_by="file", channel_order="BGR", batch=2, mask_thr_binary=0.5)
     sample = BaseDataElement(metainfo=dict(ori_shape=(40, 60), scale_factor=(0.5, 0.5)))
     image = torch.randint(256, (3, 20, 30), dtype=torch.uint8)
     data = dict(inputs=[image], data_samples=[sample])
@@ -184,7 +184,9 @@ def test_exported_detector_fits_detections_to_the_original_image(dtype):
     assert torch.equal(seen[0], image.flip(0)[None].repeat(2, 1, 1, 1))
     assert found.bboxes.tolist() == [[8, 16, 24, 32]] and found.labels.tolist() == [1]
     assert found.masks.shape == (1, 40, 60)
-    assert found.masks.sum() == (256 if dtype == torch.float32 else 40 * 60)
+    assert found.masks.sum() == (
+        252 if dtype == torch.float32 else 40 * 60
+    )  # 16 x 16 without corners
 
 
 def check_of(dataset, lines, **settings):
