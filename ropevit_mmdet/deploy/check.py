@@ -65,7 +65,7 @@ def compare_features(model: Any, run: Run, images: Tensor) -> tuple[bool, str]:
     largest = float("inf")
     if [value.shape for value in expected] == [value.shape for value in actual]:
         pairs = zip(expected, actual)
-        largest = max(float((a - b).abs().max() / max(1.0, a.abs().max())) for a, b in pairs)
+        largest = max(float((a - b).abs().max() / a.abs().max().clamp(min=1)) for a, b in pairs)
     text = f"{len(expected)} maps, largest difference {largest:.1e}"
     return largest <= MAP_TOLERANCE, f"{_describe(images)}, {text}"
 
@@ -134,7 +134,7 @@ def found(
 @torch.no_grad()
 def predict(model: Any, images: Tensor, *, masks: bool = True, **changes: Any) -> list[Detections]:
     """mmdet's detections in images [B, 3, H, W], with changes of the `test_cfg`."""
-    cfg, head = output_settings(model), getattr(model, "roi_head", None)
+    cfg, head = output_settings(model), getattr(model, "roi_head", model)
     preprocessor, size, old = model.data_preprocessor, tuple(images.shape[-2:]), dict(cfg)
     mask_head = getattr(head, "mask_head", None)
     inputs = stack_batch(

@@ -102,7 +102,8 @@ def evaluate(
     init_default_scope(config.get("default_scope") or "mmdet")
     settings = copy.deepcopy(config.val_dataloader) | dict(batch_size=1)
     _resize(settings["dataset"], size)
-    seconds, count, differences = dict.fromkeys(models, 0.0), 0, {name: [] for name in models}
+    seconds, count = dict.fromkeys(models, 0.0), 0
+    differences: dict[str, list[Tensor]] = {name: [] for name in models}
     with _quiet():
         loader = Runner.build_dataloader(settings, seed=0)
         evaluators = {name: Evaluator(metric_settings(config.val_evaluator)) for name in models}
@@ -153,10 +154,10 @@ def calibration_images(
 
 def _resize(dataset: Any, size: Sequence[int] | None) -> None:
     """Changes the settings of a dataset: all images get a size (height, width)."""
-    for one in innermost_datasets(dataset) if size else ():
+    for one in innermost_datasets(dataset):
         for step in one["pipeline"]:
-            if type_name(step) == "Resize":
-                step.update(scale=tuple(size)[::-1], keep_ratio=False)
+            if size and type_name(step) == "Resize":
+                step.update(scale=(size[1], size[0]), keep_ratio=False)
 
 
 def _differences(*samples: Any) -> Tensor:

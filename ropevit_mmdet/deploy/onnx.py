@@ -128,5 +128,5 @@ def _with_threshold(data: bytes, score_thr: float) -> bytes:
 
     proto = onnx.load_model_from_string(data)
     (constant,) = (value for value in proto.graph.initializer if value.name == SCORE_THR)
-    constant.CopyFrom(onnx.numpy_helper.from_array(np.float32([score_thr]), SCORE_THR))
+    constant.CopyFrom(onnx.numpy_helper.from_array(np.array([score_thr], np.float32), SCORE_THR))
     return proto.SerializeToString()

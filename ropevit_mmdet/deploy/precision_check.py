@@ -65,7 +65,8 @@ class PrecisionCheck:
         precision = self.request.precision
         reduction = Reduction(data, precision, () if self.request.dynamic else self.inputs)
         self.report(f"{precision}: {', '.join(reduction.layers)}")
-        result, order, count = reduction.file(), [], 0
+        order: list[str] = []
+        result, count = reduction.file(), 0
         while problem := self._problem(onnx.runner(result, self.request.provider)):
             if not order:
                 self.report(f"{problem}; measuring which layers cause it")

@@ -106,7 +106,7 @@ class TwoStageGraph(nn.Module):
     @staticmethod
     def unsupported(model: Any) -> list[str] | None:
         """Returns unsupported parts and settings; None for other detectors."""
-        head = getattr(model, "roi_head", None)
+        head: Any = getattr(model, "roi_head", None)
         if (
             not isinstance(model, TwoStageDetector)
             or type(model).predict is not TwoStageDetector.predict
