@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from ropevit_mmdet.deploy.features import DynamicFeatures
 from ropevit_mmdet.deploy.onnx import INPUT
 
+FLOAT, FLOAT16 = 1, 10  # of onnx.TensorProto
 # A dtype of their own, or no float16 kernel in onnxruntime's converter.
 _NO_FP16 = (
     "Cast Constant ConstantOfShape Resize TopK NonMaxSuppression RoiAlign Range CumSum Min Max"
@@ -70,39 +71,29 @@ class Reduction:
         import onnx
 
         proto = onnx.shape_inference.infer_shapes(self.proto)
-        graph, convert = proto.graph, onnx.numpy_helper
-        values = [*graph.input, *graph.value_info, *graph.output]
-        floats = {one.name for one in values if one.type.tensor_type.elem_type == 1}
-        weights = {one.name: one for one in graph.initializer if one.data_type == 1}
-        blocked = set(_NO_FP16.split())
+        values = [*proto.graph.input, *proto.graph.value_info, *proto.graph.output]
+        floats = {one.name for one in values if one.type.tensor_type.elem_type == FLOAT}
+        weights = {one.name: one for one in proto.graph.initializer if one.data_type == FLOAT}
+        floats |= weights.keys()
         halves: set[str] = set()
         result: list[Any] = []
-
-        def cast(source: str, target: str, to: int) -> None:
-            cast_node = onnx.helper.make_node("Cast", [source], [target], f"{target}/Cast", to=to)
-            result.append(cast_node)
-
-        for node in graph.node:
-            is_half = node.name in nodes and node.op_type not in blocked
-            chosen = floats | weights.keys() if is_half else set()
-            for i, name in enumerate(node.input):
-                if name in chosen:
-                    half, is_new = f"{name}_fp16", name not in halves
+        for node in proto.graph.node:
+            is_half = node.name in nodes and node.op_type not in _NO_FP16.split()
+            for i, name in enumerate(node.input if is_half else ()):
+                if name in floats:
+                    if name not in halves and name in weights:
+                        proto.graph.initializer.append(_half(weights[name]))
+                    elif name not in halves:
+                        result.append(_cast_node(name, f"{name}_fp16", FLOAT16))
                     halves.add(name)
-                    if is_new and name in weights:
-                        with np.errstate(over="ignore"):  # attention masks are -inf then
-                            value = convert.to_array(weights[name]).astype(np.float16)
-                        graph.initializer.append(convert.from_array(value, half))
-                    elif is_new:
-                        cast(name, half, onnx.TensorProto.FLOAT16)
-                    node.input[i] = half
+                    node.input[i] = f"{name}_fp16"
             result.append(node)
-            for i, name in enumerate(node.output):
-                if name in chosen:
-                    node.output[i] = f"{name}_fp16"
+            for i, name in enumerate(node.output if is_half else ()):
+                if name in floats:
                     halves.add(name)
-                    cast(f"{name}_fp16", name, onnx.TensorProto.FLOAT)
-        _set_nodes(graph, result)
+                    node.output[i] = f"{name}_fp16"
+                    result.append(_cast_node(f"{name}_fp16", name, FLOAT))
+        _set_nodes(proto.graph, result)
         return proto
 
     def _to_int8(self, nodes: Sequence[str]) -> Any:
@@ -126,6 +117,20 @@ class Reduction:
         finally:
             logging.disable(logging.NOTSET)
         return onnx.load(path)
+
+
+def _cast_node(source: str, target: str, dtype: int) -> Any:
+    import onnx
+
+    return onnx.helper.make_node("Cast", [source], [target], f"{target}/Cast", to=dtype)
+
+
+def _half(weight: Any) -> Any:
+    import onnx
+
+    with np.errstate(over="ignore"):  # attention masks are -inf then
+        value = onnx.numpy_helper.to_array(weight).astype(np.float16)
+    return onnx.numpy_helper.from_array(value, f"{weight.name}_fp16")
 
 
 def _set_nodes(graph: Any, nodes: Sequence[Any]) -> None:
