@@ -56,12 +56,11 @@ class DynamicDetector(nn.Module):
         size = (images.shape[-2], images.shape[-1])
         padded = pad_to_multiple(images, self.pad_size_divisor, self.pad_value)
         padded_size = (padded.shape[-2], padded.shape[-1])
-        outputs = self.head(self.features(padded), size, padded_size)
-        empty = (0.0, -1, 0.0)  # of dets, labels and masks
-        return tuple(
-            torch.where(is_finite.view(-1, *[1] * (part.dim() - 1)), part, part.new_full((), value))
-            for part, value in zip(outputs, empty)
-        )
+        dets, labels, *masks = self.head(self.features(padded), size, padded_size)
+        dets = torch.where(is_finite[:, None, None], dets, torch.zeros_like(dets))
+        labels = torch.where(is_finite[:, None], labels, torch.full_like(labels, -1))
+        found = (labels >= 0)[:, :, None, None]  # ONNX Runtime has no Where of bool
+        return dets, labels, *(m & found if m.dtype == torch.bool else m * found for m in masks)
 
 
 def unsupported_detector(model: Any) -> list[str]:

@@ -123,9 +123,11 @@ def evaluate(
     with _quiet():
         figures = {name: evaluator.evaluate(count) for name, evaluator in evaluators.items()}
     for name, one in figures.items():
+        one["ms/image"] = 1000 * seconds[name] / count
         every = torch.cat(differences[name], dim=1)
-        worst = every.quantile(0.95, dim=1, interpolation="higher") if every.numel() else every
-        one |= {"ms/image": 1000 * seconds[name] / count} | dict(zip(DIFFERENCES, worst.tolist()))
+        if every.numel():
+            worst = every.quantile(0.95, dim=1, interpolation="higher")
+            one |= dict(zip(DIFFERENCES, worst.tolist()))
     return figures
 
 
