@@ -112,7 +112,10 @@ def export_model(
     else:
         write = torch_export.to_bytes if request.file_format == "torch" else torch_export.to_package
         data = write(program, metadata)
-        run = torch_export.runner(data)
+        run = package = torch_export.runner(data)
+        if request.file_format == "aotinductor":  # where PyTorch detects nothing: the program
+            traced = torch_export.runner(torch_export.to_bytes(program, metadata))
+            run = lambda images, thr: (package if thr is None else traced)(images, thr)  # noqa: E731
     if request.precision == "bf16":
         lower.accept(run)
     else:

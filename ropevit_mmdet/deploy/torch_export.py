@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import io
 import json
 import tempfile
@@ -78,9 +77,17 @@ def metadata_of(data: bytes) -> dict[str, Any]:
 
 
 def runner(data: bytes) -> Callable[[Tensor, float | None], list[Tensor]]:
-    """Returns a function like `onnx.runner`'s that runs a .pt2 file on the CPU."""
+    """Returns a function like `onnx.runner`'s that runs a .pt2 file on the CPU.
+
+    The score threshold of an AOTInductor package is compiled: another one has no effect.
+    """
     if _is_package(data):
-        return _package_runner(data)
+        package = _load_package(data)
+
+        def run_package(images: Tensor, score_thr: float | None = None) -> list[Tensor]:
+            return list(package(images))
+
+        return run_package
     program = torch.export.load(io.BytesIO(data)).module()
 
     @torch.no_grad()
@@ -92,23 +99,6 @@ def runner(data: bytes) -> Callable[[Tensor, float | None], list[Tensor]]:
         threshold.fill_(score_thr)
         outputs = list(program(images))
         threshold.copy_(own)
-        return outputs
-
-    return run
-
-
-def _package_runner(data: bytes) -> Callable[[Tensor, float | None], list[Tensor]]:
-    package = _load_package(data)
-    own = json.loads(package.get_metadata().get("score_thr", "0"))
-
-    @torch.no_grad()
-    def run(images: Tensor, score_thr: float | None = None) -> list[Tensor]:
-        if score_thr is None:
-            return list(package(images))
-        set_threshold = functools.partial(package.load_constants, check_full_update=False)
-        set_threshold({SCORE_THR: torch.tensor([score_thr])})
-        outputs = list(package(images))
-        set_threshold({SCORE_THR: torch.tensor([float(own)])})
         return outputs
 
     return run

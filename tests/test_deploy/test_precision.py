@@ -307,4 +307,3 @@ def test_aotinductor_package_equals_pytorch(name):
     for size, batch in (((57, 100), 2), ((113, 80), 1), ((70, 98), 5)):
         equal, text = compare_detections(model, run, example_images(size, batch))
         assert equal, text
-    assert (run(example_images((57, 100)), 2.0)[1] == -1).all()
