@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 COMMANDS = (
     "train test predict adapt convert check-data browse make-shapes inspect weights "
-    "features plot report compare benchmark plan export publish doctor mmdet"
+    "features plot report compare benchmark plan export evaluate publish doctor mmdet"
 ).split()
 
 

@@ -171,7 +171,7 @@ def eager(graph: nn.Module):
     def run(images, score_thr=None):
         threshold = getattr(graph.head, "score_thr", torch.zeros(()))
         own = threshold.clone()
-        threshold.fill_(own if score_thr is None else score_thr)
+        threshold.copy_(own if score_thr is None else torch.tensor(score_thr))
         outputs = graph(images)
         threshold.copy_(own)
         return outputs

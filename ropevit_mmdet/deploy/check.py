@@ -12,13 +12,14 @@ from mmengine.model.utils import stack_batch
 from torch import Tensor
 from torchvision.ops import box_iou
 
-from ropevit_mmdet.deploy.heads import graph_class
+from ropevit_mmdet.deploy.heads import output_settings
 from ropevit_mmdet.deploy.heads.two_stage import paste
 
 MAP_TOLERANCE = 1e-4  # of a feature map's largest value, at least of 1
 BOX_TOLERANCE = 1e-2  # pixels
 SCORE_TOLERANCE = 1e-4
 MASK_TOLERANCE = 1e-3  # of mask IoU
+TOLERANCES = (BOX_TOLERANCE, SCORE_TOLERANCE, MASK_TOLERANCE)
 IOU_TOLERANCE = 1e-3
 BATCHES = (1, 2, 5)
 FIELDS = ("bboxes", "scores", "labels", "masks")
@@ -60,17 +61,19 @@ def example_images(size: tuple[int, int], batch: int = 1, *, pixels: bool = Fals
 
 def compare_features(model: Any, run: Run, images: Tensor) -> tuple[bool, str]:
     """Whether the feature maps of images agree, and the difference as text."""
-    with torch.no_grad():
-        expected = model.extract_feat(_normalized(model, images))
-    actual = run(images, None)
+    expected, actual = feature_maps(model, images), run(images, None)
     largest = float("inf")
     if [value.shape for value in expected] == [value.shape for value in actual]:
-        largest = max(
-            (a - b).abs().max().item() / max(1.0, a.abs().max().item())
-            for a, b in zip(expected, actual)
-        )
+        pairs = zip(expected, actual)
+        largest = max(float((a - b).abs().max() / a.abs().max().clamp(min=1)) for a, b in pairs)
     text = f"{len(expected)} maps, largest difference {largest:.1e}"
     return largest <= MAP_TOLERANCE, f"{_describe(images)}, {text}"
+
+
+@torch.no_grad()
+def feature_maps(model: Any, images: Tensor) -> tuple[Tensor, ...]:
+    """What `extract_feat` returns for images [B, 3, H, W]."""
+    return model.extract_feat(_normalized(model, images))
 
 
 def compare_detections(model: Any, run: Run, images: Tensor) -> tuple[bool, str]:
@@ -86,46 +89,54 @@ def compare_detections(model: Any, run: Run, images: Tensor) -> tuple[bool, str]
         lowest = [float(one.scores.min()) for one in best if len(one.scores)]
         changes = {"score_thr": 0.999 * min(lowest, default=0.0)}
         expected = predict(model, images, **changes)
-    cfg = {**graph_class(model).settings(model), **changes}
+    cfg = {**output_settings(model), **changes}
     size = (images.shape[2], images.shape[3])
-    actual = split(run(images, changes.get("score_thr")), size, cfg.get("mask_thr_binary", 0.5))
+    mask_thr = cfg.get("mask_thr_binary", 0.5)
+    actual = [found(*one, size, mask_thr) for one in zip(*run(images, changes.get("score_thr")))]
     errors = [differences(*pair, cfg) for pair in zip(expected, actual, strict=True)]
     if any(differences(*pair) > worst for pair, worst in zip(zip(expected, actual), errors)):
         # of those that are excused, the file's must be among PyTorch's candidates before NMS
         known = predict(model, images, masks=False, **changes, nms=None, max_per_img=10**6)
         bare = [one._replace(masks=None) for one in actual]
         errors += [_largest(differences_to(*pair)) for pair in zip(bare, known)]
-    boxes, scores, masks = (max(part) for part in zip(*errors))
+    worst = tuple(map(max, zip(*errors)))
     text = f"{sum(len(one.scores) for one in expected)} detections"
     text += f" at threshold {changes['score_thr']:.1e}" if changes else ""
-    text += f", largest difference {boxes:.1e} pixels, {scores:.1e} in scores"
-    if expected[0].masks is not None:
-        text += f", {masks:.1e} in mask IoU"
-    equal = boxes <= BOX_TOLERANCE and scores <= SCORE_TOLERANCE and masks <= MASK_TOLERANCE
+    text += ", largest difference {:.1e} pixels, {:.1e} in scores".format(*worst)
+    text += f", {worst[2]:.1e} in mask IoU" if expected[0].masks is not None else ""
+    equal = all(error <= most for error, most in zip(worst, TOLERANCES))
     return equal, f"{_describe(images)}, {text}"
 
 
-def split(
-    outputs: Sequence[Tensor], size: tuple[int, int], mask_thr: float = 0.5
-) -> list[Detections]:
-    """The detections of each image of `size` in the outputs of a graph, with pasted masks."""
-    results = []
-    for dets, labels, *masks in zip(*outputs):
-        found = labels >= 0
-        boxes, pasted = dets[found, :4], [part[found] for part in masks]
-        if pasted and pasted[0].dtype != torch.bool:
-            pasted = [paste(pasted[0], boxes, size) >= mask_thr]
-        results.append(Detections(boxes, dets[found, 4], labels[found], *pasted))
-    return results
+def found(
+    dets: Tensor, labels: Tensor, *rest: Any, scale: Sequence[float] = (1.0, 1.0)
+) -> Detections:
+    """The detections in an image, from the outputs of a graph.
+
+    Args:
+        dets, labels: [K, 5] and [K], of one image.
+        rest: perhaps masks [K, ...], then the image's size (height, width) and the threshold of
+            probabilities.
+        scale: width and height of the graph's image, of that of `size`.
+    """
+    *masks, size, mask_thr = rest
+    valid = labels >= 0
+    boxes = dets[valid, :4] / dets.new_tensor([*scale, *scale])
+    pasted = [part[valid] for part in masks]
+    if pasted and pasted[0].dtype == torch.bool:
+        pasted = [F.interpolate(pasted[0][None].float(), size)[0] > 0]
+    elif pasted:  # a few at a time: they are as large as the image
+        parts = zip(pasted[0].split(8), boxes.split(8))
+        pasted = [torch.cat([paste(mask, box, size) >= mask_thr for mask, box in parts])]
+    return Detections(boxes, dets[valid, 4], labels[valid], *pasted)
 
 
 @torch.no_grad()
 def predict(model: Any, images: Tensor, *, masks: bool = True, **changes: Any) -> list[Detections]:
     """mmdet's detections in images [B, 3, H, W], with changes of the `test_cfg`."""
-    cfg = graph_class(model).settings(model)
-    head: Any = getattr(model, "roi_head", None)
-    mask_head, preprocessor = getattr(head, "mask_head", None), model.data_preprocessor
-    size, old = tuple(images.shape[-2:]), dict(cfg)
+    cfg, head = output_settings(model), getattr(model, "roi_head", model)
+    preprocessor, size, old = model.data_preprocessor, tuple(images.shape[-2:]), dict(cfg)
+    mask_head = getattr(head, "mask_head", None)
     inputs = stack_batch(
         list(_normalized(model, images)), preprocessor.pad_size_divisor, preprocessor.pad_value
     )
@@ -136,15 +147,14 @@ def predict(model: Any, images: Tensor, *, masks: bool = True, **changes: Any) -
     try:
         if mask_head is not None and not masks:
             head.mask_head = None
-        results = model.predict(inputs, samples, rescale=False)
+        results = [one.pred_instances for one in model.predict(inputs, samples, rescale=False)]
     finally:
         for key in changes:
             cfg.pop(key)
         cfg.update(old)
         if mask_head is not None:
             head.mask_head = mask_head
-    found = [result.pred_instances for result in results]
-    return [Detections(*(one.get(key) for key in FIELDS)) for one in found]
+    return [Detections(*(one.get(key) for key in FIELDS)) for one in results]
 
 
 def _normalized(model: Any, images: Tensor) -> Tensor:
@@ -152,8 +162,7 @@ def _normalized(model: Any, images: Tensor) -> Tensor:
     if images.dtype != torch.uint8:
         return images
     inputs = list(images.flip(1))  # mmdet reads BGR
-    preprocessor = model.data_preprocessor
-    padded = preprocessor(dict(inputs=inputs, data_samples=None))["inputs"]
+    padded = model.data_preprocessor(dict(inputs=inputs, data_samples=None))["inputs"]
     return padded[..., : images.shape[-2], : images.shape[-1]]
 
 
@@ -197,6 +206,15 @@ def differences_to(one: Detections, other: Detections) -> tuple[Tensor, ...]:
         differing, union = (op(*pairs).sum(dim=(1, 2)) for op in (torch.ne, torch.logical_or))
         masks = (differing - 1).clamp(min=0) / union.clamp(min=1)
     return boxes.gather(1, match)[:, 0], scores.gather(1, match)[:, 0], masks
+
+
+def disagreement(expected: Detections, actual: Detections) -> float:
+    """0 to 1: what lacks to IoU 1 and to equal scores with the best match, weighted by score."""
+    quality = box_iou(expected.boxes, actual.boxes)  # [N, M]
+    quality = quality * (1 - (expected.scores[:, None] - actual.scores).abs())
+    quality[expected.labels[:, None] != actual.labels] = 0
+    lacking = (1 - F.pad(quality, (0, 1)).amax(dim=1)) * expected.scores
+    return float(lacking.sum() / expected.scores.sum().clamp(min=1e-6))
 
 
 def _largest(parts: Iterable[Any]) -> tuple[float, ...]:

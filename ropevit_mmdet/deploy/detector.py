@@ -26,8 +26,9 @@ class Normalization(nn.Module):
         """Takes images [B, 3, H, W]: uint8 in RGB if normalization is inside."""
         if not self.inside:
             return images
+        images = images.float()  # first: TensorRT only casts uint8
         images = images.flip(1) if self.is_bgr else images
-        return (images.float() - self.get_buffer("mean")) / self.get_buffer("std")
+        return (images - self.get_buffer("mean")) / self.get_buffer("std")
 
 
 class DynamicDetector(nn.Module):
@@ -45,11 +46,21 @@ class DynamicDetector(nn.Module):
         self.pad_value = float(model.data_preprocessor.pad_value)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Takes images [B, 3, H, W] of one size; boxes are in their pixels."""
+        """Takes images [B, 3, H, W] of one size; boxes are in their pixels.
+
+        Nothing is detected in an image with a NaN or infinite pixel; others of its batch stay.
+        """
         images = self.normalization(images)
+        is_finite = images.isfinite().flatten(1).all(1)  # [B]
+        images = torch.where(is_finite[:, None, None, None], images, torch.zeros_like(images))
         size = (images.shape[-2], images.shape[-1])
         padded = pad_to_multiple(images, self.pad_size_divisor, self.pad_value)
-        return self.head(self.features(padded), size, (padded.shape[-2], padded.shape[-1]))
+        padded_size = (padded.shape[-2], padded.shape[-1])
+        dets, labels, *masks = self.head(self.features(padded), size, padded_size)
+        dets = torch.where(is_finite[:, None, None], dets, torch.zeros_like(dets))
+        labels = torch.where(is_finite[:, None], labels, torch.full_like(labels, -1))
+        found = (labels >= 0)[:, :, None, None]  # ONNX Runtime has no Where of bool
+        return dets, labels, *(m & found if m.dtype == torch.bool else m * found for m in masks)
 
 
 def unsupported_detector(model: Any) -> list[str]:

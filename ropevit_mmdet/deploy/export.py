@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -19,12 +21,17 @@ from ropevit_mmdet._output import atomic_file
 from ropevit_mmdet.compat.config import type_name
 from ropevit_mmdet.deploy import check, onnx, torch_export
 from ropevit_mmdet.deploy.detector import DynamicDetector, Normalization, unsupported_detector
+from ropevit_mmdet.deploy.evaluation import Progress
 from ropevit_mmdet.deploy.features import DynamicFeatures, min_side, unsupported_features
-from ropevit_mmdet.deploy.heads import graph_class
+from ropevit_mmdet.deploy.heads import output_settings
+from ropevit_mmdet.deploy.precision import to_bfloat16
+from ropevit_mmdet.deploy.precision_check import PrecisionCheck
 from ropevit_mmdet.errors import UserError
 
 PARTS = ("detector", "features")
-FORMATS = {"onnx": ".onnx", "torch": ".pt2"}
+FORMATS = {"onnx": ".onnx", "torch": ".pt2", "aotinductor": ".pt2"}
+PRECISIONS = {"onnx": ("fp32", "fp16", "int8"), "torch": ("fp32", "bf16")}
+PRECISIONS["aotinductor"] = PRECISIONS["torch"]
 
 
 @dataclass(frozen=True)
@@ -39,6 +46,11 @@ class Request:
         opset: of an ONNX file.
         normalize: the file takes RGB pixels, uint8, and normalizes them itself.
         pasted: masks are pasted into the images instead of boxes.
+        precision: one of `PRECISIONS` of the format.
+        dynamic: int8 finds the ranges of activations at every run.
+        calibration: training images that give the ranges and sensitivities of lower precision.
+        images: validation images that lower precision is checked on; None for all.
+        provider: runs an ONNX file in the checks, as for `onnx.runner`.
     """
 
     part: str = "detector"
@@ -48,6 +60,11 @@ class Request:
     opset: int = onnx.OPSET
     normalize: bool = False
     pasted: bool = False
+    precision: str = "fp32"
+    dynamic: bool = False
+    calibration: int = 32
+    images: int | None = None
+    provider: str = onnx.CPU
 
 
 def export_model(
@@ -58,6 +75,7 @@ def export_model(
     request: Request,
     *,
     report: Callable[[str], None] = print,
+    progress: Progress = iter,
 ) -> None:
     """Writes a part of a detector to `path`, for images of any size and batch, or of one.
 
@@ -65,6 +83,7 @@ def export_model(
         model: the detector, in evaluation mode on the CPU.
         config: its config; the file describes the test pipeline.
         report: called with a line of text per step.
+        progress: wraps the validation images.
 
     Raises:
         UserError: see `check_request`; also a model that cannot be exported.
@@ -76,23 +95,32 @@ def export_model(
     graph = build_graph(model, request).eval()
     report(f"tracing the {request.part}")
     program = torch_export.trace(
-        graph,
+        to_bfloat16(graph) if request.precision == "bf16" else graph,
         example_for(model, request),
         min_side(model),
         dynamic_batch=request.batch is None,
         dynamic_size=request.size is None,
     )
     metadata = metadata_of(config, model, class_names, request)
+    lower = PrecisionCheck(model, config, metadata, request, report, progress)
     if request.file_format == "onnx":
         report("translating to ONNX")
         maps = [f"map{i}" for i in range(len(program.graph_signature.user_outputs))]
         names = graph.outputs if request.part == "detector" else maps
         data = onnx.to_bytes(program, names, metadata, request.opset)
-        run = onnx.runner(data)
+        run = onnx.runner(data, request.provider)
     else:
-        data = torch_export.to_bytes(program, metadata)
-        run = torch_export.runner(data)
-    _compare(model, run, request, report)
+        write = torch_export.to_bytes if request.file_format == "torch" else torch_export.to_package
+        data = write(program, metadata)
+        run = package = torch_export.runner(data)
+        if request.file_format == "aotinductor":  # where PyTorch detects nothing: the program
+            traced = torch_export.runner(torch_export.to_bytes(program, metadata))
+            run = lambda images, thr: (package if thr is None else traced)(images, thr)  # noqa: E731
+    if request.precision == "bf16":
+        lower.accept(run)
+    else:
+        _compare(model, run, request, report)
+        data = data if request.precision == "fp32" else lower.reduced(data)
     with atomic_file(path) as file:
         file.write(data)
 
@@ -101,16 +129,21 @@ def check_request(path: Path, request: Request) -> None:
     """Checks the arguments of an export and the installed packages before any work is done.
 
     Raises:
-        UserError: a suffix that does not fit the format.
-        ImportError: packages are missing.
+        UserError: a suffix or precision that does not fit the format.
+        ImportError: packages or a compiler are missing.
     """
-    suffix = FORMATS[request.file_format]
+    suffix, known = FORMATS[request.file_format], PRECISIONS[request.file_format]
     if path.suffix != suffix:
         raise UserError(f"{path}: files of --format {request.file_format} end in {suffix}")
+    if request.precision not in known:
+        text = f"--precision {request.precision}: --format {request.file_format} has"
+        raise UserError(f"{text} {', '.join(known)}")
     packages = ("onnx", "onnxscript", "onnxruntime") if request.file_format == "onnx" else ()
     missing = [name for name in packages if find_spec(name) is None]
     if missing:
         raise ImportError(f"missing {', '.join(missing)}: pip install 'ropevit-mmdet[export]'")
+    if request.file_format == "aotinductor" and not shutil.which(os.environ.get("CXX", "g++")):
+        raise ImportError("--format aotinductor needs a C++ compiler: install g++, or set CXX")
 
 
 def build_graph(model: Any, request: Request) -> Any:
@@ -150,13 +183,14 @@ def metadata_of(
         "pad_size_divisor": preprocessor.pad_size_divisor,
         "pad_value": preprocessor.pad_value,
         "normalized_by": "file" if request.normalize else "caller",
+        "precision": request.precision,
         "size": request.size,
         "batch": request.batch,
         "class_names": list(class_names),
         "strides": [model.backbone.patch_size] if neck is None else list(neck.strides),
     }
     if request.part == "detector":
-        cfg = graph_class(model).settings(model)
+        cfg = output_settings(model)
         fields["score_thr"] = cfg.get("score_thr", 0)
         fields["iou_threshold"] = cfg.get("nms", {}).get("iou_threshold")
         fields["max_per_img"] = cfg.get("max_per_img", cfg.get("max_per_image"))

@@ -103,6 +103,18 @@ def test_each_image_of_a_batch_is_detected_as_alone():
             torch.testing.assert_close(one[0], part[i], rtol=0, atol=1e-3)
 
 
+@pytest.mark.parametrize("name", ["maskrcnn", "dino", "eomt"])
+def test_nothing_is_detected_in_an_image_with_a_nan_pixel(name):
+    graph, images = DynamicDetector(small_detector(name)), example_images((57, 100), 3)
+    expected = eager(graph)(images)
+    images[1, 0, 3, 4] = float("nan")
+    outputs = eager(graph)(images)
+    assert (outputs[1][1] == -1).all() and (outputs[1][::2] >= 0).any()
+    for actual, one in zip(outputs, expected):
+        assert one.dtype == actual.dtype and not actual[1].clamp(min=0).any()
+        torch.testing.assert_close(actual[::2], one[::2], rtol=0, atol=1e-4)
+
+
 @pytest.mark.parametrize("bgr", [True, False])
 def test_normalization_inside_takes_rgb_pixels(bgr):
     model = small_detector("fcos")

@@ -18,6 +18,7 @@ from ropevit_mmdet.deploy.check import compare_detections, compare_features, exa
 from ropevit_mmdet.deploy.detector import DynamicDetector
 from ropevit_mmdet.deploy.export import example_for, resizing
 from ropevit_mmdet.deploy.features import DynamicFeatures, min_side
+from ropevit_mmdet.deploy.precision import Reduction
 from ropevit_mmdet.engine.config import build_detector, load_config
 from ropevit_mmdet.errors import UserError
 from tests.exportable_models import (
@@ -40,7 +41,9 @@ def exported_runner(model, file_format):
     graph = DynamicDetector(model).eval()
     program = torch_export.trace(graph, example_for(model), min_side(model))
     if file_format == "onnx":
-        return onnx_format.runner(onnx_format.to_bytes(program, graph.outputs, {}))
+        data = onnx_format.to_bytes(program, graph.outputs, {})
+        assert not operators_that_tensorrt_lacks(data)
+        return onnx_format.runner(data)
     return torch_export.runner(torch_export.to_bytes(program, {}))
 
 
@@ -61,6 +64,41 @@ def test_onnx_detector_equals_pytorch(exported, monkeypatch):
     monkeypatch.setitem(model.bbox_head.test_cfg, "score_thr", 1.0)
     equal, text = compare_detections(model, run, example_images(sizes[0], 2))
     assert equal and re.search(r"\d\d detections at threshold \d", text)
+
+
+def test_nothing_is_detected_in_an_image_with_a_nan_pixel(exported):
+    """In the file and in PyTorch; the other images of its batch are detected as without it."""
+    images, run = example_images((168, 224), 3), onnx_format.runner(exported.onnx.read_bytes())
+    expected = run(images, None)
+    images[1, 2, 5, 7] = float("nan")
+    (found,) = check.predict(exported.model, images[1:2])
+    for value in (float("nan"), float("inf")):
+        images[1, 2, 5, 7] = value
+        dets, labels = run(images, None)
+        assert (labels[1] == -1).all() and not dets[1].any() and not len(found.scores)
+        for actual, one in zip((dets, labels), expected):
+            torch.testing.assert_close(actual[::2], one[::2], rtol=0, atol=1e-4)
+
+
+def operators_that_tensorrt_lacks(content):
+    lines = (ROOT / "tests" / "data" / "tensorrt_operators.txt").read_text().splitlines()
+    supported = {name for line in lines if not line.startswith("#") for name in line.split()}
+    graph = onnx.shape_inference.infer_shapes(onnx.load_model_from_string(content)).graph
+    assert not any(node.domain for node in graph.node)
+    types = {one.name: one.data_type for one in graph.initializer}
+    types |= {o.name: o.type.tensor_type.elem_type for o in (*graph.value_info, *graph.input)}
+    for node in graph.node:  # restrictions that the list has
+        if node.op_type == "CumSum":
+            assert types[node.input[0]] == onnx.TensorProto.FLOAT and node.input[1] in types
+    return {node.op_type for node in graph.node} - supported
+
+
+def test_tensorrt_has_the_operators_of_a_graph(exported):
+    content = exported.onnx.read_bytes()
+    assert not operators_that_tensorrt_lacks(content)
+    assert not operators_that_tensorrt_lacks(Reduction(content, "fp16").file())
+    integer = operators_that_tensorrt_lacks(Reduction(content, "int8").file())
+    assert integer == {"DynamicQuantizeLinear", "MatMulInteger"}  # as docs/export.md says
 
 
 @pytest.mark.slow
@@ -90,6 +128,7 @@ def test_fixed_size_and_batch_with_pasted_masks_and_normalization(tmp_path):
     export_model(model, config, ("a", "b", "c"), path, request, report=lines.append)
     assert sum("equal to PyTorch: 57 x 100 pixels, 2 images" in line for line in lines) == 1
     proto = onnx.load(path)
+    assert not operators_that_tensorrt_lacks(path.read_bytes())
     shapes = [
         [dim.dim_value for dim in value.type.tensor_type.shape.dim]
         for value in (*proto.graph.input, *proto.graph.output)
@@ -152,6 +191,7 @@ def test_onnx_file_has_metadata_and_no_path(exported):
         "pad_size_divisor": 28,
         "pad_value": 0,
         "normalized_by": "caller",
+        "precision": "fp32",
         "size": None,
         "batch": None,
         "class_names": ["circle", "square", "triangle", "star", "ring"],

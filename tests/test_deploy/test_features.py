@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from ropevit_mmdet.deploy.features import DynamicFeatures
+from ropevit_mmdet.errors import UserError
 from tests.exportable_models import SMALL_ARCH, WINDOWED, Encoder
 
 INTERLEAVED = dict(rope_rot_type="interleaved", num_reg_tokens=0)
@@ -61,3 +62,14 @@ def test_ragged_windows_need_the_mask(monkeypatch):
         (unmasked,) = graph(images)
     torch.testing.assert_close(masked, expected)
     assert (unmasked - expected).abs().max() > 0.01
+
+
+def test_torch_export_of_the_backbone_for_any_size_points_to_the_command():
+    """For any batch, at one height and width, it works as it is."""
+    backbone, images = Encoder(WINDOWED).backbone, torch.randn(2, 3, 70, 98)
+    any_side = torch.export.Dim.DYNAMIC
+    with pytest.raises(UserError, match="use `ropevit export --part features`"):
+        torch.export.export(backbone, (images,), dynamic_shapes=({2: any_side, 3: any_side},))
+    program = torch.export.export(backbone, (images,), dynamic_shapes=({0: any_side},)).module()
+    images = torch.randn(3, 3, 70, 98)
+    torch.testing.assert_close(program(images), backbone(images))

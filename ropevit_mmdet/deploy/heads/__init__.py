@@ -14,4 +14,10 @@ GRAPHS: tuple[Any, ...] = (DenseGraph, TwoStageGraph, DeformableDETRGraph, EoMTG
 
 def graph_class(model: Any) -> Any:
     """Returns the class of `GRAPHS` that exports a detector, None if none does."""
-    return next((graph for graph in GRAPHS if graph.exports(model)), None)
+    return next((graph for graph in GRAPHS if graph.unsupported(model) is not None), None)
+
+
+def output_settings(model: Any) -> Any:
+    """Returns the `test_cfg` of a detector's last step, with `score_thr`, NMS and `max_per_img`."""
+    names = ("panoptic_fusion_head", "roi_head", "bbox_head")
+    return next(getattr(model, name) for name in names if getattr(model, name, None)).test_cfg

@@ -27,7 +27,7 @@ class DeformableDETRGraph(nn.Module):
 
     def __init__(self, model: Any) -> None:
         super().__init__()
-        self.test_cfg = self.settings(model)
+        self.test_cfg = model.bbox_head.test_cfg
         tensors = chain(model.parameters(), model.buffers())
         self.model = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})  # shares them
         self.model.backbone = self.model.neck = None
@@ -95,18 +95,10 @@ class DeformableDETRGraph(nn.Module):
         return scores, labels.gather(1, chosen), chosen
 
     @staticmethod
-    def exports(model: Any) -> bool:
-        """Whether the detector is mmdet's own."""
-        return type(model) in (DINO, DeformableDETR)
-
-    @staticmethod
-    def settings(model: Any) -> Any:
-        """Returns the `test_cfg` that has `max_per_img`."""
-        return model.bbox_head.test_cfg
-
-    @staticmethod
-    def unsupported(model: Any) -> list[str]:
-        """Returns the parts of the detector that the graph does not support."""
+    def unsupported(model: Any) -> list[str] | None:
+        """Returns an unsupported head; None for detectors that are not mmdet's own."""
+        if type(model) not in (DINO, DeformableDETR):
+            return None
         head = type(model.bbox_head)
         own = head._predict_by_feat_single is DETRHead._predict_by_feat_single
         return [] if own else [head.__name__]

@@ -35,12 +35,12 @@ class DenseGraph(nn.Module):
     """From a detector's feature maps to `dets` [B, K, 5] and `labels` [B, K]."""
 
     outputs = ("dets", "labels")
-    score_thr: Tensor  # a buffer, so that the file has it under that name
+    score_thr: Tensor  # [1], a buffer: the file has it under that name
 
     def __init__(self, model: Any) -> None:
         super().__init__()
-        self.head, self.test_cfg = model.bbox_head, self.settings(model)
-        self.register_buffer("score_thr", torch.tensor(float(self.test_cfg.get("score_thr", 0))))
+        self.head, self.test_cfg = model.bbox_head, model.bbox_head.test_cfg
+        self.register_buffer("score_thr", torch.tensor([float(self.test_cfg.get("score_thr", 0))]))
 
     def forward(
         self, maps: tuple[Tensor, ...], size: tuple[int, int], padded: tuple[int, int]
@@ -55,25 +55,16 @@ class DenseGraph(nn.Module):
         return detections(boxes, scores, labels, batched_nms(boxes, scores, labels, valid, cfg))
 
     @staticmethod
-    def exports(model: Any) -> bool:
-        """Whether detector and head predict as mmdet's base classes do."""
+    def unsupported(model: Any) -> list[str] | None:
+        """Returns unsupported settings; None for detectors that predict in another way."""
         head = getattr(model, "bbox_head", None)
-        return (
+        own = (
             isinstance(model, SingleStageDetector)
             and isinstance(head, BaseDenseHead)
             and type(model).predict is SingleStageDetector.predict
             and all(getattr(type(head), name) is getattr(BaseDenseHead, name) for name in DECODING)
         )
-
-    @staticmethod
-    def settings(model: Any) -> Any:
-        """Returns the `test_cfg` that has score threshold, NMS and `max_per_img`."""
-        return model.bbox_head.test_cfg
-
-    @staticmethod
-    def unsupported(model: Any) -> list[str]:
-        """Returns the parts and settings of the detector that the graph does not support."""
-        return unsupported_head(model.bbox_head, "test_cfg")
+        return unsupported_head(head, "test_cfg") if own else None
 
 
 def candidates(

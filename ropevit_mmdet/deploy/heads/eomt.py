@@ -42,7 +42,7 @@ class EoMTGraph(nn.Module):
 
     def __init__(self, model: Any, *, pasted: bool = True) -> None:
         super().__init__()
-        self.head, self.test_cfg = model.panoptic_head, self.settings(model)
+        self.head, self.test_cfg = model.panoptic_head, model.panoptic_fusion_head.test_cfg
 
     def forward(
         self, x: LastBlocks, size: tuple[int, int], padded: tuple[int, int]
@@ -69,20 +69,12 @@ class EoMTGraph(nn.Module):
         return dets, torch.where(is_thing, labels, torch.full_like(labels, -1)), masks
 
     @staticmethod
-    def exports(model: Any) -> bool:
-        """Whether the detector is an EoMT."""
-        return type(model) is EoMT
-
-    @staticmethod
-    def settings(model: Any) -> Any:
-        """Returns the `test_cfg` that has `max_per_image`."""
-        return model.panoptic_fusion_head.test_cfg
-
-    @staticmethod
-    def unsupported(model: Any) -> list[str]:
-        """Returns the settings of the detector that the graph does not support."""
-        cfg = EoMTGraph.settings(model)
-        return [] if cfg.get("instance_on", False) else ["test_cfg.instance_on=False"]
+    def unsupported(model: Any) -> list[str] | None:
+        """Returns unsupported settings; None for detectors other than EoMT."""
+        if type(model) is not EoMT:
+            return None
+        is_on = model.panoptic_fusion_head.test_cfg.get("instance_on", False)
+        return [] if is_on else ["test_cfg.instance_on=False"]
 
 
 def _boxes(masks: Tensor) -> Tensor:

@@ -44,7 +44,8 @@ def batched_nms(boxes: Tensor, scores: Tensor, groups: Tensor, valid: Tensor, cf
     kept = torch.ops.torchvision.nms(boxes, scores, threshold)  # best first
     row, candidate = row[kept], candidate[kept]
     rows = torch.arange(valid.shape[0] + 1, device=row.device)
-    rank = (row[:, None] == rows).long().cumsum(0).gather(1, row[:, None])[:, 0] - 1
+    counts = (row[:, None] == rows).to(boxes.dtype).cumsum(0)  # TensorRT has none of integers
+    rank = counts.gather(1, row[:, None])[:, 0].long() - 1
     table = torch.full_like(rows, -1)[:, None].repeat(1, most + 1)  # the last column is cut off
     table = table.flatten().scatter(0, row * (most + 1) + rank.clamp(max=most), candidate)
     return table.view(-1, most + 1)[1:, :most]

@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from ropevit_mmdet.deploy.heads.dense import candidates, is_large, unsupported_head
 from ropevit_mmdet.deploy.heads.nms import batched_nms, detections, pick, unsupported_nms
 
+PARTS = (RoIAlign, SingleRoIExtractor, FCNMaskHead, DeltaXYWHBBoxCoder)
+
 
 class TwoStageGraph(nn.Module):
     """From feature maps to `dets` [B, K, 5], `labels` [B, K] and perhaps `masks`.
@@ -27,7 +29,7 @@ class TwoStageGraph(nn.Module):
     Masks are [B, K, h, w], probabilities in the box, or [B, K, H, W], bool, pasted into the image.
     """
 
-    score_thr: Tensor  # a buffer, so that the file has it under that name
+    score_thr: Tensor  # [1], a buffer: the file has it under that name
 
     def __init__(self, model: Any, *, pasted: bool = False) -> None:
         super().__init__()
@@ -36,7 +38,7 @@ class TwoStageGraph(nn.Module):
         self.box_stages: Any = _stages(head, "bbox")
         self.mask_stages: Any = _stages(head, "mask") if head.with_mask else nn.ModuleList()
         self.outputs = ("dets", "labels", *(["masks"] if head.with_mask else []))
-        self.register_buffer("score_thr", torch.tensor(float(self.test_cfg.score_thr)))
+        self.register_buffer("score_thr", torch.tensor([float(self.test_cfg.score_thr)]))
 
     def forward(
         self, maps: tuple[Tensor, ...], size: tuple[int, int], padded: tuple[int, int]
@@ -102,39 +104,28 @@ class TwoStageGraph(nn.Module):
         return table[1:].unflatten(0, (batch, most))
 
     @staticmethod
-    def exports(model: Any) -> bool:
-        """Whether detector and heads are mmdet's own."""
-        return (
-            isinstance(model, TwoStageDetector)
-            and type(model).predict is TwoStageDetector.predict
-            and type(getattr(model, "rpn_head", None)) is RPNHead
-            and type(model.roi_head) in (StandardRoIHead, CascadeRoIHead)
-        )
-
-    @staticmethod
-    def settings(model: Any) -> Any:
-        """Returns the `test_cfg` that has score threshold, NMS and `max_per_img`."""
-        return model.roi_head.test_cfg
-
-    @staticmethod
-    def unsupported(model: Any) -> list[str]:
-        """Returns the parts and settings of the detector that the graph does not support."""
-        head = model.roi_head
+    def unsupported(model: Any) -> list[str] | None:
+        """Returns unsupported parts and settings; None for other detectors."""
+        head: Any = getattr(model, "roi_head", None)
+        if (
+            not isinstance(model, TwoStageDetector)
+            or type(model).predict is not TwoStageDetector.predict
+            or type(getattr(model, "rpn_head", None)) is not RPNHead
+            or type(head) not in (StandardRoIHead, CascadeRoIHead)
+        ):
+            return None
+        stages = [*_stages(head, "bbox"), *(_stages(head, "mask") if head.with_mask else ())]
+        parts = [head.shared_head] if head.with_shared_head else []
+        for extractor, box_or_mask in stages:
+            is_plain = getattr(box_or_mask, "with_reg", True)
+            if getattr(box_or_mask, "custom_cls_channels", False) or not is_plain:
+                parts.append(box_or_mask)
+            coder = getattr(box_or_mask, "bbox_coder", box_or_mask)
+            parts += [extractor, *extractor.roi_layers, coder]
         findings = unsupported_head(model.rpn_head, "test_cfg.rpn")
         findings += unsupported_nms(head.test_cfg, "test_cfg.rcnn")
-        parts = ["bbox"] + (["mask"] if head.with_mask else [])
-        pairs = [pair for part in parts for pair in _stages(head, part)]
-        modules = [module for extractor, _ in pairs for module in extractor.roi_layers]
-        modules += [extractor for extractor, _ in pairs]
-        modules += [module for _, module in pairs if hasattr(module, "conv_logits")]
-        boxes = [module for _, module in pairs if hasattr(module, "bbox_coder")]
-        modules += [module.bbox_coder for module in boxes]
-        supported = (RoIAlign, SingleRoIExtractor, FCNMaskHead, DeltaXYWHBBoxCoder)
-        findings += [type(one).__name__ for one in modules if type(one) not in supported]
-        if head.with_shared_head:
-            findings.append(type(head.shared_head).__name__)
-        special = [box for box in boxes if box.custom_cls_channels or not box.with_reg]
-        return list(dict.fromkeys(findings + [type(one).__name__ for one in special]))
+        types = dict.fromkeys(type(part) for part in parts)
+        return findings + [one.__name__ for one in types if one not in PARTS]
 
 
 def extract(extractor: Any, maps: tuple[Tensor, ...], rois: Tensor) -> Tensor:

@@ -6,8 +6,10 @@ import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
+from ropevit_mmdet.errors import UserError
 from ropevit_mmdet.models.layers._tracing import is_traced
 from ropevit_mmdet.weights.architectures import Arch, check_values
 
@@ -64,6 +66,8 @@ def check_images(images: Tensor) -> None:
     """Raises ValueError for images without pixels; warns of values that are not finite."""
     if images.dim() != 4 or images.shape[1] != 3 or 0 in images.shape:
         raise ValueError(f"images must be [B, 3, H, W] with pixels, got {[*images.shape]}")
+    if torch.compiler.is_exporting() and not all(type(side) is int for side in images.shape[2:]):
+        raise UserError("a graph for any height and width: use `ropevit export --part features`")
     if type(images) is not Tensor or images.device.type != "cpu" or is_traced():
         return  # no values, or on a GPU, which reading them would stall
     if not images.isfinite().all():  # as in a warm-up with memory that is not initialized

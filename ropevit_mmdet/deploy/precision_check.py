@@ -1,0 +1,129 @@
+"""Lower precision is compared with PyTorch in AP, and layers that it harms stay float32."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from torch import Tensor
+
+from ropevit_mmdet.deploy import check, onnx
+from ropevit_mmdet.deploy.evaluation import (
+    ExportedDetector,
+    Progress,
+    calibration_images,
+    evaluate,
+    table,
+)
+from ropevit_mmdet.deploy.precision import Reduction
+
+MAX_DROP = {"fp16": 0.002, "bf16": 0.005, "int8": 0.01}  # of AP
+MAX_ERROR = {"fp16": 0.01, "bf16": 0.03, "int8": 0.15}  # of feature maps: relative Euclidean norm
+
+
+class PrecisionCheck:
+    """Accepts a file of lower precision, or finds the layers that prevent it.
+
+    A detector's AP on the validation set may be `MAX_DROP` below PyTorch's; feature maps of
+    training images may differ by `MAX_ERROR`.
+
+    Args:
+        model, config, request, report, progress: those of `export.export_model`.
+        metadata: the file's.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        config: Config,
+        metadata: Mapping[str, str],
+        request: Any,
+        report: Callable[[str], None],
+        progress: Progress,
+    ) -> None:
+        self.model, self.config, self.request = model, config, request
+        self.report, self.progress = report, progress
+        self.metadata = {key: json.loads(value) for key, value in metadata.items()}
+
+    def accept(self, run: check.Run) -> None:
+        """Raises RuntimeError if the results of a file are not good enough."""
+        if problem := self._problem(run):
+            raise RuntimeError(f"the {self.request.precision} file is not written: {problem}")
+
+    def reduced(self, data: bytes) -> bytes:
+        """Returns a float32 ONNX file in the precision of the request.
+
+        After a failed check, the most sensitive layers stay float32: one, two, four ...
+
+        Raises:
+            RuntimeError: it is not good enough even with half of the layers in float32.
+        """
+        precision = self.request.precision
+        reduction = Reduction(data, precision, () if self.request.dynamic else self.inputs)
+        self.report(f"{precision}: {', '.join(reduction.layers)}")
+        order: list[str] = []
+        result, count = reduction.file(), 0
+        while problem := self._problem(onnx.runner(result, self.request.provider)):
+            if not order:
+                self.report(f"{problem}; measuring which layers cause it")
+                losses = {layer: self._loss(reduction.file([layer])) for layer in reduction.layers}
+                order = sorted(losses, key=losses.__getitem__)
+            if 2 * count > len(order) or not order:
+                kept = f"with float32 in {', '.join(order[:count])}: {problem}"
+                raise RuntimeError(f"the {precision} file is not written, even {kept}")
+            count = max(1, 2 * count)
+            result = reduction.file(order[:count])
+        self.report(f"float32 because of the check: {', '.join(order[:count]) or 'no layer'}")
+        return result
+
+    @functools.cached_property
+    def inputs(self) -> list[Tensor]:
+        """Training images as the file takes them, each [B, 3, H, W]."""
+        images = calibration_images(self.config, self.request.calibration, self.request.size)
+        return list(map(ExportedDetector(lambda *_: (), self.metadata).prepared, images))
+
+    def _problem(self, run: check.Run) -> str:
+        """Why a file is not good enough, "" if it is."""
+        precision = self.request.precision
+        if self.request.part == "features":
+            error, most = max(self._errors(run)), MAX_ERROR[precision]
+            self.report(f"largest relative error of the feature maps: {error:.4f}")
+            return "" if error <= most else f"feature maps differ by {error:.3f} (at most {most})"
+        models = {"PyTorch": self.model, precision: ExportedDetector(run, self.metadata)}
+        options: dict[str, Any] = dict(images=self.request.images, size=self.request.size)
+        figures = evaluate(models, self.config, progress=self.progress, **options)
+        self.report(table(figures))
+        expected, actual = figures.values()
+        names = [name for name in expected if name.endswith("mAP")]
+        most = MAX_DROP[precision]
+        lower = [name for name in names if not actual[name] >= expected[name] - most - 1e-6]
+        text = [f"{name} {actual[name]:.4f}, PyTorch {expected[name]:.4f}" for name in lower]
+        text += [f"at most {most} lower"] if lower else [] if names else ["no mAP to check it"]
+        return "; ".join(text)
+
+    def _loss(self, data: bytes) -> float:
+        return sum(self._errors(onnx.runner(data, self.request.provider)))
+
+    @functools.cached_property
+    def _expected(self) -> list[Any]:
+        is_detector = self.request.part == "detector"
+        compute = check.predict if is_detector else check.feature_maps
+        return [compute(self.model, images) for images in self.inputs]
+
+    def _errors(self, run: check.Run) -> list[float]:
+        """What differs from PyTorch in each input, 0 to 1."""
+        errors = []
+        for images, expected in zip(self.inputs, self._expected):
+            outputs = run(images, None)
+            if self.request.part == "features":
+                parts = [torch.dist(a, b) / a.norm() for a, b in zip(expected, outputs)]
+                errors += torch.stack(parts).nan_to_num(nan=float("inf")).tolist()
+                continue
+            size, thr = tuple(images.shape[2:]), self.metadata["mask_thr_binary"] or 0.5
+            found = check.found(*(output[0] for output in outputs), size, thr)
+            errors.append(check.disagreement(expected[0], found))
+        return errors
