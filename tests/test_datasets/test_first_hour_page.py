@@ -37,6 +37,6 @@ def test_the_commands_of_the_page(complete, tmp_path, monkeypatch):
             shrink(Path("my.py"))
     written = ("outputs/browse/contact_sheet.png", "outputs/run.png", "work_dirs/my/iter_2.pth")
     if complete:
-        written += ("outputs/results/confusion_matrix.png", "outputs/features.png",
+        written += ("outputs/report.html", "outputs/features.png",
                     "outputs/predictions/overlays/e.jpg", "detector.onnx")  # fmt: skip
     assert all(Path(name).is_file() for name in written)
