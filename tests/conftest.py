@@ -41,6 +41,9 @@ def _isolated() -> Iterator[None]:
     threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
     deterministic = torch.are_deterministic_algorithms_enabled()
     yield
+    for manager in _managers(ManagerMixin):
+        if not any(manager._instance_dict is container for container in containers):
+            manager._instance_dict.clear()  # of a class that this test was the first to import
     for container, content in zip(containers, contents):
         if container != content:
             container.clear()
