@@ -6,6 +6,7 @@ packages only inside `run`.
 """
 
 import argparse
+import atexit
 import gc
 import importlib
 import os
@@ -76,6 +77,7 @@ def import_stack() -> None:
     finally:
         gc.enable()
     gc.freeze()
+    atexit.register(gc.unfreeze)  # else nanobind reports Triton's objects as leaked
 
 
 if __name__ == "__main__":
