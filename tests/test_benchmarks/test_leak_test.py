@@ -58,6 +58,7 @@ def test_watch_samples_real_memory_and_files(tmp_path):
 
 
 @linux
+@pytest.mark.slow  # 16 s: processes that train and predict
 def test_leak_test_watches_training_and_prediction(tmp_path):
     argv = ["-m", "benchmarks.leak_test", "--config", write_tiny(tmp_path)]
     argv += ["--work-dir", tmp_path / "run", "--iters", 6, "--images", 4, "--settled", 2]
