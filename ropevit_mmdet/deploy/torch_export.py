@@ -58,7 +58,10 @@ def to_bytes(program: torch.export.ExportedProgram, metadata: Mapping[str, str])
 
 def to_package(program: torch.export.ExportedProgram, metadata: Mapping[str, str]) -> bytes:
     """Returns a .pt2 file of machine code for this CPU, which C++ and Python load."""
-    settings = {"aot_inductor.metadata": dict(metadata)}
+    settings = {
+        "aot_inductor.metadata": dict(metadata),
+        "layout_optimization": False,  # in torch 2.15, masks of a varying number of RoIs are wrong
+    }
     with tempfile.TemporaryDirectory() as directory, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         path = str(Path(directory, "package.pt2"))
