@@ -84,8 +84,7 @@ def prepare(args: argparse.Namespace) -> "tuple[Config, list[str]]":
     from ropevit_mmdet.engine.config import build_detector, load_config, use_show
     from ropevit_mmdet.engine.config_checks import check_config
     from ropevit_mmdet.engine.detector_config import embedded_config
-    from ropevit_mmdet.weights.checkpoint import check_fit
-    from ropevit_mmdet.weights.detector_checkpoint import read_detector_checkpoint
+    from ropevit_mmdet.weights.detector_checkpoint import fitted, read_detector_checkpoint
 
     given, checkpoint, _ = detector_arguments(args)
     content = read_detector_checkpoint(checkpoint)
@@ -102,8 +101,7 @@ def prepare(args: argparse.Namespace) -> "tuple[Config, list[str]]":
         use_show(config, show=args.show, show_dir=args.show_dir, wait_time=args.wait_time)
     warnings = check_config(config, ("test",))
     check_datasets(config, ("test",))
-    model = build_detector(config, random=False)
-    check_fit(model.state_dict(), content["state_dict"], checkpoint)
+    fitted(build_detector(config, random=False), content["state_dict"], checkpoint)
     return config, warnings + compare_classes(config, "test", content, checkpoint)
 
 

@@ -24,9 +24,11 @@ from ropevit_mmdet.engine.detector_config import embedded_config
 from ropevit_mmdet.engine.float32_decoding import float32_decoding
 from ropevit_mmdet.errors import UserError
 from ropevit_mmdet.models.backbones.frozen_backbone import FrozenBackbone
-from ropevit_mmdet.weights.checkpoint import check_fit
-from ropevit_mmdet.weights.detector_checkpoint import check_classes, read_detector_checkpoint
-from ropevit_mmdet.weights.state_dict import renamed
+from ropevit_mmdet.weights.detector_checkpoint import (
+    check_classes,
+    fitted,
+    read_detector_checkpoint,
+)
 
 ImageLike = str | os.PathLike | np.ndarray | Image.Image
 
@@ -71,9 +73,7 @@ class Detector:
             given = load_config(given, cfg_options)
         self.config = given
         model: Any = build_detector(self.config, random=False)
-        state = renamed(loaded["state_dict"], model.state_dict())
-        check_fit(model.state_dict(), state, str(checkpoint))
-        model.load_state_dict(state)
+        model.load_state_dict(fitted(model, loaded["state_dict"], str(checkpoint)))
         if isinstance(getattr(model, "backbone", None), FrozenBackbone):
             model.backbone = model.backbone.backbone
         self.model: Any = revert_sync_batchnorm(model).to(self.device).eval()

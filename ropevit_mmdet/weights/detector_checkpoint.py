@@ -17,7 +17,13 @@ from ropevit_mmdet.errors import UserError
 from ropevit_mmdet.weights.checkpoint import check_finite, check_fit
 from ropevit_mmdet.weights.formats import find_vits, mmengine
 from ropevit_mmdet.weights.hub import SCHEMES, resolve_weights
-from ropevit_mmdet.weights.state_dict import find_weights, fitting, number_fitting, unwrapped
+from ropevit_mmdet.weights.state_dict import (
+    find_weights,
+    fitting,
+    number_fitting,
+    renamed,
+    unwrapped,
+)
 
 _mmengine_load_state_dict = mmengine_checkpoint.load_state_dict
 
@@ -52,7 +58,7 @@ def check_start(model: nn.Module, config: Mapping[str, Any]) -> dict[str, Any]:
         return {}
     checkpoint = read_detector_checkpoint(start, resume=resume)
     if resume:
-        check_fit(unwrapped(model.state_dict()), checkpoint["state_dict"], str(start))
+        fitted(model, checkpoint["state_dict"], str(start))
     _check_backbone(model, checkpoint["state_dict"], str(start))
     return checkpoint
 
@@ -86,6 +92,19 @@ def read_detector_checkpoint(path: str | Path, *, resume: bool = False) -> dict[
         raise UserError(f"checkpoint {path} {problem}")
     check_finite(weights, str(path))
     return {**(fields if "state_dict" in content else {}), "state_dict": weights}
+
+
+def fitted(
+    model: nn.Module, weights: Mapping[str, torch.Tensor], source: str
+) -> dict[str, torch.Tensor]:
+    """Weights of `read_detector_checkpoint` by the names of a model, which may share a prefix.
+
+    Raises:
+        UserError: other names or shapes than the model's.
+    """
+    targets = model.state_dict()
+    check_fit(unwrapped(targets), weights, source)
+    return renamed(weights, targets)
 
 
 def check_classes(saved: Sequence[str], configured: Sequence[str], source: str) -> str | None:

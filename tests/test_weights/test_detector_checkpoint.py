@@ -14,6 +14,7 @@ from ropevit_mmdet.errors import UserError
 from ropevit_mmdet.weights.detector_checkpoint import (
     check_classes,
     check_start,
+    fitted,
     read_detector_checkpoint,
     skip_init,
 )
@@ -138,3 +139,14 @@ def test_check_classes_another_order_is_an_error():
 def test_check_classes_warns_of_other_names():
     warning = check_classes(["cat", "dog"], ["cat", "cow"], "x.pth")
     assert "x.pth" in warning and "label 1 is 'dog' there and 'cow' here" in warning
+
+
+def test_weights_fit_a_model_whose_names_share_a_prefix():
+    """A checkpoint is read without it; what does not fit is an error."""
+    model = nn.Module()
+    model.net = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
+    plain = {key.removeprefix("net."): value for key, value in model.state_dict().items()}
+    model.load_state_dict(fitted(model, plain, "a.pth"))
+    assert list(fitted(model, plain, "a.pth")) == list(model.state_dict())
+    with pytest.raises(UserError, match="checkpoint a.pth does not fit the model"):
+        fitted(model, {**plain, "1.bias": torch.zeros(2)}, "a.pth")

@@ -19,8 +19,7 @@ from ropevit_mmdet.apis.adaptation.check import offline, synthetic_batch
 from ropevit_mmdet.apis.benchmark.parts import PartMeter
 from ropevit_mmdet.engine.config import build_detector, load_config
 from ropevit_mmdet.engine.float32_decoding import float32_decoding
-from ropevit_mmdet.weights.checkpoint import check_fit
-from ropevit_mmdet.weights.detector_checkpoint import read_detector_checkpoint
+from ropevit_mmdet.weights.detector_checkpoint import fitted, read_detector_checkpoint
 
 if TYPE_CHECKING:
     from ropevit_mmdet.apis.benchmark.measure import Bench
@@ -66,8 +65,7 @@ def _detector(bench: Bench, source: str) -> Work:
     model.init_weights()
     if bench.checkpoint:
         state = read_detector_checkpoint(bench.checkpoint)["state_dict"]
-        check_fit(model.state_dict(), state, bench.checkpoint)
-        model.load_state_dict(state)
+        model.load_state_dict(fitted(model, state, bench.checkpoint))
     model.to(bench.device)
     float32_decoding(model)
     MessageHub.get_current_instance().update_info_dict(dict(iter=0, epoch=0, max_iters=1))
