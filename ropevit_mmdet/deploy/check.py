@@ -92,7 +92,8 @@ def compare_detections(model: Any, run: Run, images: Tensor) -> tuple[bool, str]
     cfg = {**output_settings(model), **changes}
     size = (images.shape[2], images.shape[3])
     mask_thr = cfg.get("mask_thr_binary", 0.5)
-    actual = [found(*one, size, mask_thr) for one in zip(*run(images, changes.get("score_thr")))]
+    outputs = zip(*run(images, changes.get("score_thr")))
+    actual = [found(one, size, mask_thr) for one in outputs]
     errors = [differences(*pair, cfg) for pair in zip(expected, actual, strict=True)]
     if any(differences(*pair) > worst for pair, worst in zip(zip(expected, actual), errors)):
         # of those that are excused, the file's must be among PyTorch's candidates before NMS
@@ -109,17 +110,20 @@ def compare_detections(model: Any, run: Run, images: Tensor) -> tuple[bool, str]
 
 
 def found(
-    dets: Tensor, labels: Tensor, *rest: Any, scale: Sequence[float] = (1.0, 1.0)
+    outputs: Sequence[Tensor],
+    size: tuple[int, int],
+    mask_thr: float,
+    scale: Sequence[float] = (1.0, 1.0),
 ) -> Detections:
     """The detections in an image, from the outputs of a graph.
 
     Args:
-        dets, labels: [K, 5] and [K], of one image.
-        rest: perhaps masks [K, ...], then the image's size (height, width) and the threshold of
-            probabilities.
+        outputs: of one image: dets [K, 5], labels [K] and perhaps masks [K, ...].
+        size: (height, width) of the image that boxes and masks are for, in pixels.
+        mask_thr: threshold of the probabilities of masks.
         scale: width and height of the graph's image, of that of `size`.
     """
-    *masks, size, mask_thr = rest
+    dets, labels, *masks = outputs
     valid = labels >= 0
     boxes = dets[valid, :4] / dets.new_tensor([*scale, *scale])
     pasted = [part[valid] for part in masks]

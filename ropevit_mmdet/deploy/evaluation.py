@@ -45,13 +45,18 @@ class ExportedDetector:
     def test_step(self, data: Mapping[str, Sequence[Any]]) -> list[Any]:
         """Detects objects in images of mmdet's test pipeline, one at a time."""
         for image, sample in zip(data["inputs"], data["data_samples"]):
-            outputs = self.run(self.prepared(image), None)
-            size, thr = sample.ori_shape, self.metadata["mask_thr_binary"] or 0.5
-            found = check.found(*(o[0] for o in outputs), size, thr, scale=sample.scale_factor)
+            found = self.detect(self.prepared(image), sample.ori_shape, sample.scale_factor)
             values = zip(check.FIELDS, found)
             fields = {key: value for key, value in values if value is not None}
             sample.pred_instances = InstanceData(**fields)
         return list(data["data_samples"])
+
+    def detect(
+        self, inputs: Tensor, size: tuple[int, int], scale: Sequence[float] = (1.0, 1.0)
+    ) -> check.Detections:
+        """The detections in the first image of a batch; see `check.found`."""
+        outputs = [output[0] for output in self.run(inputs, None)]
+        return check.found(outputs, size, self.metadata["mask_thr_binary"] or 0.5, scale)
 
     def prepared(self, image: Tensor) -> Tensor:
         """The batch that the file takes for an image of mmdet's pipeline, BGR [3, H, W]."""

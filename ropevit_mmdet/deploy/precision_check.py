@@ -116,14 +116,13 @@ class PrecisionCheck:
 
     def _errors(self, run: check.Run) -> list[float]:
         """What differs from PyTorch in each input, 0 to 1."""
-        errors = []
+        exported, errors = ExportedDetector(run, self.metadata), []
         for images, expected in zip(self.inputs, self._expected):
-            outputs = run(images, None)
             if self.request.part == "features":
-                parts = [torch.dist(a, b) / a.norm() for a, b in zip(expected, outputs)]
-                errors += torch.stack(parts).nan_to_num(nan=float("inf")).tolist()
-                continue
-            size, thr = tuple(images.shape[2:]), self.metadata["mask_thr_binary"] or 0.5
-            found = check.found(*(output[0] for output in outputs), size, thr)
-            errors.append(check.disagreement(expected[0], found))
+                pairs = zip(expected, run(images, None))
+                parts = torch.stack([torch.dist(a, b) / a.norm() for a, b in pairs])
+                errors += parts.nan_to_num(nan=float("inf")).tolist()
+            else:
+                found = exported.detect(images, (images.shape[2], images.shape[3]))
+                errors.append(check.disagreement(expected[0], found))
         return errors
