@@ -17,7 +17,7 @@ from mmdet.registry import HOOKS
 from mmengine.config import Config
 from mmengine.hooks import Hook
 
-from benchmarks.recipes import Recipes
+from benchmarks.recipes import Recipes, ap_cell
 from ropevit_mmdet.apis.compare.experiment import mean_and_spread
 from ropevit_mmdet.engine.config import load_config
 from ropevit_mmdet.errors import one_line_errors
@@ -97,7 +97,7 @@ def table(rows: list[dict]) -> str:
         runs, cells = [row for row in rows if row["head"] == head], [head]
         for metric in ("coco/bbox_mAP", "coco/segm_mAP"):
             values = [100 * row["metrics"][metric] for row in runs if metric in row["metrics"]]
-            cells.append("{:.1f} ± {:.1f}".format(*mean_and_spread(values)) if values else "")
+            cells.append(ap_cell(values))
         for key in ("iterations", "seconds", "peak_mb"):
             cells.append(f"{mean_and_spread([row[key] for row in runs])[0]:.4g}")
         lines.append(f"| {' | '.join(cells)} |")

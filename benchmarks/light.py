@@ -17,7 +17,7 @@ from unittest import mock
 import torch
 from mmengine.config import Config
 
-from benchmarks.recipes import SMALL, Recipes
+from benchmarks.recipes import SMALL, Recipes, ap_cell
 from ropevit_mmdet.apis.benchmark.measure import count_flops
 from ropevit_mmdet.apis.compare.experiment import mean_and_spread
 from ropevit_mmdet.engine.config import build_detector, load_config
@@ -121,7 +121,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     lines = ["| | GFLOP | of published | box AP | mask AP | training, s |", "|---" * 6 + "|"]
     for one in rows:
         cells = [one["name"], f"{one['gflop']:.2f}", f"{one['gflop'] / rows[0]['gflop']:.0%}"]
-        cells += ["{:.1f} ± {:.1f}".format(*mean_and_spread(one[k])) for k in ("bbox", "segm")]
+        cells += [ap_cell(one[key]) for key in ("bbox", "segm")]
         cells.append(f"{mean_and_spread(one['seconds'])[0]:.0f}" if one["seconds"] else "")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

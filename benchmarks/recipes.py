@@ -258,6 +258,11 @@ class Recipes:
         return "\n".join(lines)
 
 
+def ap_cell(values: list[float]) -> str:
+    """AP of several seeds in percent: the mean, and half the distance of the extremes."""
+    return "{:.1f} ± {:.1f}".format(*mean_and_spread(values)) if values else ""
+
+
 def log(message: str) -> None:
     sys.stderr.write(f"{time.strftime('%H:%M:%S')} {message}\n")
 

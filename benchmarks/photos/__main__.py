@@ -22,9 +22,9 @@ from benchmarks.heads import schedule, use_cost_hook
 from benchmarks.photos import detectors, peers  # noqa: F401  (registers PeerDetector)
 from benchmarks.photos.arms import ARMS, DESIGNS, mild
 from benchmarks.photos.datasets import Photos, read_photos, tested_on
-from benchmarks.recipes import log
+from benchmarks.recipes import ap_cell, log
 from ropevit_mmdet.apis import Detector
-from ropevit_mmdet.apis.compare.experiment import Run, mean_and_spread, result_of
+from ropevit_mmdet.apis.compare.experiment import Run, result_of
 from ropevit_mmdet.apis.predict import predict_files
 from ropevit_mmdet.engine.hooks import latest_checkpoint
 from ropevit_mmdet.errors import one_line_errors
@@ -156,7 +156,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         cells = [row["name"]]
         for split, key in columns.values():
             values = [100 * one[key] for one in row[split] if one.get(key) is not None]
-            cells.append("{:.1f} ± {:.1f}".format(*mean_and_spread(values)) if values else "")
+            cells.append(ap_cell(values))
         cells += [f"{row[key]:.4g}" for key in ("iterations", "seconds", "peak_mb")]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

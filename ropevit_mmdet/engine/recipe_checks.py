@@ -7,6 +7,7 @@ from mmengine.config import Config
 
 from ropevit_mmdet.compat.config import innermost_datasets, type_name
 from ropevit_mmdet.weights.architectures import resolve_arch
+from ropevit_mmdet.weights.checkpoint import pretrained_entries
 
 MAX_LR, MAX_NORM = 1e-3, 0.1
 # Schedulers that begin with a low learning rate: the argument that says how low, and its default.
@@ -43,24 +44,19 @@ def _weights(config: Config, path: str, frozen: bool) -> Iterator[str]:
     weights = bool(config.get("load_from") or config.get("resume"))
     for key in path.split("."):  # a whole detector may be pretrained, too
         settings = settings[key]
-        weights |= _is_pretrained(settings)
+        pretrained = pretrained_entries(settings.get("init_cfg"))
+        weights |= bool(pretrained)
     if (frozen or settings.get("frozen_stages", -1) >= 0) and not weights:
         yield (
             f"{path}.init_cfg names no weights, and what is frozen stays random: set init_cfg="
             "dict(type='Pretrained', checkpoint=...), or train it by frozen_stages=-1"
         )
     wrapper = config.get("optim_wrapper") or {}
-    if not frozen and _is_pretrained(settings) and not _decays(wrapper):
+    if not frozen and pretrained and not _decays(wrapper):
         yield (
             f"optim_wrapper has no layer decay for the pretrained {path}: set constructor="
             "'RoPEViTLayerDecay' and paramwise_cfg=dict(layer_decay_rate=0.7)"
         )
-
-
-def _is_pretrained(settings: Mapping) -> bool:
-    given = settings.get("init_cfg") or ()
-    entries = given if isinstance(given, (list, tuple)) else [given]
-    return any(type_name(one) == "Pretrained" for one in entries)
 
 
 def _decays(wrapper: Mapping) -> bool:

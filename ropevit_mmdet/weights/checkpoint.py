@@ -157,8 +157,7 @@ def read_pretrained(init_cfg: Any) -> Checkpoint | None:
     Raises:
         UserError: keys that mmengine does not have, or see `read_checkpoint`.
     """
-    entries = init_cfg if isinstance(init_cfg, list | tuple) else [init_cfg]
-    named = [dict(entry) for entry in entries if type_name(entry) == "Pretrained"]
+    named = pretrained_entries(init_cfg)
     if not named:
         return None
     options = {key: value for key, value in named[-1].items() if key != "type"}
@@ -170,6 +169,12 @@ def read_pretrained(init_cfg: Any) -> Checkpoint | None:
             "map_location, revise_keys"
         )
     return read_checkpoint(resolve_weights(source), **options)
+
+
+def pretrained_entries(init_cfg: Any) -> list[dict[str, Any]]:
+    """The entries of an `init_cfg`, in any of its forms, that name a checkpoint."""
+    entries = init_cfg if isinstance(init_cfg, list | tuple) else [init_cfg]
+    return [dict(entry) for entry in entries if type_name(entry) == "Pretrained"]
 
 
 def load_into(module: torch.nn.Module, state: Mapping[str, Tensor], source: str) -> None:
