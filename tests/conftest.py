@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 from huggingface_hub import constants
 
 import ropevit_mmdet  # noqa: F401  (prepares the mm stack before anything imports mmcv.ops)
@@ -103,3 +104,14 @@ def hf_hub(server, monkeypatch) -> FileServer:
     template = f"{server.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
     return server
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory):
+    """A small RetinaNet and its ONNX file, which one of the processes of a test run writes."""
+    from tests.exportable_models import exported_detector  # takes seconds
+
+    root = tmp_path_factory.getbasetemp()
+    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+    with FileLock(root / "exported.lock"):
+        return exported_detector(root / "exported")

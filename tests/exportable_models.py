@@ -1,12 +1,8 @@
 """Small detectors for the tests of `deploy`, with random weights that make every part count."""
 
 import argparse
-import atexit
-import functools
 import importlib
 import re
-import shutil
-import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -142,18 +138,17 @@ class Exported(NamedTuple):
     onnx: Path
 
 
-@functools.cache
-def exported_detector() -> Exported:
-    """A RetinaNet exported by `ropevit export`, once per test process."""
-    directory = Path(tempfile.mkdtemp())
-    atexit.register(shutil.rmtree, directory)
-    config, checkpoint = directory / "smaller.py", directory / "detector.pth"
+def exported_detector(directory: Path) -> Exported:
+    """A RetinaNet exported by `ropevit export`, unless the directory has its file."""
+    directory.mkdir(exist_ok=True)
+    config, checkpoint, onnx = (directory / name for name in ("a.py", "a.pth", "a.onnx"))
     config.write_text(SMALLER)
     torch.manual_seed(0)
     model = with_detections(build_detector(load_config(config)))
-    torch.save({"state_dict": model.state_dict()}, checkpoint)
-    run_command("export", config, checkpoint, directory / "detector.onnx")
-    return Exported(model, config, checkpoint, directory / "detector.onnx")
+    if not onnx.exists():
+        torch.save({"state_dict": model.state_dict()}, checkpoint)
+        run_command("export", config, checkpoint, onnx)
+    return Exported(model, config, checkpoint, onnx)
 
 
 def run_command(name: str, *argv: object) -> None:

@@ -182,12 +182,17 @@ def train_with(config: Path, work_dir: Path, failure: dict, *arguments: str, com
 
 def train_two_with(config: Path, work_dir: Path, failure: dict):
     """As `train_with`, in two processes without a launcher that supervises them."""
+    return train_group(with_failure(config, failure), work_dir)
+
+
+def train_group(config: Path, work_dir: Path, *arguments: str, size: int = 2):
+    """Trains in one or two processes of a group; returns them when they have ended."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    environments = [{"RANK": rank, "LOCAL_RANK": rank, **group} for rank in "01"]
-    argv = [str(with_failure(config, failure)), str(work_dir), "--launcher", "pytorch"]
+    group = {"WORLD_SIZE": f"{size}", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    environments = [{"RANK": f"{i}", "LOCAL_RANK": f"{i}", **group} for i in range(size)]
+    argv = [str(config), str(work_dir), "--launcher", "pytorch", *arguments]
     return forked(argv, config.parent, environments)
 
 

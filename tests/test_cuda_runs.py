@@ -14,17 +14,17 @@ from tests.test_engine.test_strategies import test_block_fsdp_strategy as distri
 from tests.tiny_coco import write_tiny
 
 pytestmark = pytest.mark.gpu
-LAUNCH = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=1")
 
 
 @pytest.mark.parametrize("half", ["bfloat16", "float16"])
 @pytest.mark.parametrize("strategy", ["plain", "fsdp"])
 def test_mixed_precision_learns_and_resumes(strategy, half, tmp_path):
     write_tiny(tmp_path, num_images=12)
-    more, command = f"optim_wrapper['dtype'] = {half!r}\n", ()
+    more, processes = f"optim_wrapper['dtype'] = {half!r}\n", None
+    more += "model['backbone']['with_cp'] = True\n"
     if strategy == "fsdp":
-        more, command = more + distributed.FSDP.replace("gloo", "nccl"), LAUNCH
-    settings = dict(processes=1, more=more, command=command, with_cp=True)
+        more, processes = more + distributed.FSDP.replace("gloo", "nccl"), 1
+    settings = dict(processes=processes, more=more)
     distributed.train(tmp_path, strategy, iterations=10, arguments=("--amp",), **settings)
     arguments = ("--amp", "--resume")
     losses, last = distributed.train(tmp_path, strategy, arguments=arguments, **settings)

@@ -26,7 +26,6 @@ from tests.exportable_models import (
     SMALL_ARCH,
     WINDOWED,
     Encoder,
-    exported_detector,
     run_command,
     small_detector,
 )
@@ -45,11 +44,6 @@ def exported_runner(model, file_format):
         assert not operators_that_tensorrt_lacks(data)
         return onnx_format.runner(data)
     return torch_export.runner(torch_export.to_bytes(program, {}))
-
-
-@pytest.fixture
-def exported():
-    return exported_detector()
 
 
 def test_onnx_detector_equals_pytorch(exported, monkeypatch):
@@ -180,7 +174,7 @@ def test_onnx_file_has_metadata_and_no_path(exported):
     metadata = {field.key: json.loads(field.value) for field in proto.metadata_props}
     assert metadata.pop("made_by").startswith("ropevit_mmdet 0.")
     assert metadata == {
-        "config": "smaller.py",
+        "config": "a.py",
         "part": "detector",
         "model": "RetinaNet",
         "patch_size": 7,

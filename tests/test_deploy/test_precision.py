@@ -28,16 +28,16 @@ from ropevit_mmdet.deploy.features import DynamicFeatures, min_side
 from ropevit_mmdet.deploy.precision import Reduction, layer_of, to_bfloat16
 from ropevit_mmdet.deploy.precision_check import PrecisionCheck
 from ropevit_mmdet.errors import UserError
-from tests.exportable_models import eager, exported_detector, run_command, small_detector
+from tests.exportable_models import eager, run_command, small_detector
 
 FLOAT16 = onnx.TensorProto.FLOAT16
 
 
 @pytest.fixture(scope="module")
-def dataset(tmp_path_factory):
+def dataset(exported, tmp_path_factory):
     """Two images; the ground truth is what the exported detector's PyTorch model detects."""
     root = tmp_path_factory.mktemp("shapes")
-    _, config, checkpoint, _ = exported_detector()
+    _, config, checkpoint, _ = exported
     detector = Detector(checkpoint, config=config, device="cpu")
     random, images, annotations = np.random.default_rng(0), [], []
     (root / "images").mkdir()
@@ -67,8 +67,8 @@ def dataset(tmp_path_factory):
 
 
 @pytest.fixture
-def data():
-    return exported_detector().onnx.read_bytes()
+def data(exported):
+    return exported.onnx.read_bytes()
 
 
 def operators(content):
@@ -150,9 +150,9 @@ def test_bfloat16_computes_features_and_heads(name):
     assert all(torch.dist(a, b) < 0.03 * a.norm() and b.dtype == torch.float32 for a, b in maps)
 
 
-def test_exported_figures_equal_pytorch(dataset, capsys):
+def test_exported_figures_equal_pytorch(exported, dataset, capsys):
     """In the command, with a provider that is there and one that is not."""
-    _, _, checkpoint, path = exported_detector()
+    _, _, checkpoint, path = exported
     argv = [path, "--config", dataset[1], "--checkpoint", checkpoint]
     run_command("evaluate", *argv)
     rows = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines() if "|" in line]
@@ -193,14 +193,20 @@ def test_exported_detector_fits_detections_to_the_original_image(dtype):
     )  # 16 x 16 without corners
 
 
-def check_of(dataset, lines, **settings):
-    fields = onnx_format.metadata_of(exported_detector().onnx.read_bytes())
-    texts = {key: json.dumps(value) for key, value in fields.items()}
-    request = Request(**{"calibration": 1, **settings})
-    return PrecisionCheck(exported_detector().model, dataset[0], texts, request, lines.append, iter)
+@pytest.fixture
+def check_of(exported, dataset, data):
+    """Creates the check of a request, which appends its lines to a list."""
+
+    def create(lines, **settings):
+        fields = onnx_format.metadata_of(data)
+        texts = {key: json.dumps(value) for key, value in fields.items()}
+        request = Request(**{"calibration": 1, **settings})
+        return PrecisionCheck(exported.model, dataset[0], texts, request, lines.append, iter)
+
+    return create
 
 
-def test_the_layer_that_overflows_in_float16_stays_float32(dataset, data):
+def test_the_layer_that_overflows_in_float16_stays_float32(check_of, data):
     """The values of a block are a million times larger, and its projection is that much smaller."""
     proto = onnx.load_model_from_string(data)
     values = {one.name: one for one in proto.graph.initializer}
@@ -215,13 +221,13 @@ def test_the_layer_that_overflows_in_float16_stays_float32(dataset, data):
                 array *= 1e-6
             weight.CopyFrom(onnx.numpy_helper.from_array(array, weight.name))
     lines = []
-    content = check_of(dataset, lines, precision="fp16").reduced(proto.SerializeToString())
+    content = check_of(lines, precision="fp16").reduced(proto.SerializeToString())
     assert onnx_format.metadata_of(content)["float32_layers"] == ["features.backbone.blocks.0"]
     assert "coco/bbox_mAP 0.0000, PyTorch " in "".join(lines)
     assert lines[-1] == "float32 because of the check: features.backbone.blocks.0"
 
 
-def test_a_file_that_fails_is_not_returned(dataset, data, monkeypatch):
+def test_a_file_that_fails_is_not_returned(check_of, data, monkeypatch):
     figures = dict(a={"coco/segm_mAP": 0.5, "coco/bbox_mAP": 0.4, "coco/bbox_mAP_50": 0.9})
     figures["b"] = {"coco/segm_mAP": 0.4, "coco/bbox_mAP": 0.395, "coco/bbox_mAP_50": 0.1}
     monkeypatch.setattr(precision_check, "evaluate", lambda *_, **__: figures)
@@ -229,20 +235,20 @@ def test_a_file_that_fails_is_not_returned(dataset, data, monkeypatch):
     lines = []
     message = "int8 file is not written, even with float32 in .*features.backbone.blocks.1.*: "
     with pytest.raises(RuntimeError, match=f"{message}coco/segm_mAP 0.4000, PyTorch 0.5000; at"):
-        check_of(dataset, lines, precision="int8", dynamic=True).reduced(data)
+        check_of(lines, precision="int8", dynamic=True).reduced(data)
     run = onnx_format.runner(data)
     with pytest.raises(RuntimeError, match="bf16 file is not written: coco/segm_mAP 0.4000"):
-        check_of(dataset, lines, precision="bf16").accept(run)
+        check_of(lines, precision="bf16").accept(run)
     figures["b"] = dict(figures["a"], **{"coco/segm_mAP": 0.49})
-    check_of(dataset, lines, precision="int8", dynamic=True).reduced(data)
+    check_of(lines, precision="int8", dynamic=True).reduced(data)
     figures["b"]["coco/segm_mAP"] = float("nan")
     with pytest.raises(RuntimeError, match="PyTorch 0.5000"):
-        check_of(dataset, lines, precision="int8").accept(run)
+        check_of(lines, precision="int8").accept(run)
 
 
-def test_feature_maps_are_checked_by_their_error(dataset):
-    model, lines = exported_detector().model, []
-    check = check_of(dataset, lines, precision="fp16", part="features")
+def test_feature_maps_are_checked_by_their_error(check_of, exported):
+    model, lines = exported.model, []
+    check = check_of(lines, precision="fp16", part="features")
 
     def scaled(scale, images, _):
         with torch.no_grad():
@@ -255,18 +261,15 @@ def test_feature_maps_are_checked_by_their_error(dataset):
             check.accept(partial(scaled, scale))
 
 
-def test_calibration_images_have_the_size_of_the_file(dataset):
+def test_calibration_images_have_the_size_of_the_file(dataset, data):
     config = dataset[0]
     shapes = {tuple(image.shape) for image in evaluation.calibration_images(config, 5)}
     assert shapes == {(3, 168, 224), (3, 224, 168)}
     (image,) = evaluation.calibration_images(config, 1, (98, 70))
     assert image.shape == (3, 98, 70) and image.dtype == torch.uint8
-    detector = ExportedDetector(None, dict(exported_metadata(), normalized_by="caller", batch=3))
+    metadata = dict(onnx_format.metadata_of(data), normalized_by="caller", batch=3)
+    detector = ExportedDetector(None, metadata)
     assert detector.prepared(image).shape == (3, 3, 98, 70)
-
-
-def exported_metadata():
-    return onnx_format.metadata_of(exported_detector().onnx.read_bytes())
 
 
 def test_requests_that_a_format_cannot_have(tmp_path, monkeypatch):
@@ -288,9 +291,9 @@ def test_openvino_is_an_extra(data, monkeypatch):
         onnx_format.runner(data, "openvino:bf16")
 
 
-def test_openvino_equals_pytorch(data):
+def test_openvino_equals_pytorch(exported, data):
     pytest.importorskip("openvino")
-    model, run = exported_detector().model, onnx_format.runner(data, "openvino")
+    model, run = exported.model, onnx_format.runner(data, "openvino")
     for size, batch in (((168, 224), 1), ((57, 100), 3)):
         equal, text = compare_detections(model, run, example_images(size, batch))
         assert equal, text

@@ -17,7 +17,6 @@ from pycocotools import mask as mask_coding
 from ropevit_mmdet._images import read_image
 from ropevit_mmdet.apis import Detector
 from ropevit_mmdet.deploy.check import Detections, differences
-from tests.exportable_models import exported_detector
 from tests.processes import ROOT, run_python
 from tests.test_apis.test_predict import broken_files
 
@@ -27,8 +26,8 @@ onnx_predict = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(onnx_predict)
 
 
-def test_onnx_predict_equals_the_package(tmp_path):
-    _, config, checkpoint, path = exported_detector()
+def test_onnx_predict_equals_the_package(exported, tmp_path):
+    _, config, checkpoint, path = exported
     random, files = np.random.default_rng(0), []
     for name, height, width in (("a.png", 168, 224), ("b.png", 333, 250), ("c.jpg", 60, 90)):
         coarse = Image.fromarray(random.integers(0, 256, (9, 7, 3), dtype=np.uint8))
@@ -190,12 +189,11 @@ def test_read_image_applies_exif_orientation(tmp_path):
     assert onnx_predict.read_image(tmp_path / "6.png").shape == (9, 6, 3)
 
 
-def test_onnx_predict_reports_errors_in_one_line(tmp_path, capsys):
-    exported = exported_detector().onnx
+def test_onnx_predict_reports_errors_in_one_line(exported, tmp_path, capsys):
     image, bad = (tmp_path / f"{name}.png" for name in ("image", "bad"))
     Image.new("RGB", (8, 8)).save(image)
     bad.write_bytes(image.read_bytes()[:20])
-    proto = onnx.load(exported)
+    proto = onnx.load(exported.onnx)
     next(field for field in proto.metadata_props if field.key == "resize").value = "null"
     onnx.save(proto, tmp_path / "more.onnx")
     del proto.metadata_props[:]
@@ -203,8 +201,8 @@ def test_onnx_predict_reports_errors_in_one_line(tmp_path, capsys):
     for file, path, message in (
         (tmp_path / "more.onnx", image, "does more than resize"),
         (tmp_path / "bare.onnx", image, "is not a file of `ropevit export --part detector`"),
-        (exported, tmp_path / "none.png", "No such file"),
-        (exported, bad, "bad.png cannot be read: "),
+        (exported.onnx, tmp_path / "none.png", "No such file"),
+        (exported.onnx, bad, "bad.png cannot be read: "),
     ):
         with pytest.raises(SystemExit) as stop:
             onnx_predict.main([str(file), str(path)])
@@ -212,12 +210,12 @@ def test_onnx_predict_reports_errors_in_one_line(tmp_path, capsys):
         assert stop.value.code == 2 and line.startswith("error: ") and message in line
 
 
-def test_onnx_predict_skips_and_names_images_that_it_cannot_use(tmp_path, capsys):
+def test_onnx_predict_skips_and_names_images_that_it_cannot_use(exported, tmp_path, capsys):
     broken = broken_files(tmp_path)
     Image.new("RGB", (60, 40)).save(tmp_path / "good.png")
     out = tmp_path / "out.json"
     with pytest.raises(SystemExit) as stop:
-        onnx_predict.main([str(exported_detector().onnx), str(tmp_path), "--out", str(out)])
+        onnx_predict.main([str(exported.onnx), str(tmp_path), "--out", str(out)])
     assert stop.value.code == 1
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == len(broken) and all(line.startswith("skipped: ") for line in lines)

@@ -6,9 +6,9 @@ from mmcv.cnn import Scale
 from mmdet.apis import init_detector
 
 from ropevit_mmdet.engine import BlockFSDPStrategy
+from ropevit_mmdet.engine.config import build_detector, load_config
 from ropevit_mmdet.errors import UserError
-from tests.fault_injection import TORCHRUN, TRAIN
-from tests.processes import run_python
+from tests.fault_injection import forked, train_group
 from tests.tiny_coco import write_tiny
 
 # FCOS divides its losses by the positives of all processes: how a batch is distributed does not
@@ -16,7 +16,7 @@ from tests.tiny_coco import write_tiny
 # AdamW takes full steps from the rounding of gradients that are zero.
 CONFIG = """
 _base_ = './tiny.py'
-custom_imports = dict(imports=['ropevit_mmdet', 'parts'], allow_failed_imports=False)
+custom_imports = dict(imports=['ropevit_mmdet', 'tests.unscaled_fcos'], allow_failed_imports=False)
 model = dict(
     type='FCOS',
     backbone=dict(_delete_=True, type='RoPEViT', pretrain_img_size=64, window_size=2,
@@ -39,30 +39,6 @@ default_hooks = dict(checkpoint=dict(type='ResumableCheckpointHook', interval=10
 custom_hooks = [dict(type='LossFile')]
 {more}
 """
-PARTS = """
-from mmdet.models import FCOSHead
-from mmdet.registry import HOOKS, MODELS
-from mmengine.dist import all_reduce, is_main_process
-from mmengine.hooks import Hook
-from torch import nn
-
-
-@MODELS.register_module(force=True)
-class UnscaledFCOSHead(FCOSHead):
-    def _init_layers(self):
-        super()._init_layers()
-        self.scales = nn.ModuleList(nn.Identity() for _ in self.strides)
-
-
-@HOOKS.register_module(force=True)
-class LossFile(Hook):
-    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
-        loss = outputs['loss'].detach().double()
-        all_reduce(loss, 'mean')
-        if is_main_process():
-            with open(runner.work_dir + '/losses.txt', 'a') as file:
-                file.write(f'{loss.item()!r}\\n')
-"""
 FSDP = """
 runner_type = 'FlexibleRunner'
 strategy = dict(type='BlockFSDPStrategy')
@@ -70,25 +46,21 @@ env_cfg = dict(dist_cfg=dict(backend='gloo'))
 """
 
 
-def train(directory, name, *, processes, iterations=20, more="", arguments=(), command=None):
-    """Trains in a process, or by torchrun in two; returns all losses and the last checkpoint."""
-    (directory / "parts.py").write_text(PARTS)
-    config, start = directory / f"{name}.py", directory / "start.pth"
-    settings = dict(batch_size=4 // processes, iterations=iterations, more=more)
+def train(directory, name, *, processes=None, iterations=20, more="", arguments=()):
+    """Trains, `processes=None`: without a group; returns all losses and the last checkpoint."""
+    config, start, work_dir = (directory / one for one in (f"{name}.py", "start.pth", name))
+    settings = dict(batch_size=4 // (processes or 1), iterations=iterations, more=more)
     config.write_text(CONFIG.format(start=str(start), **settings))
     if not start.exists():
-        code = "import sys; from ropevit_mmdet.engine.config import *; from torch import save\n"
-        code += "model = build_detector(load_config(sys.argv[1]))\n"
-        code += "save(dict(state_dict=model.state_dict()), sys.argv[2])"
-        assert run_python("-c", code, config, start, path=directory).returncode == 0
-    if command is None:
-        command = TORCHRUN if processes == 2 else ()
-    launcher = ("--launcher", "pytorch") if command else ()
-    run = (*TRAIN, config, directory / name, *launcher, *arguments)
-    done = run_python(*command, *run, path=directory)
-    assert done.returncode == 0, done.stderr[-3000:]
-    losses = [float(line) for line in (directory / name / "losses.txt").read_text().splitlines()]
-    return losses, torch.load(directory / name / f"iter_{iterations}.pth", weights_only=True)
+        torch.save(dict(state_dict=build_detector(load_config(config)).state_dict()), start)
+    if processes is None:
+        done = forked([str(config), str(work_dir), *arguments], directory, [{}])
+    else:
+        done = train_group(config, work_dir, *arguments, size=processes)
+    for process in done:
+        assert process.returncode == 0, process.stderr[-3000:]
+    losses = [float(line) for line in (work_dir / "losses.txt").read_text().splitlines()]
+    return losses, torch.load(work_dir / f"iter_{iterations}.pth", weights_only=True)
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +68,7 @@ def single(tmp_path_factory):
     """A directory with a run of one process in it, its losses and its checkpoint."""
     directory = tmp_path_factory.mktemp("distributed")
     write_tiny(directory, num_images=12)
-    losses, checkpoint = train(directory, "single", processes=1)
+    losses, checkpoint = train(directory, "single")
     assert len(losses) == 20 and losses[-1] < 0.95 * losses[0]
     return directory, losses, checkpoint
 
@@ -124,7 +96,7 @@ def test_fsdp_equals_one_process_resumes_and_loads_into_a_plain_model(single):
     assert_same(resumed, expected)
 
     plain = (directory / "single.py").read_text().replace("UnscaledFCOSHead", "FCOSHead")
-    plain = plain.replace(", 'parts'", "").replace("custom_hooks", "unused_hooks")
+    plain = plain.replace(", 'tests.unscaled_fcos'", "").replace("custom_hooks", "unused_hooks")
     (directory / "plain.py").write_text(plain)
     checkpoint = str(directory / "fsdp" / "iter_20.pth")
     model = init_detector(str(directory / "plain.py"), checkpoint, device="cpu")
@@ -139,7 +111,7 @@ def test_fsdp_resumes_with_a_frozen_backbone(single):
     more = "del model['backbone']['_delete_']\nfrozen = model['backbone']\n"
     more += "model['backbone'] = dict(type='FrozenBackbone', backbone=frozen, cache_dir='maps')\n"
     more += "model['backbone']['_delete_'] = True\n"
-    expected = train(directory, "frozen", processes=1, iterations=4, more=more)
+    expected = train(directory, "frozen", iterations=4, more=more)
     settings = dict(processes=2, more=more + FSDP)
     train(directory, "fsdp_frozen", iterations=2, **settings)
     resumed = train(directory, "fsdp_frozen", iterations=4, arguments=("--resume",), **settings)
