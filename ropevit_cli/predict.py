@@ -51,7 +51,9 @@ def run(args: argparse.Namespace) -> int:
         **{name: getattr(args, name) for name in settings},
     )
     min_score = max(args.score_thr, detector.min_score)
-    print(f"{number} objects in {len(images) - len(skipped)} images, scores of {min_score} and up")
+    count = len(images) - len(skipped)
+    in_images = f"{count} image{'s' * (count != 1)}"
+    print(f"{number} objects in {in_images}, scores of {min_score} and up")
     if min_score > args.score_thr:
         print(f"the config's score_thr drops scores below {min_score}; --cfg-options changes it")
     print(f"overlays: {Path(args.out_dir) / OVERLAY_DIRECTORY}")

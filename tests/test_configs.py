@@ -24,6 +24,7 @@ FILES = [path for path in sorted(CONFIGS.glob("*.py")) if "eomt" not in path.ste
 COCO = [path for path in FILES if path.stem.startswith("ropevit_")]
 QUERIES = [path for path in COCO if re.search("dino|detr|ddq|mask2former", path.stem)]
 SMALL = "rope_vit_t14"
+SAME_MODEL = [p for p in COCO if re.search("(dino|maskrcnn)_(12e|fsdp)$", p.stem)]
 COCO_IMAGES = 118_000  # of train2017, as ViTDet's 184,375 iterations of 64 for 100 epochs count
 
 
@@ -112,9 +113,14 @@ def images(num_classes: int, *, masked: bool = True, stuff: int = 0) -> dict:
     return dict(inputs=inputs, data_samples=samples)
 
 
-@pytest.mark.parametrize(
-    "path", [p for p in FILES if p.stem != "ropevit_dino_12e"], ids=lambda path: path.stem
-)  # that has the model of ropevit_dino
+def test_schedules_have_the_model_of_another_config():
+    for path in SAME_MODEL:
+        other = path.with_stem(re.sub("_(12e|fsdp)$", "", path.stem))
+        one, base = Config.fromfile(path), Config.fromfile(other)
+        assert one.model == base.model and one.optim_wrapper == base.optim_wrapper
+
+
+@pytest.mark.parametrize("path", sorted({*FILES} - {*SAME_MODEL}), ids=lambda path: path.stem)
 def test_loads_takes_two_optimizer_steps_and_a_test_step(path, checkpoints):
     config = load(path, checkpoints)
     model = MODELS.build(config.model)

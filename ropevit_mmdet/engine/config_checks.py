@@ -1,6 +1,7 @@
 """Checks what a config says about its run: loops, samplers, data loaders, types and arguments."""
 
 import difflib
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from inspect import Parameter, getmro, isclass, signature
 from typing import Any
@@ -157,10 +158,14 @@ def _loader_issues(given: Mapping[str, Any], split: str) -> Iterator[str]:
 
 
 def _schedule_issues(given: Mapping[str, Any]) -> Iterator[str]:
-    schedulers = {"param_scheduler": given.get("param_scheduler")}
-    for path, one in _walk(schedulers if _counts_iterations(given) else None):
+    for path, one in _walk({"param_scheduler": given.get("param_scheduler")}):
+        begin, end = one.get("begin", 0), one.get("end", math.inf)
+        if begin >= end:
+            text = f"{path}: begin={begin} is not before end={end}"
+            yield f"{text}: shorten the warm-up, or train for longer"
         by_epoch = one.get("by_epoch", True) and not one.get("convert_to_iter_based")
-        if "type" in one and by_epoch and "Plateau" not in type_name(one):
+        by_epoch = by_epoch and "type" in one and "Plateau" not in type_name(one)
+        if by_epoch and _counts_iterations(given):
             yield (
                 f"{path}: {type_name(one)} counts epochs, and an IterBasedTrainLoop is one: set "
                 "by_epoch=False, and begin and end in iterations"

@@ -204,6 +204,9 @@ def test_python_style_config_trains(weights, small_images, tmp_path):
 def test_weights_of_the_old_detector_are_dropped(weights, unchecked):
     config = adapt("mmdet::cityscapes/mask-rcnn_r50_fpn_1x_cityscapes", weights)
     assert config.load_from is None and config.default_hooks.checks.type == "RoPEViTChecks"
+    old = Config(read_config(RETINANET)[0])
+    old.model.init_cfg = [dict(type="Pretrained", checkpoint="detector.pth")]
+    assert adapt(old, weights).model.init_cfg is None
 
 
 @pytest.mark.parametrize(

@@ -185,7 +185,7 @@ def test_commands_take_a_config_or_that_of_the_checkpoint(saved, tmp_path, capsy
     image = path.parent / "data" / "images" / "1.png"
     for argv in ([checkpoint, image], [path, checkpoint, "--device", "cpu", image]):
         assert ropevit("predict", *argv, "--score-thr", "0") == 0
-        assert "10 objects in 1 images" in capsys.readouterr().out
+        assert "10 objects in 1 image," in capsys.readouterr().out
     for argv in (["predict", path, checkpoint], ["test", checkpoint, path], ["export", checkpoint]):
         assert "wrong number of arguments" in fails(capsys, *argv)
     parser = build_parser(["test"])

@@ -184,7 +184,7 @@ def test_the_command_reports_the_score_of_the_config(saved, tmp_path, capsys):
     options = ["--score-thr", "0", "--cfg-options", "model.test_cfg.score_thr=1.0"]
     assert ropevit(*argv, "--out-dir", tmp_path / "out", *options) == 0
     output = capsys.readouterr().out
-    assert "0 objects in 1 images" in output and "score_thr drops scores below 1.0" in output
+    assert "0 objects in 1 image," in output and "score_thr drops scores below 1.0" in output
     (tmp_path / "file").touch()
     argv = ["predict", "gone.pth", "gone.png", "--out-dir", tmp_path / "file"]
     assert f"{tmp_path / 'file'} is a file" in fails(capsys, *argv)

@@ -45,6 +45,10 @@ def tiny(tmp_path):
         ({"train_cfg": dict(by_epoch=True, max_epochs=2)}, "Sampler never ends"),
         ({"val_dataloader.sampler": dict(type="mmengine.InfiniteSampler")}, "never ends"),
         ({"param_scheduler": dict(type="StepLR", step_size=1)}, "StepLR counts epochs"),
+        (
+            {"param_scheduler": [dict(type="CosineAnnealingLR", begin=9, end=5)]},
+            "param_scheduler.0: begin=9 is not before end=5",
+        ),
     ],
 )  # fmt: skip
 def test_an_issue_in_one_line(changes, message, tiny):

@@ -20,6 +20,7 @@ from ropevit_mmdet.compat.config import type_name
 from ropevit_mmdet.engine.hooks.rope_vit_checks import check_strides
 from ropevit_mmdet.errors import UserError
 from ropevit_mmdet.models.necks.simple_feature_pyramid import SimpleFeaturePyramid
+from ropevit_mmdet.weights.checkpoint import pretrained_entries
 
 _SIDE = 224  # pixels, of a padded batch
 _SIZES = ((200, 224), (212, 198))  # pixels (height, width)
@@ -79,7 +80,7 @@ def offline(config: Config, side: int = 0, *, pretrained: bool = False) -> Confi
         if type_name(settings) in ("SyncBN", "MMSyncBN"):  # of a process group
             settings["type"] = "BN"
         kept = pretrained and type_name(settings) == "RoPEViT"
-        if not kept and type_name(settings.get("init_cfg")) == "Pretrained":
+        if not kept and pretrained_entries(settings.get("init_cfg")):
             settings["init_cfg"] = None
         if side and "batch_augments" in path:
             settings.update(dict.fromkeys({"size", "scale"} & settings.keys(), (side, side)))

@@ -27,7 +27,7 @@ from ropevit_mmdet.apis.adaptation.rules import (
 from ropevit_mmdet.compat.config import type_name
 from ropevit_mmdet.errors import UserError
 from ropevit_mmdet.weights.architectures import Arch, resolve_arch
-from ropevit_mmdet.weights.checkpoint import Checkpoint, read_checkpoint
+from ropevit_mmdet.weights.checkpoint import Checkpoint, pretrained_entries, read_checkpoint
 from ropevit_mmdet.weights.hub import resolve_weights
 from ropevit_mmdet.weights.inspection import identify, pixel_stats, pretrain_size
 
@@ -219,7 +219,7 @@ def _set_runtime(config: dict[str, Any]) -> None:
     if config.get("load_from"):
         config["load_from"] = None
     for _, settings in walk(config["model"]):
-        if "backbone" in settings and type_name(settings.get("init_cfg")) == "Pretrained":
+        if "backbone" in settings and pretrained_entries(settings.get("init_cfg")):
             settings["init_cfg"] = None
     config["default_scope"] = config.get("default_scope") or "mmdet"
 

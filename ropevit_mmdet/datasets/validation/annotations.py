@@ -196,13 +196,13 @@ def _valid_entries(
             fields = one if isinstance(one, dict) else {}
             name = fields.get("file_name") or fields.get("id", f"at index {index}")
             image = f" of image {short(fields['image_id'])}" if "image_id" in fields else ""
-            findings.add("fields", f"{_SINGULAR[part]} {short(name)}{image}: {issue}")
+            findings.add("fields", f"{SINGULAR[part]} {short(name)}{image}: {issue}")
         else:
             valid.append(one)
     return valid
 
 
-_SINGULAR = {"images": "image", "annotations": "annotation", "categories": "category"}
+SINGULAR = {"images": "image", "annotations": "annotation", "categories": "category"}
 
 
 def _is_number(value: Any) -> bool:
@@ -230,7 +230,7 @@ _VALID: dict[str, Callable[[Any], bool]] = {
 def _check_ids(
     part: str, entries: Sequence[dict[str, Any]], evaluated: bool, findings: Findings
 ) -> None:
-    what = _SINGULAR[part]
+    what = SINGULAR[part]
     for key in ("id", "name") if part == "categories" else ("id",):
         for value, count in Counter(one[key] for one in entries).items():
             if count > 1:

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from ropevit_mmdet.datasets.validation.annotations import (
     LISTS,
+    SINGULAR,
     check_annotations,
     read_annotation_file,
 )
@@ -36,7 +37,8 @@ class Report:
 
     def lines(self, show: int = 5) -> Iterator[str]:
         """The report as text: errors first, with the first `show` places of each check."""
-        counts = ", ".join(f"{count:,} {key}" for key, count in self.counts.items())
+        names = {key: SINGULAR[key] if count == 1 else key for key, count in self.counts.items()}
+        counts = ", ".join(f"{self.counts[key]:,} {name}" for key, name in names.items())
         yield f"{self.files.ann_file}, images in {self.files.img_dir}: {counts or 'not read'}"
         for name, places in self._sorted():
             severity, message, fix = CHECKS[name]

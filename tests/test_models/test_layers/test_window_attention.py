@@ -147,10 +147,10 @@ def rotate(x, cos, sin, rotation):
 @pytest.mark.parametrize("window_size", [None, 16])
 def test_compiled_with_dynamic_sizes_equals_eager(window_size):
     model = small(window_size=window_size)
-    compiled = torch.compile(model, dynamic=True, backend="aot_eager")
+    compiled = torch.compile(model, dynamic=True, backend="eager")
     for size in ((448, 672), (280, 364)):
-        images = seeded_images((1, 3, *size))  # tables and position embedding are float32
-        assert relative_error(run(compiled, images), run(model, images)) <= 1e-6
+        images = seeded_images((1, 3, *size))
+        assert torch.equal(run(compiled, images), run(model, images))
 
 
 @pytest.mark.slow
