@@ -20,7 +20,7 @@ from mmengine.config import Config
 
 from benchmarks.heads import schedule, use_cost_hook
 from benchmarks.photos import detectors, peers  # noqa: F401  (registers PeerDetector)
-from benchmarks.photos.arms import ARMS, DESIGNS, mild
+from benchmarks.photos.arms import ARMS, DESIGNS, RATES, mild
 from benchmarks.photos.datasets import Photos, read_photos, tested_on
 from benchmarks.recipes import ap_cell, log
 from ropevit_mmdet.apis import Detector
@@ -82,6 +82,11 @@ def main(argv: list[str] | None = None) -> None:
 
 def variants(section: str, photos: Photos, weights: Path | None) -> Iterator[Variant]:
     """The variants of a section: EoMT only where there are masks, Faster R-CNN where not."""
+    if section == "large":
+        build = partial(detectors.large, weights=weights)
+        for name, arm in RATES.items():
+            yield Variant(name, photos, build, arm)
+        return
     boxes = photos._replace(has_masks=False)
     if section in ("designs", "recipes"):
         head = "Mask R-CNN" if photos.has_masks and section == "recipes" else "RetinaNet"
@@ -177,8 +182,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--only",
         nargs="+",
-        choices=("scratch", "peers", "pretrained", "recipes", "designs"),
-        help="sections (default: all; pretrained and recipes need --weights)",
+        choices=("scratch", "peers", "pretrained", "recipes", "designs", "large"),
+        help="sections (default: the first two, with --weights the first four); large: a GPU",
     )
     parser.add_argument("--match", default="", help="only rows whose name contains this text")
     args = parser.parse_args(argv)

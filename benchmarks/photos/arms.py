@@ -1,6 +1,7 @@
 """The arms of a comparison of recipes: each changes one setting of the first one."""
 
 from collections.abc import Callable
+from functools import partial
 
 from mmengine.config import Config, ConfigDict
 
@@ -88,7 +89,14 @@ def rtmdet(config: Config, photos: Photos) -> None:
     config.optim_wrapper.paramwise_cfg.bypass_duplicate = True  # levels share convolutions
 
 
+def on_gpu(config: Config, photos: Photos, lr: float) -> None:
+    base(config, photos)
+    config.train_dataloader.update(num_workers=4, persistent_workers=True)
+    config.optim_wrapper.optimizer.lr = lr
+
+
 DESIGNS = {"RetinaNet, GIoU": giou, "RTMDet": rtmdet}
+RATES = {f"RoPE ViT-B, learning rate {lr:g}": partial(on_gpu, lr=lr) for lr in (1e-4, 5e-5)}
 ARMS: dict[str, Callable[[Config, Photos], None]] = {
     "large-scale jitter, 0.1 to 2": base,
     "jitter of 0.8 to 1.25": mild,

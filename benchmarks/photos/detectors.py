@@ -5,11 +5,12 @@ from functools import partial
 from math import ceil
 from pathlib import Path
 
+import torch
 from mmengine.config import Config, ConfigDict
 
 from benchmarks.heads import use_backbone
 from benchmarks.photos.datasets import Photos
-from ropevit_mmdet.engine.config import load_config
+from ropevit_mmdet.engine.config import load_config, use_amp
 
 STRIDES = (7, 14, 28)
 _MIDDLE = STRIDES[0] * 2**1.25  # the middle of 3 levels with 2 anchor sizes each, at scale 1
@@ -21,6 +22,18 @@ def ours(photos: Photos, name: str, weights: Path | None = None) -> Config:
     if weights:
         use_backbone(config, load_config("configs/shapes_transfer.py"), weights)
     fit(config.model, photos)
+    return config
+
+
+def large(photos: Photos, weights: Path | None = None) -> Config:
+    """`configs/custom_coco.py`, RoPE ViT-B for a GPU, with birder's published weights or a file."""
+    config = load_config("configs/custom_coco.py")
+    if weights:
+        config.model.backbone.init_cfg.checkpoint = str(weights)
+    config.model.data_preprocessor.batch_augments = None  # photos have one size already
+    fit_rois(config.model.roi_head, photos)
+    if torch.cuda.is_available():
+        use_amp(config)
     return config
 
 
@@ -84,13 +97,18 @@ def fit(model: ConfigDict, photos: Photos) -> None:
             generator.update(octave_base_scale=scale) if one_stage else generator.update(
                 scales=[0.9 * scale, 1.8 * scale]
             )
-    if "roi_head" not in model:
+    if "roi_head" in model:
+        fit_rois(model.roi_head, photos)
+    else:
         model.bbox_head.update(classes)
-        return
-    model.roi_head.bbox_head.update(classes)
-    model.roi_head.mask_head.update(classes)
-    if not photos.has_masks:  # Faster R-CNN
-        model.roi_head.update(mask_head=None, mask_roi_extractor=None)
+
+
+def fit_rois(roi_head: ConfigDict, photos: Photos) -> None:
+    """Sets the classes of Mask R-CNN's heads; without masks it becomes Faster R-CNN."""
+    for head in (roi_head.bbox_head, roi_head.mask_head):
+        head.num_classes = len(photos.classes)
+    if not photos.has_masks:
+        roi_head.update(mask_head=None, mask_roi_extractor=None)
 
 
 HEADS = {"RetinaNet": "retinanet", "Mask R-CNN": "maskrcnn", "DINO": "dino", "EoMT": "eomt"}

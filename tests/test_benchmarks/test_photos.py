@@ -20,7 +20,7 @@ from benchmarks.photos.detectors import PEERS
 from ropevit_mmdet.apis import Detector
 from ropevit_mmdet.engine.config import build_detector
 
-SECTIONS = ["scratch", "peers", "pretrained", "recipes", "designs"]
+SECTIONS = ["scratch", "peers", "pretrained", "recipes", "designs", "large"]
 
 
 @pytest.fixture
@@ -102,13 +102,15 @@ def test_every_config_builds(section, name, data):
         hooks = [hook.type for hook in config.custom_hooks]
         averaged = variant.name == "EMA" or section == "designs"
         assert hooks == [*["EMAHook"] * averaged, "CostHook"]
+        if section == "large":
+            assert config.optim_wrapper.optimizer.lr == (1e-4, 5e-5)[index]
         if "Peer" in config.model.type:
             continue
         pretrained = config.model.backbone.get("init_cfg") == dict(
             type="Pretrained", checkpoint="net.pt"
         )
-        assert pretrained == (section in ("pretrained", "recipes"))
-        if index and section == "recipes":
+        assert pretrained == (section in ("pretrained", "recipes", "large"))
+        if index and section in ("recipes", "large"):
             continue  # the same model
         model = build_detector(config)
         masks = "segm" in config.test_evaluator.metric
