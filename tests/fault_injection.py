@@ -146,7 +146,11 @@ def train(config, work_dir, *, resume=False, launcher="none", amp=False):
     if amp:
         use_amp(settings)
     with UNFORMATTED, launched(settings):
-        RUNNERS.get(settings.get("runner_type", "Runner")).from_cfg(settings).train()
+        runner = RUNNERS.get(settings.get("runner_type", "Runner")).from_cfg(settings)
+        runner.train()
+    for loader in (runner.train_dataloader, runner.val_dataloader):
+        if iterator := getattr(loader, "_iterator", None):
+            iterator._shutdown_workers()  # garbage collection would wait 5 s for each
     return torch.load(latest_checkpoint(work_dir), weights_only=True)
 
 
