@@ -43,8 +43,9 @@ def run(args: argparse.Namespace) -> None:
     visualization.check_png(args.out)
     config, checkpoint, names = detector_arguments(args, 1, more=True)
     paths = find_images(names, videos=False)
-    if not 0 < len(paths) * len(args.blocks) <= visualization.MAX_ROWS:
-        raise UserError(f"images x blocks: give 1 to {visualization.MAX_ROWS} in all")
+    if len(paths) * len(args.blocks) > visualization.MAX_ROWS:
+        text = f"{len(paths)} images x {len(args.blocks)} blocks are too many for a figure"
+        raise UserError(f"{text}: give {visualization.MAX_ROWS} in all, or fewer")
     settings = {name: getattr(args, name) for name in ("cfg_options", "arch", "size", "device")}
     source = load_features(checkpoint, config, **settings)
     images = tqdm(read_images(paths), total=len(paths), unit="image", disable=None)

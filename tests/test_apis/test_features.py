@@ -43,7 +43,7 @@ def test_the_command_on_a_birder_checkpoint(tmp_path, image, capsys):
     for options, message in (
         (["--patch", "5", "0", "--size", "112"], "got blocks [-1] and patch 5 0"),
         (["--blocks", "4"], "the backbone has blocks 0 to 3"),
-        (["--blocks", *["0"] * 49], "give 1 to 48 in all"),
+        (["--blocks", *["0"] * 49], "1 images x 49 blocks are too many for a figure: give 48"),
         (["--out", "a.jpg"], "must end in .png"),
     ):
         assert message in fails(capsys, *argv, *options)

@@ -38,8 +38,8 @@ def shrink(path: str) -> None:
 def test_the_commands_of_the_page(label_format, write, exported, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "labels")
-    lines = commands(ROOT / "docs" / "labels.md")
-    assert len(lines) <= 6 and "export" in lines[-1]
+    install, *lines = commands(ROOT / "docs" / "labels.md")
+    assert install.startswith("pip install") and len(lines) <= 6 and "export" in lines[-1]
     names = {"LABELS": "labels", "voc": label_format, "iter_5000.pth": "iter_2.pth"}
     for line in lines if exported else lines[:-1]:
         words = [word for word in shlex.split(line)[1:] if word != "--amp"]

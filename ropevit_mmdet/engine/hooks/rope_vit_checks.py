@@ -178,10 +178,21 @@ def check_feature_maps(model: nn.Module) -> None:
 
 
 def check_strides(model: nn.Module) -> None:
-    """Compares the strides of anchors, points and RoI extractors, in pixels, with the neck's."""
-    strides = getattr(getattr(model, "neck", None), "strides", None)
+    """Compares the strides of anchors, points and RoI extractors, in pixels, with the neck's.
+
+    And the neck's `in_stride` with the patches of a RoPEViT.
+    """
+    neck, backbone = getattr(model, "neck", None), getattr(model, "backbone", None)
+    strides = getattr(neck, "strides", None)
     if strides is None:
         return
+    backbone = getattr(backbone, "backbone", backbone)  # in a FrozenBackbone
+    patch = backbone.patch_size if isinstance(backbone, RoPEViT) else None
+    if patch and getattr(neck, "in_stride", patch) != patch:
+        raise UserError(
+            f"neck.in_stride is {neck.in_stride}, but the backbone's patches have {patch} pixels; "
+            f"set neck.in_stride={patch}"
+        )
     for key, actual, has_ranges in _strides_of_heads(model):
         expected = tuple(strides)[: len(actual)] if "featmap_strides" in key else tuple(strides)
         of_one_level = len(actual) == 1 and actual[0] in strides  # a mask branch's

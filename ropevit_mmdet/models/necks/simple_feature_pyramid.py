@@ -86,6 +86,7 @@ class SimpleFeaturePyramid(BaseModule):
             ),
         )  # fmt: skip
         num_extra = num_outs - len(scale_factors)
+        self.in_stride = in_stride
         self.own_strides = tuple(_plain(in_stride / scale) for scale in scale_factors)
         self.own_strides += tuple(self.own_strides[-1] * 2 ** (i + 1) for i in range(num_extra))
         self.strides = self.own_strides if out_strides is None else tuple(out_strides)

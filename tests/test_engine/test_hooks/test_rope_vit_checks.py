@@ -40,6 +40,10 @@ from tests.tiny_coco import write_tiny
             r"bbox_roi_extractor\.featmap_strides.*\[4, 8, 16, 32\].*3.5",
         ),
         (
+            "maskrcnn", "neck.in_stride", 16,
+            r"in_stride is 16, but the backbone's patches have 14 pixels; set neck\.in_stride=14",
+        ),
+        (
             "fcos", "neck.out_strides", (8, 16, 32, 64, 128),
             r"set bbox_head\.strides=\[8.*, and adapt its regress_ranges",
         ),
@@ -104,6 +108,8 @@ def normalized(tmp_path):
         init_default_scope("mmdet")
         model = Config.fromfile(CONFIGS / "shapes_maskrcnn.py").model
         model.backbone.arch, model.neck.in_channels = SMALL, SMALL["hidden_dim"]
+        factors = [2 * factor for factor in model.neck.scale_factors]  # patches of 14, not 7
+        model.neck.update(in_stride=14, scale_factors=factors)
         model.backbone.init_cfg = dict(type="Pretrained", checkpoint=str(path))
         model.data_preprocessor.update(preprocessor)
         return MODELS.build(model)
