@@ -58,7 +58,10 @@ class Detector:
         if missing:
             known = ", ".join(onnxruntime.get_available_providers())
             raise ValueError(f"this onnxruntime has no {', '.join(sorted(missing))} (only {known})")
-        self.session = onnxruntime.InferenceSession(path, providers=list(providers))
+        try:
+            self.session = onnxruntime.InferenceSession(path, providers=list(providers))
+        except Exception as error:  # onnxruntime's own types
+            raise ValueError(f"{path} cannot be loaded: {error}") from error
         fields = self.session.get_modelmeta().custom_metadata_map
         self.metadata = {key: json.loads(value) for key, value in fields.items()}
         if self.metadata.get("part") != "detector":

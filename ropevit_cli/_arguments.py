@@ -60,6 +60,14 @@ def add_launcher(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)
 
 
+def natural_int(text: str) -> int:
+    """Parses an integer of 0 or more."""
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{value} must be 0 or more")
+    return value
+
+
 def positive_int(text: str) -> int:
     """Parses an integer of 1 or more."""
     value = int(text)

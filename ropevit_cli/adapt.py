@@ -7,6 +7,8 @@ training step on synthetic data.
 
 import argparse
 
+from ropevit_cli._arguments import positive_int
+
 HELP = "put a RoPE ViT into a detector config of MMDetection"
 
 
@@ -17,7 +19,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("-o", "--out", required=True, metavar="FILE.py", help="config to write")
     help = "native: 3.5, 7, 14 ... at patch 14; pow2: resampled to 4, 8, 16 ... (default: native)"
     add("--strides", choices=["native", "pow2"], help=help)
-    add("--img-size", type=int, metavar="N", help="longer side of test images, in pixels")
+    help = "longer side of test images, in pixels"
+    add("--img-size", type=positive_int, metavar="N", help=help)
     add("--arch", metavar="NAME", help="architecture of the weights, where several fit")
 
 

@@ -13,6 +13,7 @@ import json
 import shlex
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from ropevit_cli._arguments import add_cfg_options, positive_int
@@ -90,7 +91,7 @@ def measured(
     """Checks the configs and measures, with progress; returns the report and what saves it."""
     import torch
 
-    from ropevit_mmdet._output import atomic_file
+    from ropevit_mmdet._output import atomic_file, check_output_directory
     from ropevit_mmdet.apis import choose_device
     from ropevit_mmdet.apis.benchmark.measure import benchmark
     from ropevit_mmdet.engine.config import load_config
@@ -98,6 +99,8 @@ def measured(
     for source in sources.values():
         if isinstance(source, str):
             load_config(source, args.cfg_options)
+    if args.json:
+        check_output_directory(Path(args.json).parent)
     threads = args.threads or torch.get_num_threads()
     torch.set_num_threads(threads)
 

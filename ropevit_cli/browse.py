@@ -2,7 +2,7 @@
 
 import argparse
 
-from ropevit_cli._arguments import add_cfg_options, add_config
+from ropevit_cli._arguments import add_cfg_options, add_config, natural_int
 
 HELP = "write the output of the data pipeline with boxes and masks"
 SHEET = "contact_sheet.png"
@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--output-dir", metavar="DIRECTORY", default="browsed", help=help)
     add("--split", choices=["train", "val", "test"], default="train")
     help = "images, spread over the data; 0: all (default: 16)"
-    add("--num", type=int, default=16, help=help)
+    add("--num", type=natural_int, default=16, help=help)
     add("--batch", action="store_true", help="render batches: padding and batch augmentations")
     add("--seed", type=int, default=0, help="of the augmentation (default: 0)")
     add_cfg_options(parser)

@@ -31,6 +31,7 @@ def run(args: argparse.Namespace) -> None:
     from ropevit_mmdet.apis import Detector
     from ropevit_mmdet.deploy.evaluation import evaluate, open_exported, table
     from ropevit_mmdet.engine.config import load_config
+    from ropevit_mmdet.errors import UserError
 
     config = load_config(args.config, args.cfg_options)
     models: dict = {}
@@ -40,7 +41,10 @@ def run(args: argparse.Namespace) -> None:
         for provider in args.provider if file.endswith(".onnx") else ["PyTorch"]:
             models[f"{file} {provider}"] = open_exported(file, provider)
     sizes = [model.metadata["size"] for model in models.values() if hasattr(model, "metadata")]
-    options = dict(images=args.images, size=next(filter(None, sizes), None))
+    fixed = {tuple(size) for size in sizes if size}
+    if len(fixed) > 1:
+        raise UserError(f"the files take images of sizes {sorted(fixed)}: evaluate them one by one")
+    options = dict(images=args.images, size=next(iter(fixed), None))
     print(table(evaluate(models, config, progress=progress, **options)))
 
 

@@ -32,7 +32,9 @@ def run(args: argparse.Namespace) -> None:
     from ropevit_mmdet.errors import UserError
 
     config = load_config(args.config, args.cfg_options)
-    schedule(config, args.images)  # before anything is measured
+    _, images = schedule(config, args.images)  # before anything is measured
+    if images % args.gpus:
+        raise UserError(f"--gpus {args.gpus} does not divide the {images} images of a step")
     size = args.size or training_side(config)
     on_cpu = choose_device(args.device).type == "cpu"
     batches = (1, 2) if on_cpu else (1, 2, 4, 8)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ropevit_cli._arguments import add_cfg_options
 
+RESULTS = "results.json"
 HELP = "plot the curves of runs, or a confusion matrix and precision over recall"
 
 
@@ -65,12 +66,15 @@ def plot_results(args: argparse.Namespace) -> None:
     from ropevit_mmdet._output import check_output_directory, output_directory
     from ropevit_mmdet.apis.ground_truth import load_results
     from ropevit_mmdet.engine.config import load_config
+    from ropevit_mmdet.errors import UserError
     from ropevit_mmdet.evaluation.confusion_matrix import confusion_matrix
     from ropevit_mmdet.evaluation.precision_recall import IOUS, as_json, precision_recall
     from ropevit_mmdet.visualization import plot_confusion_matrix, plot_precision_recall
 
     thresholds = dict(score_thr=args.score_thr, tp_iou_thr=args.tp_iou_thr)
     check_output_directory(args.out_dir)
+    if Path(args.out_dir, RESULTS).resolve() == Path(args.paths[0]).resolve():
+        raise UserError(f"--out-dir {args.out_dir} would overwrite {args.paths[0]}")
     results, annotations = load_results(args.paths[0], load_config(args.config, args.cfg_options))
     names = annotations.names
     matrix = confusion_matrix(results, annotations, **thresholds)
@@ -81,7 +85,7 @@ def plot_results(args: argparse.Namespace) -> None:
         path = directory / "precision_recall.png"
         plot_precision_recall(names, curves.recall, curves.precision, IOUS, path)
         numbers = json.dumps(as_json(matrix, curves, **thresholds))
-        (directory / "results.json").write_text(numbers + "\n")
+        (directory / RESULTS).write_text(numbers + "\n")
     for index, iou in enumerate(IOUS):
         print(f"box AP at IoU {iou}: {curves.average(index):.3f}")
-    print(f"figures and results.json: {args.out_dir}")
+    print(f"figures and {RESULTS}: {args.out_dir}")

@@ -1,6 +1,7 @@
 """Evaluates a detector on the test data; takes the arguments of MMDetection's tools/test.py."""
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ropevit_cli._arguments import (
@@ -92,6 +93,8 @@ def prepare(args: argparse.Namespace) -> "tuple[Config, list[str]]":
     run = dict(work_dir=args.work_dir, launcher=args.launcher)
     config = load_config(given, args.cfg_options, **run)
     check_output_directory(config.work_dir)
+    if args.out:
+        check_output_directory(Path(args.out).parent)
     config.load_from = checkpoint
     config.resume = False
     if config.launcher == "none":  # only training is sharded; a checkpoint has the full model

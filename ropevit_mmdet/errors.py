@@ -18,6 +18,9 @@ _TRANSLATIONS = (
      "the checkpoint's optimizer has other parameter groups than the config's: resume with the "
      "config of the checkpoint, or use only its weights: load_from without resume"),
     (OSError, r"(\[Errno (?:27|28|122)\] .*)", "{}"),  # the disk is full
+    (ImportError, r"(missing .*: pip install .*|--format aotinductor needs .*)", "{}"),
+    (RuntimeError, r"(the exported \w+ differs from PyTorch: .*|the \w+ file is not written.*)",
+     "{}"),
 )  # fmt: skip
 
 

@@ -58,6 +58,10 @@ def test_translated_errors():
     with pytest.raises(RuntimeError) as caught:
         next(iter(DataLoader(Killed(), num_workers=1)))
     assert "probably because memory ran out" in user_message(caught.value)
+    missing = ImportError("missing onnx: pip install 'ropevit-mmdet[export]'")
+    failed = RuntimeError("the int8 file is not written: coco/bbox_mAP 0.1, PyTorch 0.5")
+    assert [user_message(one) for one in (missing, failed)] == [str(missing), str(failed)]
+    assert user_message(RuntimeError("mat1 and mat2 cannot be multiplied")) is None
     disk_full = OSError(28, "No space left on device", "vis_data")
     assert "No space left on device: 'vis_data'" in user_message(disk_full)
     one, two = (torch.nn.Parameter(torch.ones(size)) for size in (1, 2))

@@ -61,7 +61,8 @@ def predict_files(
         The number of detections, and a message for each image that was skipped.
 
     Raises:
-        UserError: not one image can be used, or a class that the detector does not have.
+        UserError: not one image can be used, a class that the detector does not have, or a detector
+            of panoptic segmentation only.
     """
     names = detector.classes
     if unknown := sorted(set(classes or ()) - set(names)):
@@ -78,7 +79,10 @@ def predict_files(
         while batch := list(islice(prepared, batch_size)):
             samples = detector.detect([packed for _, packed in batch], score_thr=score_thr)
             for image, _ in batch:
-                found = _kept(samples.pop(0).pred_instances, labels, top_k)
+                sample = samples.pop(0)
+                if "pred_instances" not in sample:
+                    raise UserError("the detector finds no instances: set test_cfg.instance_on")
+                found = _kept(sample.pred_instances, labels, top_k)
                 overlay = draw_sample(image.pixels, DetDataSample(pred_instances=found), names)
                 path = directory / OVERLAY_DIRECTORY / overlay_name(image.path)
                 _write_overlay(path, overlay, image, videos, every)

@@ -128,7 +128,7 @@ def found(
     boxes = dets[valid, :4] / dets.new_tensor([*scale, *scale])
     pasted = [part[valid] for part in masks]
     if pasted and pasted[0].dtype == torch.bool:
-        pasted = [F.interpolate(pasted[0][None].float(), size)[0] > 0]
+        pasted = [F.interpolate(pasted[0][:, None].float(), size)[:, 0] > 0]  # N may be 0
     elif pasted:  # a few at a time: they are as large as the image
         parts = zip(pasted[0].split(8), boxes.split(8))
         pasted = [torch.cat([paste(mask, box, size) >= mask_thr for mask, box in parts])]

@@ -75,10 +75,16 @@ def open_exported(path: str | Path, provider: str = onnx.CPU) -> ExportedDetecto
     Raises:
         UserError: it does not hold a detector, or there is no such provider.
     """
-    data, is_onnx = Path(path).read_bytes(), Path(path).suffix == ".onnx"
-    metadata = onnx.metadata_of(data) if is_onnx else torch_export.metadata_of(data)
+    is_onnx, problem = Path(path).suffix == ".onnx", ""
+    try:
+        data = Path(path).read_bytes()
+        metadata = onnx.metadata_of(data) if is_onnx else torch_export.metadata_of(data)
+    except ImportError as error:
+        raise ImportError(f"missing {error.name}: pip install 'ropevit-mmdet[export]'") from error
+    except Exception as error:  # no file, or the parser of another format's
+        metadata, problem = {}, f": {error}"
     if metadata.get("part") != "detector" or "batch" not in metadata:
-        raise UserError(f"{path} is not a file of `ropevit export --part detector`")
+        raise UserError(f"{path} is not a file of `ropevit export --part detector`{problem}")
     run = onnx.runner(data, provider) if is_onnx else torch_export.runner(data)
     return ExportedDetector(run, metadata)
 
@@ -103,15 +109,19 @@ def evaluate(
 
     Returns:
         By model: the config's metrics, milliseconds per image, and `DIFFERENCES`.
+
+    Raises:
+        UserError: the metric is that of panoptic segmentation.
     """
     init_default_scope(config.get("default_scope") or "mmdet")
+    metrics = [_of_tested_images(one) for one in metric_settings(config.val_evaluator)]
     settings = copy.deepcopy(config.val_dataloader) | dict(batch_size=1)
     _resize(settings["dataset"], size)
     seconds, count = dict.fromkeys(models, 0.0), 0
     differences: dict[str, list[Tensor]] = {name: [] for name in models}
     with _quiet():
         loader = Runner.build_dataloader(settings, seed=0)
-        evaluators = {name: Evaluator(metric_settings(config.val_evaluator)) for name in models}
+        evaluators = {name: Evaluator(copy.deepcopy(metrics)) for name in models}
     for evaluator in evaluators.values():
         evaluator.dataset_meta = loader.dataset.metainfo
     for batch in itertools.islice(progress(loader), images):
@@ -157,6 +167,14 @@ def calibration_images(
     with _quiet():
         batches = Runner.build_dataloader(settings, seed=0)
         return [batch["inputs"][0] for batch in itertools.islice(batches, count)]
+
+
+def _of_tested_images(metric: Mapping[str, Any]) -> dict[str, Any]:
+    """A metric's settings; mmdet's `CocoMetric` would also count images that are not tested."""
+    if "Panoptic" in type_name(metric):
+        raise UserError("exported files detect instances, and val_evaluator is panoptic")
+    fast = {"type": "FastCocoMetric"} if type_name(metric) == "CocoMetric" else {}
+    return {**metric, **fast}
 
 
 def _resize(dataset: Any, size: Sequence[int] | None) -> None:

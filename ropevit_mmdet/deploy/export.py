@@ -17,7 +17,7 @@ from mmengine.config import Config
 from torch import nn
 
 import ropevit_mmdet
-from ropevit_mmdet._output import atomic_file
+from ropevit_mmdet._output import atomic_file, check_output_directory
 from ropevit_mmdet.compat.config import type_name
 from ropevit_mmdet.deploy import check, onnx, torch_export
 from ropevit_mmdet.deploy.detector import DynamicDetector, Normalization, unsupported_detector
@@ -129,12 +129,14 @@ def check_request(path: Path, request: Request) -> None:
     """Checks the arguments of an export and the installed packages before any work is done.
 
     Raises:
-        UserError: a suffix or precision that does not fit the format.
+        UserError: a suffix or precision that does not fit the format, or a directory that cannot be
+            written.
         ImportError: packages or a compiler are missing.
     """
     suffix, known = FORMATS[request.file_format], PRECISIONS[request.file_format]
     if path.suffix != suffix:
         raise UserError(f"{path}: files of --format {request.file_format} end in {suffix}")
+    check_output_directory(path.parent)
     if request.precision not in known:
         text = f"--precision {request.precision}: --format {request.file_format} has"
         raise UserError(f"{text} {', '.join(known)}")

@@ -46,6 +46,10 @@ def _problems(config: Config) -> Iterator[tuple[bool, str]]:
         f"--launcher {launcher} needs GPUs; on CPUs use torchrun and --launcher pytorch",
     )
     yield (
+        launcher == "pytorch" and "RANK" not in os.environ,
+        "--launcher pytorch needs torchrun, which starts the processes: see tools/dist_train.sh",
+    )
+    yield (
         launcher == "none" and (fsdp or several),
         "FSDP and torchrun need a launcher: add --launcher pytorch, as tools/dist_train.sh does",
     )

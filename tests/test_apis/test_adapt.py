@@ -194,6 +194,12 @@ def test_what_is_written_is_what_is_returned(weights, unchecked, tmp_path):
         assert len(out.read_text().splitlines()) < 160
 
 
+def test_a_packaged_base_has_no_path():
+    for name in ("ropevit_retinanet", "ropevit_retinanet.py"):
+        assert read_config(name)[1] == "ropevit_mmdet::ropevit_retinanet.py"
+    assert read_config("configs/ropevit_retinanet.py")[1].endswith("/configs/ropevit_retinanet.py")
+
+
 def test_python_style_config_trains(weights, small_images, tmp_path):
     (tmp_path / "style.py").write_text(PYTHON_STYLE)
     adapted = adapt(tmp_path / "style.py", weights, out=tmp_path / "out.py")

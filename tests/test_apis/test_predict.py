@@ -75,6 +75,10 @@ def test_classes_and_top_k_filter_detections(tmp_path):
         predict_files(Fake(), [tmp_path / "a.png"], tmp_path / "out", **settings)
         assert [one["category_id"] for one in written(tmp_path / "out")["annotations"]] == expected
     before = written(tmp_path / "out")
+    panoptic = Fake()
+    panoptic.detect = lambda images, **_: [DetDataSample() for _ in images]
+    with pytest.raises(UserError, match="finds no instances: set test_cfg.instance_on"):
+        predict_files(panoptic, [tmp_path / "a.png"], tmp_path / "out")
     for names, settings, message in (
         ([], dict(classes=["red"]), r"no class \['red'\]; its classes: \['dark', 'light'\]"),
         (["b.png"], {}, r"b\.png cannot be read"),

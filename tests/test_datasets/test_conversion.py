@@ -78,6 +78,13 @@ def write_yolo_roboflow(root):
     (root / "data.yaml").write_text(yaml.safe_dump(content))
 
 
+def write_yolo_ultralytics(root):
+    """The path of its data.yaml is relative to another directory."""
+    write_yolo(root)
+    content = dict(path=f"../{root.name}", train="images/train", val="images/val")
+    (root / "data.yaml").write_text(yaml.safe_dump(content | dict(names=list(NAMES))))
+
+
 def write_yolo_lists(root):
     write_yolo(root)
     for split in IMAGES:
@@ -188,6 +195,7 @@ FORMATS = {
     "yolo": (write_yolo, False, False, True),
     "yolo segments": (write_yolo_segments, True, False, True),
     "yolo of Roboflow": (write_yolo_roboflow, False, False, True),
+    "yolo of ultralytics": (write_yolo_ultralytics, False, False, True),
     "yolo with lists": (write_yolo_lists, False, False, True),
     "yolo of Darknet": (write_darknet, False, False, True),
     "yolo of Windows": (write_yolo_windows, False, False, True),
@@ -327,6 +335,8 @@ def test_voc_corners_are_taken_as_they_are_and_boxes_without_size_reported(tmp_p
         (write_voc, "voc", "Annotations/a.xml", "<annotation><object>", "a.xml has no valid voc"),
         (write_createml, "createml", "train/x.json", '[{"image": "a.jpg", "annotations": [{}]}]',
          "x.json has no valid createml labels: KeyError"),
+        (write_createml, "createml", "train/x.json", '[{"image": "a.jpg"}, {"image": "a.jpg"}]',
+         "1 images have labels twice in a split, such as .*a.jpg"),
         (write_createml, "labelme", "x.json", "{}", "has no labelme labels with objects"),
     ],
 )  # fmt: skip

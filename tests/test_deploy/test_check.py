@@ -4,7 +4,7 @@ import pytest
 import torch
 from mmengine.config import ConfigDict
 
-from ropevit_mmdet.deploy.check import Detections, differences
+from ropevit_mmdet.deploy.check import Detections, differences, found
 
 BOXES = torch.tensor([[0.0, 0, 10, 10], [20, 20, 40, 40]])
 BASE = Detections(BOXES, torch.tensor([0.9, 0.5]), torch.tensor([0, 1]))
@@ -61,3 +61,9 @@ def test_differences_of_masks():
     assert differences(one, one) == (0, 0, 0)
     assert differences(one, other) == (0, 0, pytest.approx(4 / 105))
     assert differences(one, other._replace(masks=masks ^ (changed & masks)))[2] > 0.9
+
+
+@pytest.mark.parametrize("masks", [torch.zeros(3, 8, 8, dtype=torch.bool), torch.zeros(3, 28, 28)])
+def test_an_image_without_detections_has_no_masks(masks):
+    outputs = (torch.zeros(3, 5), torch.full((3,), -1), masks)
+    assert found(outputs, (20, 30), 0.5).masks.shape == (0, 20, 30)

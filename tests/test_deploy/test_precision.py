@@ -227,6 +227,23 @@ def test_the_layer_that_overflows_in_float16_stays_float32(check_of, data):
     assert lines[-1] == "float32 because of the check: features.backbone.blocks.0"
 
 
+def test_float16_needs_no_training_images(check_of, data, monkeypatch):
+    monkeypatch.setattr(precision_check, "calibration_images", None)
+    monkeypatch.setattr(PrecisionCheck, "_problem", lambda *_: "")
+    lines = []
+    assert len(check_of(lines, precision="fp16").reduced(data)) < 0.7 * len(data)
+
+
+def test_metrics_of_mmdet_count_the_tested_images_only(dataset, exported):
+    config = dataset[0].copy()
+    config.val_evaluator.type = "CocoMetric"
+    figures = evaluation.evaluate({"PyTorch": exported.model}, config, images=1)
+    assert figures["PyTorch"]["coco/bbox_mAP"] > 0.9
+    config.val_evaluator.type = "CocoPanopticMetric"
+    with pytest.raises(UserError, match="val_evaluator is panoptic"):
+        evaluation.evaluate({}, config)
+
+
 def test_a_file_that_fails_is_not_returned(check_of, data, monkeypatch):
     figures = dict(a={"coco/segm_mAP": 0.5, "coco/bbox_mAP": 0.4, "coco/bbox_mAP_50": 0.9})
     figures["b"] = {"coco/segm_mAP": 0.4, "coco/bbox_mAP": 0.395, "coco/bbox_mAP_50": 0.1}
@@ -281,8 +298,14 @@ def test_requests_that_a_format_cannot_have(tmp_path, monkeypatch):
     with pytest.raises(ImportError, match="needs a C.. compiler: install g"):
         check_request(tmp_path / "x.pt2", request)
     (tmp_path / "x.onnx").write_bytes(onnx.ModelProto().SerializeToString())
-    with pytest.raises(UserError, match="x.onnx is not a file of `ropevit export"):
-        open_exported(tmp_path / "x.onnx")
+    for name in ("y.onnx", "y.pt2"):
+        (tmp_path / name).write_bytes(b"text")
+    for name in ("x.onnx", "y.onnx", "y.pt2", "gone.pt2"):
+        with pytest.raises(UserError, match=f"{name} is not a file of `ropevit export"):
+            open_exported(tmp_path / name)
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot write into .*: .*file is a file"):
+        check_request(tmp_path / "file" / "x.onnx", Request())
 
 
 def test_openvino_is_an_extra(data, monkeypatch):

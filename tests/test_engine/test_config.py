@@ -67,9 +67,14 @@ def test_tta_removes_the_mask_head():
     assert not use_tta(Config({**config.to_dict(), "model": {"bbox_head": {}}}))
 
 
-def test_tta_of_a_query_head_is_refused():
+@pytest.mark.parametrize(
+    "model",
+    [{"panoptic_head": {}}, {"mask_head": {}}, {"bbox_head": {"type": "RTMDetInsSepBNHead"}}],
+    ids=lambda model: next(iter(model)),
+)
+def test_tta_of_masks_without_rois_is_refused(model):
     with pytest.raises(UserError, match="^--tta: mmdet merges boxes, not masks$"):
-        use_tta(Config({"model": {"panoptic_head": {}}}))
+        use_tta(Config({"model": model}))
 
 
 def test_tta_reaches_every_dataset_inside_wrappers():

@@ -200,6 +200,8 @@ def test_onnx_predict_reports_errors_in_one_line(exported, tmp_path, capsys):
     onnx.save(proto, tmp_path / "bare.onnx")
     for file, path, message in (
         (tmp_path / "more.onnx", image, "does more than resize"),
+        (bad, image, "bad.png cannot be loaded: "),
+        (tmp_path / "gone.onnx", image, "gone.onnx cannot be loaded: "),
         (tmp_path / "bare.onnx", image, "is not a file of `ropevit export --part detector`"),
         (exported.onnx, tmp_path / "none.png", "No such file"),
         (exported.onnx, bad, "bad.png cannot be read: "),

@@ -98,6 +98,8 @@ def test_the_command_plots_the_ap_of_the_test(tmp_path, capsys):
     (tmp_path / "result.pkl").write_bytes(b"\x80\x02]q\x00.")
     for name in ("gone.json", tmp_path / "result.pkl"):
         assert "ropevit test --out" in fails(capsys, "plot", name, *argv)
+    argv = [out / "results.json", "--config", config, "--out-dir", out]
+    assert "would overwrite" in fails(capsys, "plot", *argv)
     assert not (tmp_path / "new").exists()
 
 

@@ -50,19 +50,11 @@ val_dataloader = dict(
     ),
 )
 test_dataloader = dict(
-    batch_size=4,
-    num_workers=1,
-    persistent_workers=True,
-    drop_last=False,
-    sampler=dict(type="DefaultSampler", shuffle=False),
+    val_dataloader,
     dataset=dict(
-        type=dataset_type,
-        data_root=data_root,
-        metainfo=metainfo,
+        val_dataloader["dataset"],
         ann_file="annotations/instances_test.json",
         data_prefix=dict(img="test/"),
-        test_mode=True,
-        pipeline=test_pipeline,
     ),
 )
 val_evaluator = dict(
@@ -71,9 +63,4 @@ val_evaluator = dict(
     metric=["bbox", "segm"],
     classwise=True,
 )
-test_evaluator = dict(
-    type="FastCocoMetric",
-    ann_file=data_root + "annotations/instances_test.json",
-    metric=["bbox", "segm"],
-    classwise=True,
-)
+test_evaluator = dict(val_evaluator, ann_file=data_root + "annotations/instances_test.json")

@@ -30,8 +30,10 @@ def read_config(config: str | os.PathLike[str] | Config) -> tuple[dict[str, Any]
     loaded = load_config(name, imports=False)  # modules of the old backbone may be absent
     settings = _plain(loaded.to_dict())
     del settings["launcher"], settings["work_dir"]  # of load_config
-    packaged = f"{name.removesuffix('.py')}.py" if "::" in name else ""
-    base = packaged or str(Path(loaded.filename).resolve())
+    packaged = f"{name.removesuffix('.py')}.py"
+    if "::" not in name and not Path(name).is_file():  # the name of one of ours
+        packaged = f"ropevit_mmdet::{packaged}"
+    base = packaged if "::" in packaged else str(Path(loaded.filename).resolve())
     is_python_style = base.endswith(".py") and Config._is_lazy_import(loaded.filename)
     return settings, None if is_python_style else base
 

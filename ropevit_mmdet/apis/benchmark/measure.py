@@ -167,19 +167,31 @@ def measure(
             operations = bench.flops()
             bench.run()
         except Exception as error:  # out of memory, or a peer that is not installed or fails
-            why = f"{type(error).__name__}: {error}".splitlines()[0]
-            skipped.append(row | {"why": why})
+            skipped.append(row | {"why": _reason(error)})
+            bench.__dict__.pop("work", None)  # its model
             continue
         rows[key] = row | dict(weight_bytes=weights, peak_bytes=peak, operations=operations)
-    rates, rounds = [], []
-    for index in range(runs if rows else 0):
-        progress(f"round {index + 1} of {runs}")
-        first = benches[next(iter(rows))]
-        rates.append(matrix_rate(torch.device(first.device), getattr(torch, first.dtype)))
-        rounds.append([benches[key].seconds() for key in rows])
-    for row, taken in zip(rows.values(), zip(*rounds, strict=True), strict=True):
-        row.update(_summary(taken, row.pop("operations"), row["batch"], float(np.median(rates))))
+    rates: list[float] = []
+    taken: dict[tuple[str, bool], list] = {key: [] for key in rows}
+    for index in range(runs):
+        for key in list(rows):
+            bench = benches[key]
+            progress(f"round {index + 1} of {runs}")
+            if len(rates) == index:
+                rates.append(matrix_rate(torch.device(bench.device), getattr(torch, bench.dtype)))
+            try:
+                taken[key].append(bench.seconds())
+            except Exception as error:  # out of memory, next to the models of the others
+                skipped.append(rows.pop(key) | {"why": _reason(error)})
+                bench.__dict__.pop("work", None)
+    for key, row in rows.items():
+        operations = row.pop("operations")
+        row.update(_summary(taken[key], operations, row["batch"], float(np.median(rates))))
     return list(rows.values()), skipped
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 def _summary(

@@ -34,7 +34,12 @@ def schedule(config: Config, images: int | None = None) -> tuple[int, int]:
         raise UserError("the config has no train_cfg with max_iters or max_epochs, or no batch")
     if not iterations:
         init_default_scope(config.get("default_scope") or "mmdet")
-        iterations = epochs * math.ceil((images or len(DATASETS.build(loader["dataset"]))) / batch)
+        try:
+            images = images or len(DATASETS.build(loader["dataset"]))
+        except OSError as error:
+            text = f"the images of an epoch cannot be counted ({error})"
+            raise UserError(f"{text}: pass --images to `ropevit plan`") from error
+        iterations = epochs * math.ceil(images / batch)
     return iterations // passes, batch * passes
 
 

@@ -120,6 +120,9 @@ def _read(label_format: str, src: Path, index: ImageIndex) -> list[Labels]:
         )
     if issue or not any(one.objects for one in labels):
         raise UserError(issue or f"{src} has no {label_format} labels with objects")
+    times = Counter((one.split, one.image) for one in labels)
+    if twice := [image for (_, image), number in times.items() if number > 1]:
+        raise UserError(f"{len(twice)} images have labels twice in a split, such as {twice[0]}")
     return labels
 
 

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -102,7 +103,7 @@ def _yolo_path(value: str, src: Path, settings: dict[str, Any]) -> Path | None:
     paths = [src / str(settings.get("path") or "") / value, src / value]
     last = len(parts) - (not value.endswith(".txt"))  # a directory alone could be another split's
     paths += [src.joinpath(*parts[start:]) for start in range(max(1, last))]
-    return next((path for path in paths if path.exists()), None)
+    return next((Path(os.path.normpath(path)) for path in paths if path.exists()), None)
 
 
 def _yolo_file(image: Path, src: Path, by_stem: dict[str, list[Path]]) -> Path | None:

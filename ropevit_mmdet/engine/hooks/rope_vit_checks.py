@@ -182,7 +182,8 @@ def check_strides(model: nn.Module) -> None:
 
     And the neck's `in_stride` with the patches of a RoPEViT.
     """
-    neck, backbone = getattr(model, "neck", None), getattr(model, "backbone", None)
+    neck: Any = getattr(model, "neck", None)
+    backbone = getattr(model, "backbone", None)
     strides = getattr(neck, "strides", None)
     if strides is None:
         return

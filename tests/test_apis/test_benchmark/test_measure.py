@@ -66,6 +66,21 @@ def test_a_variant_that_fails_is_skipped(monkeypatch):
     assert rows == [] and skipped[0]["why"] == "ModuleNotFoundError: No module named 'no_timm'"
 
 
+def test_a_variant_that_fails_later_does_not_cost_the_others(monkeypatch):
+    def seconds(bench):
+        if bench.source == "b":
+            raise MemoryError("out of memory")
+        return 1.0, {}
+
+    for name, value in (("seconds", seconds), ("peak_memory", lambda bench: (5, 7)),
+                        ("flops", lambda bench: {}), ("run", lambda bench: {})):  # fmt: skip
+        monkeypatch.setattr(Bench, name, value)
+    benches = {(name, False): Bench(name, 8) for name in ("b", "a")}
+    rows, skipped = measure(benches, runs=2, progress=str)
+    assert [row["name"] for row in rows] == ["a"] and rows[0]["median"] == 1
+    assert [(one["name"], one["why"]) for one in skipped] == [("b", "MemoryError: out of memory")]
+
+
 def test_the_command_measures_and_plans(quick, tmp_path, capsys):
     argv = ["shapes_retinanet", *ARGV, "--batch", "1", "2", "--modes", "training"]
     ropevit("benchmark", *argv, "--json", tmp_path / "r.json", "--plot", tmp_path / "r.png")

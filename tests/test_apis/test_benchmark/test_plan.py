@@ -86,6 +86,9 @@ def test_the_command(quick, tmp_path, capsys):  # noqa: F811
 
 
 def test_a_config_without_a_schedule(tmp_path, capsys):
+    assert "images of an epoch cannot be counted" in fails(capsys, "plan", R50, "--device", "cpu")
+    wrong = ("--images", "16", "--gpus", "3", "--device", "cpu")
+    assert "--gpus 3 does not divide the 16 images" in fails(capsys, "plan", R50, *wrong)
     config = write_tiny(tmp_path)
     options = ["--cfg-options", "train_cfg.max_iters=None"]
     assert "no train_cfg with max_iters" in fails(capsys, "plan", config, *options)
