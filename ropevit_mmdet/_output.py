@@ -23,6 +23,7 @@ def output_directory(out_dir: str | os.PathLike[str]) -> Iterator[Path]:
     # Within `out_dir` if it exists: it may be a mounted disk, and its parent not writable.
     parent = out_dir if out_dir.is_dir() else out_dir.parent
     partial = parent / f".{out_dir.name}.partial-{os.getpid()}"
+    shutil.rmtree(partial, ignore_errors=True)  # of a killed process; in containers ids repeat
     try:
         partial.mkdir(parents=True)
         yield partial

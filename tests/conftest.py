@@ -54,6 +54,14 @@ def _isolated() -> Iterator[None]:
     torch.use_deterministic_algorithms(deterministic)
 
 
+@pytest.fixture(autouse=True)
+def unformatted(monkeypatch) -> None:
+    """mmengine formats configs for logs and checkpoints, which takes half of a short run."""
+    from tests.fault_injection import FORMATTER
+
+    monkeypatch.setattr(FORMATTER, "FormatCode", lambda text, **_: (text, False))
+
+
 def _managers(owner: type) -> Iterator[type]:
     """mmengine's classes with global instances: loggers, message hubs, visualizers, scopes."""
     for manager in owner.__subclasses__():

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ropevit_mmdet import RoPEViT
-from ropevit_mmdet.weights.architectures import ACTIVATION_NAMES
+from ropevit_mmdet.weights.architectures import ACTIVATION_NAMES, arch_names, resolve_arch
 from ropevit_mmdet.weights.published import WEIGHTS
 from tests.oracle import SMALL, birder_net, relative_error, seeded_images, write_checkpoint
 
@@ -97,6 +98,13 @@ def birder_config(name: str) -> dict[str, Any]:
 def small_config(name: str) -> dict[str, Any]:
     """The same, with fewer and narrower blocks: everything else as registered."""
     return birder_config(name) | CUT
+
+
+def distinct_archs(**fields: Any) -> list[str]:
+    """A name for each architecture that still differs with small blocks and the same `fields`."""
+    same = CUT | dict(drop_path_rate=0.0) | fields
+    names = {replace(resolve_arch(name), **same): name for name in reversed(arch_names())}
+    return list(names.values())
 
 
 def modes_of(config: dict[str, Any]) -> tuple[str, ...]:

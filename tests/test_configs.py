@@ -25,6 +25,8 @@ COCO = [path for path in FILES if path.stem.startswith("ropevit_")]
 QUERIES = [path for path in COCO if re.search("dino|detr|ddq|mask2former", path.stem)]
 SMALL = "rope_vit_t14"
 SAME_MODEL = [p for p in COCO if re.search("(dino|maskrcnn)_(12e|fsdp)$", p.stem)]
+TRAINED = [p for p in FILES if p not in SAME_MODEL and p.stem != "ropevit_maskrcnn_aspect"]
+TRAINED = [p for p in TRAINED if p.stem not in ("shapes_compare", "shapes_transfer_448")]
 COCO_IMAGES = 118_000  # of train2017, as ViTDet's 184,375 iterations of 64 for 100 epochs count
 
 
@@ -120,7 +122,7 @@ def test_schedules_have_the_model_of_another_config():
         assert one.model == base.model and one.optim_wrapper == base.optim_wrapper
 
 
-@pytest.mark.parametrize("path", sorted({*FILES} - {*SAME_MODEL}), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", TRAINED, ids=lambda path: path.stem)
 def test_loads_takes_two_optimizer_steps_and_a_test_step(path, checkpoints):
     config = load(path, checkpoints)
     model = MODELS.build(config.model)
@@ -284,4 +286,5 @@ def test_the_coco_recipe_is_windowed():
     model = MODELS.build(dict(backbone, init_cfg=None, arch="rope_vit_t14"))
     assert model.window_size == model.pretrain_grid[0] == 16
     assert model.global_attn_indices == (2, 5, 8, 11)
-    assert Config.fromfile(CONFIGS / "ropevit_maskrcnn_global.py").model.backbone.init_cfg
+    backbone = Config.fromfile(CONFIGS / "ropevit_maskrcnn_global.py").model.backbone
+    assert backbone.window_size is None and backbone.pos_embed_mode == "interpolate"

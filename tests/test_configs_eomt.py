@@ -19,7 +19,6 @@ from ropevit_mmdet.engine.hooks.mask_annealing_hook import probabilities
 from ropevit_mmdet.engine.hooks.rope_vit_checks import check_normalization
 from ropevit_mmdet.weights.checkpoint import read_checkpoint
 from tests import oracle, test_configs
-from tests.fault_injection import UNFORMATTED
 from tests.test_configs import CONFIGS, images
 from tests.tiny_coco import write_tiny
 
@@ -146,7 +145,6 @@ def runner(name, directory, work_dir, checkpoint=None):
     return Runner.from_cfg(config)
 
 
-@UNFORMATTED
 @pytest.mark.parametrize("head", ["eomt", "dino", "rtmdet-ins", "mask2former"])
 def test_resumes_to_the_bit(head, tmp_path, mmengine_instances):
     name = f"shapes_{head}"
@@ -162,7 +160,6 @@ def test_resumes_to_the_bit(head, tmp_path, mmengine_instances):
         assert torch.equal(value, expected[name]), name
 
 
-@UNFORMATTED
 def test_panoptic_trains_and_evaluates(tmp_path, mmengine_instances):
     """Of two images with a person on a wall; a perfect prediction has a PQ of 100."""
     utils = pytest.importorskip("panopticapi.utils")

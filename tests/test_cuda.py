@@ -29,7 +29,7 @@ FALLBACK = compat.ops.fallback_module()
 SETTINGS = {
     "windows": dict(window_size=4, global_attn_indices=(1, 3), pos_embed_mode="tile"),
     "fitted": dict(rope_interpolation=448),
-    "windows, checkpointed": dict(window_size=4, with_cp=True),
+    "windows, checkpointed": dict(window_size=4, global_attn_indices=(1, 3), with_cp=True),
 }
 HALVES = [torch.bfloat16, torch.float16]
 
@@ -94,7 +94,7 @@ def test_rounding_is_that_of_the_dtype(name, half):
 
 
 @pytest.mark.parametrize("half", [None, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("arguments", [{}, RECIPE], ids=str)
+@pytest.mark.parametrize("arguments", [{}, RECIPE | dict(global_attn_indices=(1, 3))], ids=str)
 def test_compiled_equals_eager_up_to_rounding(arguments, half):
     torch._dynamo.reset()
     model = small(**arguments).float().to(DEVICE)

@@ -115,7 +115,8 @@ class Environment:
         record, complete = {}, os.path.exists(self.record) and os.path.exists(self.python)
         if complete:
             with open(self.record) as file:
-                record = json.load(file)
+                text = file.read()
+            record = json.loads(text) if text.endswith("}") else {}  # else it was cut off
         usable = record.get("place") == place
         extras = sorted(set(extras).union([self.stack], record["extras"] if usable else []))
         expected = {"place": place, "sources": sources, "extras": extras}

@@ -76,8 +76,8 @@ def main(argv: list[str] | None = None) -> None:
                 chosen = [v for v in variants(section, photos, weights) if args.match in v.name]
                 rows = [compared(variant, place, budget) for variant in chosen]
                 texts.append(f"## {name}, {section}, {args.minutes:g} minutes\n\n{table(rows)}\n")
+                place.with_suffix(".md").write_text(texts[-1], encoding="utf-8")
     print("\n".join(texts))
-    (root / "report.md").write_text("\n".join(texts), encoding="utf-8")
 
 
 def variants(section: str, photos: Photos, weights: Path | None) -> Iterator[Variant]:
@@ -190,6 +190,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     if not args.dataset:
         found = args.data.glob("*/annotations/instances_train.json")
         args.dataset = sorted(path.parents[1].name for path in found)
+        if not args.dataset:
+            parser.error(f"{args.data} has no directory with annotations/instances_train.json")
     needing = ("pretrained", "recipes")
     if args.weights is None and set(needing) & set(args.only or ()):
         parser.error("pretrained and recipes need --weights")

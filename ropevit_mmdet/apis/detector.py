@@ -28,6 +28,7 @@ from ropevit_mmdet.weights.detector_checkpoint import (
     check_classes,
     fitted,
     read_detector_checkpoint,
+    saved_classes,
 )
 
 ImageLike = str | os.PathLike | np.ndarray | Image.Image
@@ -166,13 +167,6 @@ def choose_device(name: str | None) -> torch.device:
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise UserError(f"device {name!r} cannot be used here: {reason}") from error
     return torch.device(name)
-
-
-def saved_classes(checkpoint: Mapping[str, Any]) -> tuple[str, ...]:
-    """The class names in a checkpoint; () if it has none."""
-    meta = (checkpoint.get("meta") or {}).get("dataset_meta") or {}
-    names = meta.get("classes") or meta.get("CLASSES") or ()
-    return (names,) if isinstance(names, str) else tuple(names)
 
 
 def config_classes(config: Config) -> tuple[str, ...]:

@@ -123,6 +123,9 @@ def _write_overlay(
         Image.fromarray(overlay).save(path, quality=92)
         return
     if path not in videos:
+        for done in videos.values():
+            done.close()
+        videos.clear()
         videos[path] = VideoWriter(path, Video(image.path).fps / every)
     videos[path].write(overlay)
 

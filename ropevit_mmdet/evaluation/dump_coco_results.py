@@ -1,6 +1,7 @@
 """Writes predictions as COCO results, the JSON file that evaluation servers and tools read."""
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from mmdet.evaluation import DumpDetResults
@@ -31,6 +32,11 @@ class DumpCocoResults(DumpDetResults):
                 "FILE.pkl does not"
             )
         self.cat_ids = all_ids[0]
+
+    def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
+        """Keeps the detections only."""
+        keys = ("img_id", "pred_instances")
+        super().process(data_batch, [{key: one[key] for key in keys} for one in data_samples])
 
     def compute_metrics(self, results: list[dict[str, Any]]) -> dict[str, float]:
         detections = [one for sample in results for one in self._detections(sample)]

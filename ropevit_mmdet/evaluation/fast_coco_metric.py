@@ -45,7 +45,8 @@ class FastCocoMetric(CocoMetric):
         images = len(self._coco_api.imgs) if self._coco_api else len(self.img_ids)
         if len(self.img_ids) < images:
             print_log(f"evaluating {len(self.img_ids)} of {images} images", "current")
-        if not any(len(prediction["scores"]) for _, prediction in results):
+        found = any(len(prediction["scores"]) for _, prediction in results)
+        if not found and not self.format_only:
             results = [(results[0][0], _with_no_area(*results[0])), *results[1:]]
         figures = _compute_metrics(self, results)
         return dict(sorted(figures.items(), key=lambda figure: figure[0].endswith("_precision")))

@@ -121,7 +121,7 @@ def read_checkpoint(
     fields |= _neighbors(path)
     vits = find_vits(weights)
     stated = (fields.get("config.json") or {}).get("architecture")
-    if stated is not None and stated not in TIMM:
+    if isinstance(stated, str) and stated not in TIMM:
         problem = f"it is of {stated!r}, no RoPE ViT that this package knows"
     elif len(vits) > 1:
         prefixes = " or ".join(repr(prefix) for prefix, _ in vits)

@@ -9,6 +9,7 @@ from typing import Any
 
 import mmengine.runner.checkpoint as mmengine_checkpoint
 import torch
+from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import CheckpointLoader
 from torch import nn
 
@@ -32,7 +33,8 @@ def install() -> None:
     """Makes mmengine read files with `weights_only=True`, and refuse those that do not fit.
 
     Idempotent. mmengine reads URLs without `weights_only`. A checkpoint of which nothing fits a
-    detector with our backbone is an error, where mmengine only logs the names.
+    detector with our backbone, or weights of the backbone have other shapes, is an error, where
+    mmengine only logs the names.
     """
     prefixes = ("", *(f"{scheme}://" for scheme in SCHEMES))
     CheckpointLoader.register_scheme(prefixes, _load_from_safe, force=True)
@@ -107,6 +109,14 @@ def fitted(
     return renamed(weights, targets)
 
 
+def saved_classes(checkpoint: Mapping[str, Any]) -> tuple[str, ...]:
+    """The class names in a checkpoint; () if it has none."""
+    meta = (checkpoint.get("meta") or {}).get("dataset_meta")
+    meta = meta if isinstance(meta, Mapping) else {}
+    names = meta.get("classes") or meta.get("CLASSES") or ()
+    return (names,) if isinstance(names, str) else tuple(names)
+
+
 def check_classes(saved: Sequence[str], configured: Sequence[str], source: str) -> str | None:
     """Compares the class names in a checkpoint with those of a config, label by label.
 
@@ -142,19 +152,22 @@ def _load_fitting(
     module: nn.Module, state_dict: Mapping[str, Any], strict: bool = False, logger: Any = None
 ) -> None:
     """mmengine's `load_state_dict`; for our backbone without prefixes of wrappers."""
-    if any(map(_is_own, module.modules())):
+    is_wrapped = isinstance(module, BaseTTAModel) or is_model_wrapper(module)
+    model: Any = module.module if is_wrapped else module
+    if any(map(_is_own, model.modules())):
         if not all(isinstance(value, torch.Tensor) for value in state_dict.values()):
             state_dict, _ = find_weights(state_dict, "that was loaded")
-        state_dict = fitting(module.state_dict(), state_dict)
-        _check_backbone(module, state_dict, "that was loaded")
+        state_dict = fitting(model.state_dict(), state_dict)
+        _check_backbone(model, state_dict, "that was loaded")
     _mmengine_load_state_dict(module, state_dict, strict, logger)
 
 
 def _check_backbone(model: nn.Module, weights: Mapping[str, torch.Tensor], source: str) -> None:
-    """Checks that something fits our backbone, which else stays random."""
+    """Checks that something fits our backbone, and nothing has another shape: it stays random."""
     targets = _backbone_targets(model)
     is_own = _is_own(model) or _is_own(getattr(model, "backbone", None))
-    if is_own and not number_fitting(targets, weights):
+    reshaped = any(weights[key].shape != targets[key].shape for key in targets & weights.keys())
+    if is_own and (reshaped or not number_fitting(targets, weights)):
         others = model.state_dict().keys() - targets.keys()
         check_fit(targets, {k: v for k, v in weights.items() if k not in others}, source)
 
@@ -174,8 +187,12 @@ def _is_own(module: Any) -> bool:
 
 
 def _problem(weights: Mapping, content: Mapping, path: str | Path, resume: bool) -> str:
-    homes = [reader.__name__ for _, reader in find_vits(weights) if reader is not mmengine]
-    if "state" in content or homes:
+    homes = [
+        reader.__name__
+        for prefix, reader in find_vits(weights)
+        if reader is not mmengine and "backbone." not in prefix  # a detector has it there
+    ]
+    if {"state", "birder_version"} & content.keys() or homes:
         home = (*homes, "birder")[0].rpartition(".")[2]
         return (
             f"is {home}'s, of a backbone only; to train a detector from it, "

@@ -10,6 +10,7 @@ import torch
 from ropevit_mmdet.errors import UserError
 from ropevit_mmdet.weights.architectures import Arch, names_of, resolve_arch, with_defaults
 from ropevit_mmdet.weights.checkpoint import Checkpoint, check_arch
+from ropevit_mmdet.weights.detector_checkpoint import saved_classes
 from ropevit_mmdet.weights.other_architectures import PUBLISHED
 from ropevit_mmdet.weights.published import WEIGHTS
 from ropevit_mmdet.weights.settings import (
@@ -90,7 +91,7 @@ def describe(checkpoint: Checkpoint, archs: Mapping[str, Arch]) -> list[tuple[st
         rows.append(("", f"mean {stats['mean']}, std {stats['std']}" if stats else "no rgb_stats"))
         classes = sorted(checkpoint.class_to_idx, key=checkpoint.class_to_idx.__getitem__)
     else:
-        classes = (checkpoint.meta or {}).get("dataset_meta", {}).get("classes", [])
+        classes = list(saved_classes({"meta": checkpoint.meta}))
     names = ", ".join(map(str, classes[:4])) + ", ..." * (len(classes) > 4)
     return [*rows, ("classes", f"{len(classes)}: {names}" if classes else "none")]
 

@@ -43,6 +43,11 @@ optim_wrapper = dict(optimizer=dict(type=SGD, lr=0.01, momentum=0.9))
 """
 
 
+@pytest.fixture(autouse=True)
+def unformatted():
+    """Configs are formatted, as users' are."""
+
+
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
     pytest.importorskip("birder")

@@ -247,7 +247,7 @@ def test_the_command_compares_and_continues(comparison, monkeypatch, capsys):
     for row in rows:
         assert row["costs"].keys() == COST.keys() | {"training, s"}
         assert row["costs"]["images/s"] > 0 and row["costs"]["GFLOP"] > 0
-        assert row["costs"]["peak MB"] >= 0 and row["AP"]["box AP"] == [0.0, 0.0]
+        assert row["AP"]["box AP"] == [0.0, 0.0]
     for name in ("ap_over_latency.png", "learning_curves.png"):
         with Image.open(root / name) as image:
             assert min(image.size) > 300

@@ -74,6 +74,13 @@ def test_environment_is_made_once_grows_and_is_updated(project):
     assert moved.ensured() == CREATED
 
 
+def test_a_record_that_was_cut_off_starts_again(project):
+    environment = Recorded(project)
+    assert environment.ensured() == CREATED
+    Path(environment.record).write_text('{"place": [')
+    assert environment.ensured() == CREATED
+
+
 @pytest.mark.parametrize("is_update", [False, True])
 @pytest.mark.parametrize("broken", ["venv", "-e", bootstrap.FIRST_IMPORTS])
 def test_interrupted_set_up_starts_again(project, broken, is_update):

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from mmengine.config import Config
 from mmengine.hooks import IterTimerHook
 
 from ropevit_mmdet.compat import checkpoint as files
@@ -60,19 +59,6 @@ def test_a_kept_file_is_read_again_after_a_change(reads, tmp_path):
         assert len(reads) == 2
     files.read_checkpoint_file(path)
     assert len(reads) == 3 and files._kept is None
-
-
-def test_config_is_formatted_after_changes_only(monkeypatch):
-    config, formatted = Config(dict(a=1, b=dict(c=2))), []
-    original = Config.pretty_text
-    monkeypatch.setattr(
-        "mmengine.config.config.FormatCode", lambda text, **_: (formatted.append(text) or text, 1)
-    )
-    with run_start():
-        assert config.pretty_text == config.pretty_text and len(formatted) == 1
-        config.b.c = 3
-        assert "c=3" in config.pretty_text and len(formatted) == 2
-    assert Config.pretty_text is original
 
 
 def test_a_model_without_random_weights_samples_none():

@@ -24,6 +24,11 @@ from tests.processes import ROOT
 pytestmark = pytest.mark.usefixtures("mmengine_instances")
 
 
+@pytest.fixture(autouse=True)
+def unformatted():
+    """Configs are formatted, as users' are."""
+
+
 class Samples(torch.utils.data.Dataset):
     # what BaseDataset makes of a config that nests something in its metainfo
     metainfo = dict(classes=("a", "b"), palette=[(1, 2, 3)], source=ConfigDict(name="shapes"))

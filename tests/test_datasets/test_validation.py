@@ -196,7 +196,8 @@ def test_images(name, model, tmp_path):
                 with pytest.raises(UserError, match=r"1\.\w+ cannot be read"):
                     read_image(path)
             return
-    train_step(model, [data[0]])
+        sample = data[0]
+    train_step(model, [sample])
     trained = mmcv.imread(str(path), channel_order="rgb")  # as LoadImageFromFile
     assert trained.shape[:2] == case.size
     np.testing.assert_array_equal(trained, read_image(path))

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from ropevit_mmdet.engine.progress_bar import _next_validation, progress_bar
+from ropevit_mmdet.engine.progress_bar import _next_validation
 from tests.commands import ropevit
 from tests.tiny_coco import write_tiny
 
@@ -58,11 +58,6 @@ def test_progress_bar_leaves_log_lines_readable(more, bars, tmp_path, monkeypatc
     assert all(re.match(r"\d\d/\d\d \d\d:", line) for line in printed)
     printed, logged = ([line.partition("INFO - ")[2] for line in x] for x in (printed, logged))
     assert printed == logged
-
-
-def test_progress_bar_needs_a_terminal():
-    with progress_bar(None):  # type: ignore[arg-type]
-        assert not sys.stderr.isatty()
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,10 @@ def test_boxes_and_masks(tmp_path):
         "scores": torch.tensor([0.75, 0.5]),
         "masks": masks,
     }
-    metric.process({}, [{"img_id": 5, "pred_instances": predicted}])
+    panoptic = {"sem_seg": torch.zeros(1, 12, 20)}
+    sample = {"img_id": 5, "pred_instances": predicted, "pred_panoptic_seg": panoptic}
+    metric.process({}, [sample])
+    assert metric.results[0].keys() == {"img_id", "pred_instances"}
     assert metric.evaluate(1) == {}
     first, second = json.loads((tmp_path / "new" / "results.json").read_text())
     segmentation = first.pop("segmentation")

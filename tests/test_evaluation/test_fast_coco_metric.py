@@ -89,6 +89,9 @@ def test_without_detections_all_figures_are_there(metric, tmp_path):
     none = [name for name, value in figures.items() if np.isnan(value)]  # a class without objects
     assert none == ([] if metric == ["proposal"] else [f"class {NUM_CLASSES - 1}_precision"])
     assert not any(value for name, value in figures.items() if name not in none)
+    made.format_only, made.outfile_prefix = True, str(tmp_path / "submission")
+    made.compute_metrics(made.results)
+    assert json.loads((tmp_path / "submission.bbox.json").read_text()) == []
 
 
 def test_images_that_are_not_tested_do_not_count(tmp_path):

@@ -17,6 +17,7 @@ from tests.parity_cases import (
     GRID,
     GRIDS,
     SWITCHES,
+    distinct_archs,
     full_errors,
     load,
     modes_of,
@@ -53,7 +54,7 @@ def compare(config, directory, name="rope_vit_reg4_b14", grid=(GRID, GRID), grid
         assert error <= TOLERANCE, mode
 
 
-@pytest.mark.parametrize("name", arch_names())
+@pytest.mark.parametrize("name", distinct_archs())
 def test_every_architecture_equals_birder(name, tmp_path):
     compare(small_config(name), tmp_path, name)
 
@@ -101,7 +102,7 @@ def refused(content, path, model) -> bool:
     return False
 
 
-@pytest.mark.parametrize("name", arch_names())
+@pytest.mark.parametrize("name", distinct_archs(patch_size=16))
 def test_no_key_is_dropped_silently(name, tmp_path):
     """Missing keys and stray keys of every part are errors."""
     config = small_config(name)

@@ -59,9 +59,6 @@ def test_random_cases(case):
     check(*case)
 
 
-ARCH = dict(rope_style="default", rope_rot_type="standard", num_reg_tokens=4, class_token=True)
-
-
 @pytest.mark.parametrize(
     ("height", "width", "window"), [(1, 1, 3), (1, 1500, 16), (1500, 1499, 16), (225, 1, None)]
 )

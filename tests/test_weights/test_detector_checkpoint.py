@@ -5,11 +5,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from mmdet.models import DetTTAModel
 from mmengine.runner import load_checkpoint
 from torch import nn
 from torch.testing import assert_close
 
-from ropevit_mmdet import RoPEViTChecks
+from ropevit_mmdet import FrozenBackbone, RoPEViTChecks
 from ropevit_mmdet.errors import UserError
 from ropevit_mmdet.weights.detector_checkpoint import (
     check_classes,
@@ -18,7 +19,8 @@ from ropevit_mmdet.weights.detector_checkpoint import (
     read_detector_checkpoint,
     skip_init,
 )
-from tests.exportable_models import small_detector
+from tests.exportable_models import SMALL_ARCH, WINDOWED, small_detector
+from tests.oracle import SMALL, birder_net
 
 WRAPPERS = {
     "DDP": lambda key: f"module.{key}",
@@ -104,10 +106,44 @@ def test_nothing_of_the_backbone_fits(part, detector, tmp_path):
     load_checkpoint(nn.Linear(2, 2), str(tmp_path / "a.pth"))  # as mmengine does
 
 
+@pytest.mark.parametrize("prefix", ["", "model.", "_orig_mod."])
+def test_weights_reach_a_model_in_a_wrapper(prefix, detector, other, tmp_path):
+    """As --tta has one."""
+    wrapper = DetTTAModel(module=other)
+    weights = {prefix + key: value for key, value in detector.state_dict().items()}
+    torch.save(dict(state_dict=weights), tmp_path / "a.pth")
+    load_checkpoint(wrapper, str(tmp_path / "a.pth"))
+    assert_close(other.state_dict(), detector.state_dict(), rtol=0, atol=0)
+
+
+def test_weights_of_another_shape_do_not_stay_random(detector, tmp_path):
+    weights = detector.state_dict()
+    weights["backbone.patch_embed.proj.weight"] = torch.zeros(32, 3, 16, 16)
+    torch.save(dict(state_dict=weights), tmp_path / "a.pth")
+    for load in (load_checkpoint, lambda model, path: check_start(model, dict(load_from=path))):
+        with pytest.raises(UserError, match="backbone.patch_embed.proj.weight"):
+            load(copy.deepcopy(detector), str(tmp_path / "a.pth"))
+
+
+def test_a_detector_may_have_the_backbone_of_another_library(tmp_path):
+    pytest.importorskip("birder")
+    weights = birder_net(config=SMALL).state_dict()
+    weights = {f"backbone.{key}": value for key, value in weights.items()}
+    weights["neck.a.weight"] = torch.zeros(2)
+    torch.save(dict(state_dict=weights), tmp_path / "a.pth")
+    read = read_detector_checkpoint(tmp_path / "a.pth")["state_dict"]
+    assert read.keys() == weights.keys()
+
+
+@pytest.mark.parametrize("frozen", [False, True])
 @pytest.mark.parametrize("missing", ["cls_token", "bbox_head"])
-def test_pretraining_file_is_read_only_if_it_is_used(missing, detector, tmp_path):
+def test_pretraining_file_is_read_only_if_it_is_used(missing, frozen, detector, tmp_path):
     model, path = copy.deepcopy(detector), tmp_path / "iter_2.pth"
-    model.backbone.init_cfg = dict(type="Pretrained", checkpoint="gone.pt")
+    if frozen:
+        settings = dict(type="RoPEViT", arch=SMALL_ARCH | dict(num_layers=2), **WINDOWED)
+        model.backbone = FrozenBackbone(settings)
+    init_cfg = dict(type="Pretrained", checkpoint="gone.pt")
+    getattr(model.backbone, "backbone", model.backbone).init_cfg = init_cfg
     torch.save({k: v for k, v in model.state_dict().items() if missing not in k}, path)
     runner = dict(model=model, _load_from=str(path), _resume=False, _has_loaded=False)
     RoPEViTChecks().before_run(SimpleNamespace(**runner))

@@ -11,7 +11,7 @@ from mmengine.registry import init_default_scope
 
 from ropevit_mmdet import RoPEViT
 from ropevit_mmdet.engine.hooks.rope_vit_checks import check_normalization, check_strides
-from ropevit_mmdet.weights.architectures import arch_names, names_of, resolve_arch
+from ropevit_mmdet.weights.architectures import names_of, resolve_arch
 from ropevit_mmdet.weights.checkpoint import read_checkpoint
 from ropevit_mmdet.weights.inspection import (
     choose_archs,
@@ -21,6 +21,7 @@ from ropevit_mmdet.weights.inspection import (
     summary,
 )
 from tests.oracle import SMALL, birder_net, fill, write_checkpoint
+from tests.parity_cases import distinct_archs
 
 pytestmark = pytest.mark.usefixtures("mmengine_instances")
 ROOT = Path(__file__).parents[2]
@@ -50,7 +51,7 @@ def detector(tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize("name", arch_names())
+@pytest.mark.parametrize("name", distinct_archs())
 def test_named_archs(tmp_path, name):
     side = 5 * resolve_arch(name).patch_size
     fitting = read_checkpoint(written(tmp_path, name, CUT, (side, side))).named_archs()

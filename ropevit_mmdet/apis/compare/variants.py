@@ -87,7 +87,8 @@ def _use_checkpoint(config: Config, source: str) -> None:
             backbone.window_size = min(grid)
         if not isinstance(backbone.get("rope_interpolation", "pretrain"), str):  # pixels
             backbone.rope_interpolation *= grid[0] / own_grid[0] * patch / own_patch
-    backbone.update(arch=argument, init_cfg=dict(type="Pretrained", checkpoint=source))
+    backbone.arch = argument
+    backbone.init_cfg = dict(type="Pretrained", checkpoint=source)  # update() would merge them
     if arch.num_layers != own.num_layers:
         backbone.pop("global_attn_indices", None)  # the last of each quarter
         if isinstance(indices := backbone.get("out_indices"), Sequence):  # of the same depths

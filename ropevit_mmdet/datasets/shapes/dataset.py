@@ -68,6 +68,7 @@ def generate(
     if issue := _issue(root, parameters | images):
         raise UserError(issue)
     written = root.with_name(f".{root.name}.partial-{os.getpid()}")
+    shutil.rmtree(written, ignore_errors=True)  # of a killed process; in containers ids repeat
     written.mkdir(parents=True)
     try:
         splits = _write_images(written, parameters, workers or min(8, os.cpu_count() or 1))

@@ -36,6 +36,8 @@ def read_annotation_file(path: str | Path, lists: Sequence[str] = LISTS) -> dict
         issue = f"has no {wrong[0]!r}, a list: is it in COCO's format?" if wrong else ""
     except FileNotFoundError:
         issue = "does not exist"
+    except OSError as error:
+        issue = f"cannot be read: {error.strerror}"
     except (ValueError, RecursionError) as error:
         issue = f"is not JSON, or truncated: {error}"
     raise_issue(issue and f"annotation file {path} {issue}")

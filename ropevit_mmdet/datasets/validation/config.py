@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -22,7 +23,7 @@ from ropevit_mmdet.datasets.validation.annotations import (
     read_annotation_file,
 )
 from ropevit_mmdet.datasets.validation.checks import ERROR, CocoFiles, Findings, raise_issue
-from ropevit_mmdet.weights.detector_checkpoint import check_classes
+from ropevit_mmdet.weights.detector_checkpoint import check_classes, saved_classes
 
 SPLITS = ("train", "val", "test")
 Read = Callable[[Path], dict[str, Any]]  # an annotation file
@@ -63,12 +64,11 @@ def compare_classes(
     Raises:
         UserError: The same classes in another order: every label would mean another class.
     """
-    meta = (checkpoint.get("meta") or {}).get("dataset_meta")
-    saved = (meta.get("classes") or meta.get("CLASSES")) if isinstance(meta, Mapping) else None
+    saved = saved_classes(checkpoint)
     init_default_scope(config.get("default_scope") or "mmdet")
     loader = config.get(f"{split}_dataloader")
     warning = None
-    if saved and loader and not isinstance(saved, str):
+    if saved and loader:
         classes = dataset_classes(next(innermost_datasets(loader["dataset"])))
         warning = check_classes(saved, classes, source)
     return [warning] if warning else []
@@ -78,6 +78,8 @@ def dataset_files(dataset: CocoDataset) -> CocoFiles:
     """The files of a dataset that is built, perhaps with `lazy_init`, and their use."""
     masks = [one for one in dataset.pipeline.transforms if getattr(one, "with_mask", False)]
     img_dir, filters = dataset.data_prefix.get("img") or "", dataset.filter_cfg or {}
+    if isinstance(classes := dataset.metainfo["classes"], str):
+        raise_issue(f"metainfo.classes is the text {classes!r}: write classes=({classes!r},)")
     return CocoFiles(
         Path(dataset.ann_file),
         Path(img_dir),
@@ -110,7 +112,8 @@ def content_issues(
     elif directory and not any(directory.iterdir()):
         yield f"image directory {directory} is empty"
     if errors := findings.summary(ERROR):
-        command = f"ropevit check-data --ann-file {files.ann_file} --img-dir {files.img_dir}"
+        paths = ("--ann-file", str(files.ann_file), "--img-dir", str(files.img_dir))
+        command = shlex.join(["ropevit", "check-data", *paths])
         fix = " --fix OUT.json` corrects ids" if findings.fixable else "` lists all findings"
         yield f"annotation file {files.ann_file}: {errors}; `{command}{fix}"
 

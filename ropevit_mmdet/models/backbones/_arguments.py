@@ -38,13 +38,14 @@ def check_arguments(
     """Raises UserError for the arguments that a model must not have, with their values."""
     arch, depth, patch = model.arch, model.arch.num_layers, model.patch_size
     size, window, rope = model.pretrain_img_size, model.window_size, model.rope_interpolation
+    number: Any = rope
     mode, stages, rate = model.pos_embed_mode, model.frozen_stages, drop_path_rate
     own, indices = arch.patch_size, global_attn_indices
 
     is_patch = _is_positive(patch) and (patch == own or arch.stem_type == "patchify")
     is_size = len(size) == 2 and all(_is_positive(n) and n % own == 0 for n in size)
     is_window = window is None or _is_positive(window)
-    is_rope = rope in ("pretrain", "none") or not isinstance(rope, str | bool) and rope > 0
+    is_rope = rope in ("pretrain", "none") or _is_number(rope) and number > 0
     is_global = all(0 <= i < depth for i in indices or ())
     is_used = indices is None or bool(window)
     ascending = f"ascending block indices below {depth}"
@@ -57,7 +58,7 @@ def check_arguments(
         (is_rope, "rope_interpolation", "'pretrain', 'none' or a number of pixels", rope),
         (mode in ("interpolate", "tile"), "pos_embed_mode", "'interpolate' or 'tile'", mode),
         (_is_ascending(model.out_indices, depth), "out_indices", ascending, model.out_indices),
-        (0 <= rate <= 1, "drop_path_rate", "0 to 1", rate),
+        (_is_number(rate) and 0 <= rate <= 1, "drop_path_rate", "0 to 1", rate),
         (stages in range(-1, depth + 1), "frozen_stages", f"-1 to {depth}", stages),
     )
 
@@ -72,6 +73,10 @@ def check_images(images: Tensor) -> None:
         return  # no values, or on a GPU, which reading them would stall
     if not images.isfinite().all():  # as in a warm-up with memory that is not initialized
         warnings.warn("images contain NaN or infinite values: so do feature maps", stacklevel=4)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _is_positive(value: Any) -> bool:

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from mmengine.dist import get_world_size
 from mmengine.logging import MMLogger
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
@@ -33,15 +34,18 @@ class FeatureCache:
 
     def __init__(self, root: Path, weights: str, max_bytes: int) -> None:
         self.root, self.directory = root, root / weights
-        self.directory.mkdir(parents=True, exist_ok=True)
-        self._free = max_bytes - sum(file.stat().st_size for file in root.glob("*/*.safetensors"))
         self._stopped = False
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            self._stop(f"cannot be written to ({error})")
+        self._free = max_bytes - sum(file.stat().st_size for file in root.glob("*/*.safetensors"))
 
     def read(self, key: str) -> list[Tensor] | None:
-        """The feature maps [C, rows, columns] of an image; None if they are not stored."""
+        """The feature maps [C, rows, columns] of an image; None if no complete file has them."""
         try:
             maps = load((self.directory / f"{key}.safetensors").read_bytes())
-        except FileNotFoundError:
+        except (OSError, SafetensorError):
             return None
         return [maps[str(i)] for i in range(len(maps))]
 

@@ -71,8 +71,8 @@ class FrozenBackbone(BaseModule):
             return tuple(self.backbone(images)) if cache is None else self._cached(cache, images)
 
     def init_weights(self) -> None:
-        """As the backbone itself."""
-        if not hasattr(self.backbone, "init_weights"):
+        """As the backbone itself, unless `skip_init` has marked it."""
+        if not hasattr(self.backbone, "init_weights") or getattr(self.backbone, "is_init", False):
             return
         record = "_params_init_info"  # mmengine's, of the whole detector
         if record in vars(self):

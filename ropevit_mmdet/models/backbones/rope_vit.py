@@ -102,8 +102,9 @@ class RoPEViT(BaseModule):
         super().__init__(init_cfg)
         self.arch = arch = resolve_arch(arch)
         self.patch_size = arch.patch_size if patch_size is None else patch_size
-        size = (pretrain_img_size,) * 2 if isinstance(pretrain_img_size, int) else pretrain_img_size
-        self.pretrain_img_size = cast(tuple[int, int], tuple(size))  # of two: check_arguments
+        size = pretrain_img_size
+        sides = tuple(size) if isinstance(size, Sequence) else (size, size)
+        self.pretrain_img_size = cast(tuple[int, int], sides)  # of two: check_arguments
         self.out_indices = block_indices(out_indices, arch)
         self.window_size = window_size
         self.global_attn_indices = global_indices(global_attn_indices, arch)

@@ -13,10 +13,9 @@ from ropevit_mmdet.engine import ResumableCheckpointHook, latest_checkpoint
 from tests.fault_injection import EPOCHS, ITERATIONS, assert_same, train, train_with, write_config
 
 CASES = {
-    "iterations, workers, accumulation, EMA": (
-        dict(workers=2, accumulated=2, ema=True), 8, "sigkill",
+    "iterations, workers, accumulation, EMA, while writing": (
+        dict(workers=2, accumulated=2, ema=True), 6, "sigkill_while_writing",
     ),
-    "iterations, while writing": (dict(accumulated=2), 6, "sigkill_while_writing"),
     "epochs, persistent workers, accumulation, EMA": (
         dict(loop=EPOCHS, workers=1, accumulated=3, ema=True), 6, "sigkill",
     ),

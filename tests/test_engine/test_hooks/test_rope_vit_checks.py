@@ -56,17 +56,29 @@ def test_strides_of_anchors_points_and_roi_extractors(name, key, strides, messag
         check_strides(MODELS.build(config.model))
 
 
-@pytest.mark.parametrize("kind", ["plain", "frozen", "several necks", "student"])
+WRONG = ((2, 5), dict(in_channels=[192] * 4, fuse="sum"), r"\[192, 192\], fuse='concat' of the")
+
+
 @pytest.mark.parametrize(
-    ("out_indices", "neck", "advice"),
+    ("out_indices", "neck", "advice", "kind"),
     [
-        ((2, 5), dict(in_channels=[192] * 4, fuse="sum"), r"\[192, 192\], fuse='concat' of the"),
-        ((2, 5), dict(in_channels=192), r"in_channels is \[192\].*\(2, 5\).*fuse='concat' of the"),
-        ((2, 5), dict(in_channels=[192, 96], fuse="concat"), r"set in_channels=\[192, 192\]"),
-        (5, dict(in_channels=[192, 192], fuse="concat"), r"\(5,\) .* set in_channels=192 of the"),
-        (5, dict(), r"in_channels is \[768\], .* with 192 channels: set in_channels=192 of the"),
-        ((2, 5), dict(in_channels=[192, 192], fuse="concat"), None),
-        (5, dict(in_channels=192), None),
+        *((*WRONG, kind) for kind in ("plain", "frozen", "several necks", "student")),
+        ((2, 5), dict(in_channels=192), r"is \[192\].*\(2, 5\).*fuse='concat' of the", "plain"),
+        (
+            (2, 5),
+            dict(in_channels=[192, 96], fuse="concat"),
+            r"set in_channels=\[192, 192\]",
+            "plain",
+        ),
+        (
+            5,
+            dict(in_channels=[192, 192], fuse="concat"),
+            r"\(5,\) .* set in_channels=192 ",
+            "plain",
+        ),
+        (5, dict(), r"in_channels is \[768\], .* channels: set in_channels=192 of the", "plain"),
+        ((2, 5), dict(in_channels=[192, 192], fuse="concat"), None, "frozen"),
+        (5, dict(in_channels=192), None, "plain"),
     ],
 )
 def test_feature_maps_of_backbone_and_neck(out_indices, neck, advice, kind):

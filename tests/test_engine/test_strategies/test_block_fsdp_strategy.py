@@ -20,6 +20,7 @@ custom_imports = dict(imports=['ropevit_mmdet', 'tests.unscaled_fcos'], allow_fa
 model = dict(
     type='FCOS',
     backbone=dict(_delete_=True, type='RoPEViT', pretrain_img_size=64, window_size=2,
+                  global_attn_indices=(1,),
                   arch=dict(patch_size=16, num_layers=2, num_heads=2, hidden_dim=16, mlp_dim=32)),
     neck=dict(_delete_=True, type='SimpleFeaturePyramid', in_channels=16, in_stride=16,
               out_channels=16, scale_factors=(1, 0.5), num_outs=2),

@@ -205,6 +205,14 @@ def test_a_full_disk_does_not_stop_the_training(images, tmp_path, monkeypatch, w
     assert not [path for path in tmp_path.rglob("*") if path.suffix == ".partial"]
 
 
+def test_a_damaged_file_is_written_again(tmp_path):
+    cache = FeatureCache(tmp_path, "weights", 10**6)
+    (cache.directory / "a.safetensors").write_bytes(b"")
+    assert cache.read("a") is None
+    cache.write("a", [torch.ones(2, 3, 3)])
+    assert torch.equal(cache.read("a")[0], torch.ones(2, 3, 3))
+
+
 def test_arguments_are_checked():
     with pytest.raises(ValueError, match="max_gb must be positive, got 0"):
         FrozenBackbone(PLAIN, max_gb=0)
@@ -251,6 +259,7 @@ def test_a_run_with_cache_has_the_losses_of_one_without(tmp_path):
     torch.testing.assert_close(losses[1], losses[0], rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.slow  # of wall time: other programs disturb it
 def test_reading_takes_less_than_a_tenth_of_the_time_of_computing(tmp_path):
     """20 batches through the backbone of shapes_frozen.py."""
     settings = load_config(ROOT / "configs" / "shapes_frozen.py").model.backbone.backbone

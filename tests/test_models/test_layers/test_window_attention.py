@@ -144,20 +144,20 @@ def rotate(x, cos, sin, rotation):
     return out
 
 
-@pytest.mark.parametrize("window_size", [None, 16])
-def test_compiled_with_dynamic_sizes_equals_eager(window_size):
-    model = small(window_size=window_size)
+def test_compiled_with_dynamic_sizes_equals_eager():
+    """A windowed and a global block, ragged windows: one graph for both sizes."""
+    model = small(SMALL | dict(num_layers=2), window_size=4, global_attn_indices=(1,))
     compiled = torch.compile(model, dynamic=True, backend="eager")
-    for size in ((448, 672), (280, 364)):
-        images = seeded_images((1, 3, *size))
-        assert torch.equal(run(compiled, images), run(model, images))
+    for size in ((70, 98), (98, 126)):
+        images = seeded_images((1, 3, *size))  # tables are float32
+        assert relative_error(run(compiled, images), run(model, images)) <= 1e-6
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
 @pytest.mark.parametrize("window_size", [None, 16])
 def test_inductor_equals_eager_up_to_rounding(window_size):
-    model = small(window_size=window_size).float()
+    model = small(window_size=window_size, global_attn_indices=(1, 3)).float()
     compiled = torch.compile(model, dynamic=True)
     for size in ((224, 224), (448, 672), (280, 364)):
         images = seeded_images((1, 3, *size)).float()
@@ -166,7 +166,8 @@ def test_inductor_equals_eager_up_to_rounding(window_size):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast_equals_float32_up_to_its_rounding(dtype):
-    model, images = small(**RECIPE).float(), seeded_images((1, 3, 280, 364)).float()
+    model = small(**RECIPE, global_attn_indices=(1, 3)).float()
+    images = seeded_images((1, 3, 280, 364)).float()
     with torch.autocast("cpu", dtype=dtype):
         actual = run(model, images)
     assert relative_error(actual.float(), run(model, images)) <= 8 * torch.finfo(dtype).eps * 4
