@@ -83,7 +83,7 @@ def test_the_four_lines_read_every_layout(layout, tmp_path):
             check_datasets(config)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", ["COCO", "Label Studio on Windows", "of another machine"])
 def test_the_printed_fix_leaves_a_clean_file(layout, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     ann_file = export(tmp_path, layout, splits=["valid"]).format("valid")
