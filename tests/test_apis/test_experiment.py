@@ -20,6 +20,11 @@ OPTIONS = {
 }
 
 
+@pytest.fixture(autouse=True)
+def unformatted():
+    """Configs are formatted in the module's fixtures, too: their texts are compared."""
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A run whose first parent process was killed: the run, its root and its result."""

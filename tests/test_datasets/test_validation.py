@@ -187,7 +187,7 @@ def test_images(name, model, tmp_path):
     assert list(places) == ([case.check] if case.check else [])
     data = dataset(tmp_path)
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", UserWarning)
         if case.stops:
             with pytest.raises(UserError, match=case.stops) as caught:
                 data[0]

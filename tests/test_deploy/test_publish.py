@@ -21,6 +21,11 @@ from tests.exportable_models import run_command
 from tests.tiny_coco import write_tiny
 
 
+@pytest.fixture(autouse=True)
+def unformatted():
+    """Configs are formatted in the module's fixtures, too: their texts are compared."""
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """Config and work dir of a run of two iterations with EMA and a checkpoint of each."""
