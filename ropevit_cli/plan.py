@@ -26,15 +26,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from ropevit_mmdet.apis import choose_device
-    from ropevit_mmdet.apis.benchmark.plan import schedule, training_side
+    from ropevit_mmdet.apis.benchmark.plan import check_gpus, schedule, training_side
     from ropevit_mmdet.apis.benchmark.report import table
     from ropevit_mmdet.engine.config import load_config
     from ropevit_mmdet.errors import UserError
 
     config = load_config(args.config, args.cfg_options)
     _, images = schedule(config, args.images)  # before anything is measured
-    if images % args.gpus:
-        raise UserError(f"--gpus {args.gpus} does not divide the {images} images of a step")
+    check_gpus(images, args.gpus)
     size = args.size or training_side(config)
     on_cpu = choose_device(args.device).type == "cpu"
     batches = (1, 2) if on_cpu else (1, 2, 4, 8)

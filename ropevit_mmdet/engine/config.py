@@ -204,9 +204,9 @@ def use_show(config: Config, *, show: bool, show_dir: str | None, wait_time: flo
 
 def use_tta(config: Config) -> bool:
     """Tests on mirror images too, or by the config's TTA; returns whether masks were removed."""
-    masks = {"panoptic_head", "panoptic_fusion_head", "mask_head"} & config.model.keys()
-    masks |= {"RTMDetIns"} if "RTMDetIns" in type_name(config.model.get("bbox_head")) else set()
-    _require(not masks, "--tta: mmdet merges boxes, not masks")
+    heads = {"panoptic_head", "panoptic_fusion_head", "mask_head"} & config.model.keys()
+    has_masks = heads or "RTMDetIns" in type_name(config.model.get("bbox_head"))
+    _require(not has_masks, "--tta: mmdet merges boxes, not masks")
     boxes_only = bool(config.model.get("roi_head", {}).get("mask_head"))
     if boxes_only:  # mmdet merges only boxes
         config.model.roi_head.update(mask_head=None, mask_roi_extractor=None)

@@ -64,6 +64,12 @@ def training_side(config: Config) -> int:
     return side
 
 
+def check_gpus(images: int, gpus: int) -> None:
+    """Raises UserError if the GPUs do not divide the images of a step."""
+    if images % gpus:
+        raise UserError(f"--gpus {gpus} does not divide the {images} images of a step")
+
+
 def plan(
     steps: int, images: int, rows: Sequence[Mapping[str, Any]], free_bytes: int, *, gpus: int = 1
 ) -> dict[str, Any]:
@@ -73,8 +79,7 @@ def plan(
     the batch size is the largest that divides the images of a step and fits into the free bytes of
     a GPU. Raises UserError if the GPUs do not divide these images.
     """
-    if images % gpus:
-        raise UserError(f"--gpus {gpus} does not divide the {images} images of a step")
+    check_gpus(images, gpus)
     share, weights = images // gpus, rows[0]["weight_bytes"]
     memory = _line(rows, [row["peak_bytes"] for row in rows])
     fits = max(0, int((_MARGIN * free_bytes - weights - memory[0]) / max(memory[1], 1)))

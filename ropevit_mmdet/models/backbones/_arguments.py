@@ -37,15 +37,15 @@ def check_arguments(
 ) -> None:
     """Raises UserError for the arguments that a model must not have, with their values."""
     arch, depth, patch = model.arch, model.arch.num_layers, model.patch_size
-    size, window, rope = model.pretrain_img_size, model.window_size, model.rope_interpolation
-    number: Any = rope
+    size, window = model.pretrain_img_size, model.window_size
+    rope: Any = model.rope_interpolation
     mode, stages, rate = model.pos_embed_mode, model.frozen_stages, drop_path_rate
     own, indices = arch.patch_size, global_attn_indices
 
     is_patch = _is_positive(patch) and (patch == own or arch.stem_type == "patchify")
     is_size = len(size) == 2 and all(_is_positive(n) and n % own == 0 for n in size)
     is_window = window is None or _is_positive(window)
-    is_rope = rope in ("pretrain", "none") or _is_number(rope) and number > 0
+    is_rope = rope in ("pretrain", "none") or _is_number(rope) and rope > 0
     is_global = all(0 <= i < depth for i in indices or ())
     is_used = indices is None or bool(window)
     ascending = f"ascending block indices below {depth}"
