@@ -60,7 +60,7 @@ optim_wrapper = dict(
     optimizer=dict(lr=5e-5),
     clip_grad=_base_.optim_wrapper.get("clip_grad") or dict(max_norm=1.0),
 )
-warmup = min(250 * passes, max_iters // 4)
+warmup = max(1, min(250 * passes, max_iters // 4))
 param_scheduler = [
     dict(type="LinearLR", start_factor=0.001, by_epoch=False, begin=0, end=warmup),
     dict(type="CosineAnnealingLR", by_epoch=False, begin=warmup, end=max_iters, eta_min_ratio=0.01),

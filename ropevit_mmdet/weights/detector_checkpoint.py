@@ -54,7 +54,7 @@ def check_start(model: nn.Module, config: Mapping[str, Any]) -> dict[str, Any]:
     """
     start, resume = config.get("load_from"), bool(config.get("resume"))
     if start is None:
-        backbone = _backbone(model)
+        backbone = inner_backbone(model)
         if _is_own(backbone) and backbone.init_cfg:
             backbone.init_weights()  # strict
         return {}
@@ -63,6 +63,12 @@ def check_start(model: nn.Module, config: Mapping[str, Any]) -> dict[str, Any]:
         fitted(model, checkpoint["state_dict"], str(start))
     _check_backbone(model, checkpoint["state_dict"], str(start))
     return checkpoint
+
+
+def inner_backbone(model: nn.Module) -> Any:
+    """The backbone of a detector, inside a FrozenBackbone if there is one; else the model."""
+    backbone = getattr(model, "backbone", model)
+    return getattr(backbone, "backbone", backbone)
 
 
 def has_backbone(model: nn.Module, checkpoint: Mapping[str, Any]) -> bool:
@@ -78,7 +84,7 @@ def skip_init(model: Any) -> None:
     if isinstance(model, dict):
         (model["backbone"].get("backbone") or model["backbone"])["init_cfg"] = None
     else:
-        _backbone(getattr(model, "module", model)).is_init = True
+        inner_backbone(getattr(model, "module", model)).is_init = True
 
 
 def read_detector_checkpoint(path: str | Path, *, resume: bool = False) -> dict[str, Any]:
@@ -170,11 +176,6 @@ def _check_backbone(model: nn.Module, weights: Mapping[str, torch.Tensor], sourc
     if is_own and (reshaped or not number_fitting(targets, weights)):
         others = model.state_dict().keys() - targets.keys()
         check_fit(targets, {k: v for k, v in weights.items() if k not in others}, source)
-
-
-def _backbone(model: nn.Module) -> Any:
-    backbone = getattr(model, "backbone", model)
-    return getattr(backbone, "backbone", backbone)  # of a FrozenBackbone
 
 
 def _backbone_targets(model: nn.Module) -> dict[str, torch.Tensor]:

@@ -22,7 +22,12 @@ from ropevit_mmdet.evaluation.fast_coco_metric import zero_figures
 from ropevit_mmdet.models.backbones.rope_vit import RoPEViT
 from ropevit_mmdet.models.necks.simple_feature_pyramid import SimpleFeaturePyramid
 from ropevit_mmdet.weights.checkpoint import read_pretrained
-from ropevit_mmdet.weights.detector_checkpoint import check_start, has_backbone, skip_init
+from ropevit_mmdet.weights.detector_checkpoint import (
+    check_start,
+    has_backbone,
+    inner_backbone,
+    skip_init,
+)
 from ropevit_mmdet.weights.inspection import pixel_stats
 
 # Heads whose num_classes is the dataset's; that of an RPN is 1.
@@ -163,8 +168,7 @@ def check_feature_maps(model: nn.Module) -> None:
     for name, part in model.named_modules():
         neck = getattr(part, "neck", None)
         neck = neck[0] if isinstance(neck, nn.Sequential) else neck
-        backbone = getattr(part, "backbone", None)
-        backbone = getattr(backbone, "backbone", backbone)  # in a FrozenBackbone
+        backbone = inner_backbone(part)
         if not isinstance(backbone, RoPEViT) or not isinstance(neck, SimpleFeaturePyramid):
             continue
         maps = [backbone.arch.hidden_dim] * len(backbone.out_indices)
@@ -183,11 +187,10 @@ def check_strides(model: nn.Module) -> None:
     And the neck's `in_stride` with the patches of a RoPEViT.
     """
     neck: Any = getattr(model, "neck", None)
-    backbone = getattr(model, "backbone", None)
     strides = getattr(neck, "strides", None)
     if strides is None:
         return
-    backbone = getattr(backbone, "backbone", backbone)  # in a FrozenBackbone
+    backbone = inner_backbone(model)
     patch = backbone.patch_size if isinstance(backbone, RoPEViT) else None
     if patch and getattr(neck, "in_stride", patch) != patch:
         raise UserError(
@@ -207,8 +210,7 @@ def check_strides(model: nn.Module) -> None:
 
 def check_normalization(model: nn.Module) -> None:
     """Compares the preprocessor's mean, std and channel order with the backbone's checkpoint."""
-    backbone = getattr(model, "backbone", None)
-    backbone = getattr(backbone, "backbone", backbone)  # in a FrozenBackbone
+    backbone = inner_backbone(model)
     if not isinstance(backbone, RoPEViT) or not (checkpoint := read_pretrained(backbone.init_cfg)):
         return
     expected = pixel_stats(checkpoint)
