@@ -20,7 +20,7 @@ from mmengine.config import Config
 
 from benchmarks.heads import schedule, use_cost_hook
 from benchmarks.photos import detectors, peers  # noqa: F401  (registers PeerDetector)
-from benchmarks.photos.arms import ARMS, DESIGNS, RATES, mild
+from benchmarks.photos.arms import ARMS, RATES, mild
 from benchmarks.photos.datasets import Photos, read_photos, tested_on
 from benchmarks.recipes import ap_cell, log
 from ropevit_mmdet.apis import Detector
@@ -88,12 +88,15 @@ def variants(section: str, photos: Photos, weights: Path | None) -> Iterator[Var
             yield Variant(name, photos, build, arm)
         return
     boxes = photos._replace(has_masks=False)
-    if section in ("designs", "recipes"):
-        head = "Mask R-CNN" if photos.has_masks and section == "recipes" else "RetinaNet"
-        weights = weights if section == "recipes" else None
-        for name, arm in (ARMS if section == "recipes" else DESIGNS).items():
-            build = partial(detectors.ours, name=detectors.HEADS[head], weights=weights)
-            yield Variant(name, photos if head == "Mask R-CNN" else boxes, build, arm)
+    if section in ARMS:
+        two_stage = section == "light" or (section == "recipes" and photos.has_masks)
+        build = partial(
+            detectors.ours,
+            name="maskrcnn" if two_stage else "retinanet",
+            weights=None if section == "designs" else weights,
+        )
+        for name, arm in ARMS[section].items():
+            yield Variant(name, photos if two_stage else boxes, build, arm)
         return
     options = dict(weights=weights) if section == "pretrained" else {}
     for name, build in (detectors.PEERS if section == "peers" else detectors.OURS).items():
@@ -182,7 +185,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--only",
         nargs="+",
-        choices=("scratch", "peers", "pretrained", "recipes", "designs", "large"),
+        choices=("scratch", "peers", "pretrained", *ARMS, "large"),
         help="sections (default: the first two, with --weights the first four); large: a GPU",
     )
     parser.add_argument("--match", default="", help="only rows whose name contains this text")
@@ -193,8 +196,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         if not args.dataset:
             parser.error(f"{args.data} has no directory with annotations/instances_train.json")
     needing = ("pretrained", "recipes")
-    if args.weights is None and set(needing) & set(args.only or ()):
-        parser.error("pretrained and recipes need --weights")
+    if args.weights is None and {*needing, "light"} & {*(args.only or ())}:
+        parser.error("pretrained, recipes and light need --weights")
     args.only = args.only or ["scratch", "peers", *(needing if args.weights else ())]
     return args
 

@@ -2,9 +2,11 @@
 
 from collections.abc import Callable
 from functools import partial
+from math import ceil
 
 from mmengine.config import Config, ConfigDict
 
+from benchmarks import light
 from benchmarks.photos.datasets import Photos, jitter, use_photos
 from ropevit_mmdet.engine.config import load_config
 
@@ -89,21 +91,42 @@ def rtmdet(config: Config, photos: Photos) -> None:
     config.optim_wrapper.paramwise_cfg.bypass_duplicate = True  # levels share convolutions
 
 
+def fewer_operations(config: Config, photos: Photos, name: str) -> None:
+    """A row of `benchmarks.light`, with the anchors of the photos."""
+    mild(config, photos)
+    smallest, largest = config.model.rpn_head.anchor_generator.scales
+    side = ceil(photos.size / 28) * 28
+    pad = dict(type="BatchFixedSizePad", size=(side, side), pad_mask=photos.has_masks)
+    settings = light.PUBLISHED | {"model.data_preprocessor.batch_augments": [pad]}
+    settings |= light.VARIANTS[name][0]
+    kept = {k: v for k, v in settings.items() if photos.has_masks or ".mask_" not in k}
+    config.merge_from_dict(kept)
+    generator = config.model.rpn_head.anchor_generator
+    if len(generator.strides) == 2:
+        generator.scales = [smallest / 2, smallest, largest]
+
+
 def on_gpu(config: Config, photos: Photos, lr: float) -> None:
     base(config, photos)
     config.train_dataloader.update(num_workers=4, persistent_workers=True)
     config.optim_wrapper.optimizer.lr = lr
 
 
-DESIGNS = {"RetinaNet, GIoU": giou, "RTMDet": rtmdet}
 RATES = {f"RoPE ViT-B, learning rate {lr:g}": partial(on_gpu, lr=lr) for lr in (1e-4, 5e-5)}
-ARMS: dict[str, Callable[[Config, Photos], None]] = {
-    "large-scale jitter, 0.1 to 2": base,
-    "jitter of 0.8 to 1.25": mild,
-    "color": color,
-    "CopyPaste or mosaic": mixed,
-    "EMA": average,
-    "first half of the blocks frozen": frozen,
-    "no layer decay": undecayed,
-    "half the learning rate": half_lr,
+ARMS: dict[str, dict[str, Callable[[Config, Photos], None]]] = {
+    "designs": {"RetinaNet, GIoU": giou, "RTMDet": rtmdet},
+    "light": {
+        name: partial(fewer_operations, name=name)
+        for name in ("published", "batches of similar aspects", "light")
+    },
+    "recipes": {
+        "large-scale jitter, 0.1 to 2": base,
+        "jitter of 0.8 to 1.25": mild,
+        "color": color,
+        "CopyPaste or mosaic": mixed,
+        "EMA": average,
+        "first half of the blocks frozen": frozen,
+        "no layer decay": undecayed,
+        "half the learning rate": half_lr,
+    },
 }

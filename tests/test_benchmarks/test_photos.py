@@ -20,7 +20,7 @@ from benchmarks.photos.detectors import PEERS
 from ropevit_mmdet.apis import Detector
 from ropevit_mmdet.engine.config import build_detector
 
-SECTIONS = ["scratch", "peers", "pretrained", "recipes", "designs", "large"]
+SECTIONS = ["scratch", "peers", "pretrained", "recipes", "designs", "light", "large"]
 
 
 @pytest.fixture
@@ -112,7 +112,7 @@ def test_every_config_builds(section, name, data):
         pretrained = config.model.backbone.get("init_cfg") == dict(
             type="Pretrained", checkpoint="net.pt"
         )
-        assert pretrained == (section in ("pretrained", "recipes", "large"))
+        assert pretrained == (section in ("pretrained", "recipes", "light", "large"))
         if index and section in ("recipes", "large"):
             continue  # the same model
         model = build_detector(config)
