@@ -37,9 +37,9 @@ def run(args: argparse.Namespace) -> None:
     images = data.render(indices, seed=args.seed)
     overlays: list = []
     with output_directory(args.output_dir) as directory:
-        for image in tqdm(images, total=len(indices), unit="image", disable=None):
-            Image.fromarray(image.overlay).save(directory / image.file_name)
-            overlays = [*overlays, image.overlay][:MAX_ON_SHEET]
+        for name, overlay in tqdm(images, total=len(indices), unit="image", disable=None):
+            Image.fromarray(overlay).save(directory / name)
+            overlays = [*overlays, overlay][:MAX_ON_SHEET]
         sheet = contact_sheet(overlays, cell=480 if len(overlays) <= 16 else 360)
         Image.fromarray(sheet).save(directory / SHEET)
     print(f"{len(indices)} of the {len(data)} images of the {args.split} split")

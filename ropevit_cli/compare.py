@@ -73,7 +73,7 @@ def write(results: dict[str, list[dict]], failed: dict[str, str], root: Path) ->
     """Measures the costs and writes table and plots."""
     from ropevit_mmdet._output import atomic_file
     from ropevit_mmdet.apis.compare import markdown, measure_costs, plot_cost, rows_of
-    from ropevit_mmdet.visualization import plot_runs, read_run
+    from ropevit_mmdet.visualization import plot_runs, read_run, save_figure
 
     directories = [root / f"{name}-seed0" for name in results]
     costs = dict(zip(results, measure_costs(directories, log), strict=True))
@@ -85,10 +85,11 @@ def write(results: dict[str, list[dict]], failed: dict[str, str], root: Path) ->
     for suffix, text in texts.items():
         with atomic_file(root / f"comparison.{suffix}") as file:
             file.write(text.encode())
-    plot_cost(rows, root / "ap_over_latency.png")
+    save_figure(plot_cost(rows), root / "ap_over_latency.png")
     logs = [read_run(path, name) for path, name in zip(directories, results, strict=True)]
     metrics = [key for one in logs for entry in one.val for key in entry if key.endswith("_mAP")]
-    plot_runs(logs, root / "learning_curves.png", metric=(metrics or ["coco/bbox_mAP"])[0])
+    figure = plot_runs(logs, metric=(metrics or ["coco/bbox_mAP"])[0])
+    save_figure(figure, root / "learning_curves.png")
     print(texts["md"])
     print(f"table and plots: {root}/comparison.md, .json, *.png")
 

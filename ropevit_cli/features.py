@@ -39,17 +39,19 @@ def run(args: argparse.Namespace) -> None:
     from ropevit_mmdet._images import find_images, read_images
     from ropevit_mmdet.apis.features import image_features, load_features
     from ropevit_mmdet.errors import UserError
+    from ropevit_mmdet.visualization.feature_maps import MAX_ROWS
 
     visualization.check_png(args.out)
     config, checkpoint, names = detector_arguments(args, 1, more=True)
     paths = find_images(names, videos=False)
-    if len(paths) * len(args.blocks) > visualization.MAX_ROWS:
+    if len(paths) * len(args.blocks) > MAX_ROWS:
         text = f"{len(paths)} images x {len(args.blocks)} blocks are too many for a figure"
-        raise UserError(f"{text}: give {visualization.MAX_ROWS} in all, or fewer")
+        raise UserError(f"{text}: give {MAX_ROWS} in all, or fewer")
     settings = {name: getattr(args, name) for name in ("cfg_options", "arch", "size", "device")}
     source = load_features(checkpoint, config, **settings)
     images = tqdm(read_images(paths), total=len(paths), unit="image", disable=None)
     features = image_features(source, images, blocks=args.blocks, patch=args.patch)
     num_registers = source.backbone.arch.num_reg_tokens
-    visualization.plot_features(features, args.out, num_registers=num_registers)
+    figure = visualization.plot_features(features, num_registers=num_registers)
+    visualization.save_figure(figure, args.out)
     print(f"figure: {args.out}")

@@ -40,7 +40,7 @@ def plot_curves(args: argparse.Namespace) -> None:
     """Plots runs and prints a line for each."""
     import math
 
-    from ropevit_mmdet.visualization import check_png, plot_runs, read_run
+    from ropevit_mmdet.visualization import check_png, plot_runs, read_run, save_figure
 
     check_png(args.out)
     runs = []
@@ -48,7 +48,7 @@ def plot_curves(args: argparse.Namespace) -> None:
         name, equals, path = text.partition("=")
         named = equals and not Path(text).exists()
         runs.append(read_run(path, name) if named else read_run(text))
-    plot_runs(runs, args.out, metric=args.metric)
+    save_figure(plot_runs(runs, metric=args.metric), args.out)
     for one in runs:
         parts = [f"loss {e['loss']:.4g} at iteration {e['step']}" for e in one.train[-1:]]
         measured = [entry for entry in one.val if not math.isnan(entry.get(args.metric, math.nan))]
@@ -67,25 +67,34 @@ def plot_results(args: argparse.Namespace) -> None:
     from ropevit_mmdet.apis.ground_truth import load_results
     from ropevit_mmdet.engine.config import load_config
     from ropevit_mmdet.errors import UserError
-    from ropevit_mmdet.evaluation.confusion_matrix import confusion_matrix
+    from ropevit_mmdet.evaluation.confusion_matrix import confusion_matrix, pair_objects
     from ropevit_mmdet.evaluation.precision_recall import IOUS, as_json, precision_recall
-    from ropevit_mmdet.visualization import plot_confusion_matrix, plot_precision_recall
+    from ropevit_mmdet.visualization import (
+        plot_confusion_matrix,
+        plot_precision_recall,
+        save_figure,
+    )
 
+    file, *others = args.paths
     thresholds = dict(score_thr=args.score_thr, tp_iou_thr=args.tp_iou_thr)
     check_output_directory(args.out_dir)
-    if Path(args.out_dir, RESULTS).resolve() == Path(args.paths[0]).resolve():
-        raise UserError(f"--out-dir {args.out_dir} would overwrite {args.paths[0]}")
-    results, annotations = load_results(args.paths[0], load_config(args.config, args.cfg_options))
+    if others or Path(args.out_dir, RESULTS).resolve() == Path(file).resolve():
+        issue = "and --config: one result file at a time" if others else "would be overwritten"
+        raise UserError(f"{' '.join(args.paths)} {issue}")
+    detections, annotations = load_results(file, load_config(args.config, args.cfg_options))
     names = annotations.names
-    matrix = confusion_matrix(results, annotations, **thresholds)
-    curves = precision_recall(results, annotations)
+    matrix = confusion_matrix(pair_objects(detections, annotations, **thresholds), len(names))
+    curves = precision_recall(detections, annotations)
+    title = f"scores from {args.score_thr}, IoU from {args.tp_iou_thr}"
+    figures = {
+        "confusion_matrix": plot_confusion_matrix(matrix, names, title),
+        "precision_recall": plot_precision_recall(names, curves.recall, curves.precision, IOUS),
+    }
     with output_directory(args.out_dir) as directory:
-        title = f"scores from {args.score_thr}, IoU from {args.tp_iou_thr}"
-        plot_confusion_matrix(matrix, names, directory / "confusion_matrix.png", title)
-        path = directory / "precision_recall.png"
-        plot_precision_recall(names, curves.recall, curves.precision, IOUS, path)
+        for name, figure in figures.items():
+            save_figure(figure, directory / f"{name}.png")
         numbers = json.dumps(as_json(matrix, curves, **thresholds))
         (directory / RESULTS).write_text(numbers + "\n")
-    for index, iou in enumerate(IOUS):
-        print(f"box AP at IoU {iou}: {curves.average(index):.3f}")
+    for iou, mean in zip(IOUS, curves.means()[1:]):
+        print(f"box AP at IoU {iou}: {mean:.3f}")
     print(f"figures and {RESULTS}: {args.out_dir}")

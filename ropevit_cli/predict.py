@@ -29,8 +29,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from tqdm import tqdm
-
     from ropevit_mmdet._images import find_images
     from ropevit_mmdet._output import check_output_directory
     from ropevit_mmdet.apis import Detector, predict_files
@@ -41,19 +39,13 @@ def run(args: argparse.Namespace) -> int:
     images = find_images(names)
     options = dict(config=config, cfg_options=args.cfg_options, device=args.device)
     detector = Detector(checkpoint, **options)
-    bar: dict = dict(desc="predicting", unit="image", disable=None)
-    settings = ("score_thr", "top_k", "classes", "every", "batch_size")
-    number, skipped = predict_files(
-        detector,
-        images,
-        args.out_dir,
-        progress=lambda items, total: tqdm(items, total=total, **bar),
-        **{name: getattr(args, name) for name in settings},
-    )
+    keys = ("score_thr", "top_k", "classes", "every", "batch_size")
+    settings = {key: getattr(args, key) for key in keys}
+    number, skipped = predict_files(detector, images, args.out_dir, **settings)
     min_score = max(args.score_thr, detector.min_score)
     count = len(images) - len(skipped)
-    in_images = f"{count} image{'s' * (count != 1)}"
-    print(f"{number} objects in {in_images}, scores of {min_score} and up")
+    files = f"{count} file{'s' * (count != 1)}"
+    print(f"{number} objects in {files}, scores of {min_score} and up")
     if min_score > args.score_thr:
         print(f"the config's score_thr drops scores below {min_score}; --cfg-options changes it")
     print(f"overlays: {Path(args.out_dir) / OVERLAY_DIRECTORY}")

@@ -1,7 +1,7 @@
 """What the commands call, usable from Python: detector, adapt, predict, browse, features ..."""
 
 from ropevit_mmdet.apis.adaptation import adapt
-from ropevit_mmdet.apis.browse import PipelineOutput, RenderedImage
+from ropevit_mmdet.apis.browse import PipelineOutput
 from ropevit_mmdet.apis.detector import Detector, choose_device
 from ropevit_mmdet.apis.features import FeatureSource, load_features
 from ropevit_mmdet.apis.predict import predict_files
@@ -10,7 +10,6 @@ __all__ = [
     "Detector",
     "FeatureSource",
     "PipelineOutput",
-    "RenderedImage",
     "adapt",
     "choose_device",
     "load_features",

@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from mmdet.registry import DATASETS, MODELS
@@ -17,19 +17,6 @@ from ropevit_mmdet.compat.config import type_name
 from ropevit_mmdet.datasets import check_datasets, innermost_datasets
 from ropevit_mmdet.errors import UserError
 from ropevit_mmdet.visualization.overlays import draw_sample
-
-
-class RenderedImage(NamedTuple):
-    """An image after the pipeline with its objects rendered over it, RGB [H, W, 3], uint8."""
-
-    index: int  # type: ignore[assignment]  # in the dataset; hides tuple.index
-    path: str  # of its file, the first one of a mosaic; "" if the pipeline does not pack it
-    overlay: np.ndarray
-
-    @property
-    def file_name(self) -> str:
-        """The index comes first, as a dataset wrapper may repeat a file."""
-        return f"{self.index:06d}_{Path(self.path).stem}.png".replace("_.png", ".png")
 
 
 class PipelineOutput:
@@ -62,16 +49,21 @@ class PipelineOutput:
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def render(self, indices: Sequence[int], *, seed: int = 0) -> Iterator[RenderedImage]:
-        """Renders the images of some indices, with augmentation sampled from the seed."""
+    def render(self, indices: Sequence[int], *, seed: int = 0) -> Iterator[tuple[str, np.ndarray]]:
+        """Renders objects over the images of some indices, RGB [H, W, 3], uint8.
+
+        Augmentation is sampled from the seed. Each has a name: its index, as a dataset wrapper may
+        repeat a file, and that of its file, or of the first one of a mosaic.
+        """
         set_random_seed(seed)
         step = self.batch_size or 1
         for start in range(0, len(indices), step):
             batch = indices[start : start + step]
             items = [self.dataset[index] for index in batch]
             for index, (pixels, sample) in zip(batch, self._pixels(items), strict=True):
-                overlay = draw_sample(pixels, sample, self.names)
-                yield RenderedImage(index, sample.metainfo.get("img_path", ""), overlay)
+                file = Path(sample.metainfo.get("img_path", ""))
+                name = "_".join(filter(None, (f"{index:06d}", file.stem)))
+                yield f"{name}.png", draw_sample(pixels, sample, self.names)
 
     def _pixels(self, items: list[dict[str, Any]]) -> Iterator[tuple[np.ndarray, DetDataSample]]:
         if self.batch_size is None:
@@ -94,5 +86,5 @@ def _load_annotations_first(dataset: ConfigDict) -> None:
     """Moves LoadAnnotations to the second place: test pipelines have it after Resize."""
     for inner in innermost_datasets(dataset):
         steps = inner.get("pipeline", [])
-        later = [not type_name(step).endswith("LoadAnnotations") for step in steps]
-        steps[1:] = [steps[i] for i in sorted(range(1, len(steps)), key=later.__getitem__)]
+        names = "LoadAnnotations", "LoadPanopticAnnotations"
+        steps[1:] = sorted(steps[1:], key=lambda step: not type_name(step).endswith(names))

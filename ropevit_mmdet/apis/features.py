@@ -15,21 +15,23 @@ from ropevit_mmdet._images import InputImage
 from ropevit_mmdet.apis.detector import Detector, choose_device, collate
 from ropevit_mmdet.errors import UserError
 from ropevit_mmdet.models.backbones.rope_vit import RoPEViT
-from ropevit_mmdet.visualization import ImageFeatures, block_features
+from ropevit_mmdet.visualization.feature_maps import ImageFeatures
+from ropevit_mmdet.visualization.features import block_features
+from ropevit_mmdet.weights.architectures import resolve_arch
 from ropevit_mmdet.weights.checkpoint import read_checkpoint
 from ropevit_mmdet.weights.hub import resolve_weights
-from ropevit_mmdet.weights.inspection import identify
+from ropevit_mmdet.weights.inspection import identify, pretrain_size
 
 
 class FeatureSource(NamedTuple):
     """A backbone in eval mode and its preprocessing.
 
-    `prepare` takes RGB pixels [H, W, 3], uint8, and returns the normalized image [1, 3, H', W']
-    and the pixels [H', W', 3] that it shows.
+    `prepare` takes RGB pixels [H, W, 3], uint8, and their name for errors; it returns the
+    normalized image [1, 3, H', W'] and the pixels [H', W', 3] that it shows.
     """
 
     backbone: RoPEViT
-    prepare: Callable[[np.ndarray], tuple[Tensor, np.ndarray]]
+    prepare: Callable[..., tuple[Tensor, np.ndarray]]
 
 
 def load_features(
@@ -44,12 +46,13 @@ def load_features(
     """Loads the backbone of a checkpoint.
 
     Args:
-        checkpoint: a birder checkpoint (path, URL or `birder://NAME`), whose RoPE is fitted to the
-            pretraining grid; or a detector's, whose test pipeline prepares images, with padding.
+        checkpoint: a checkpoint of a RoPE ViT (path, URL or `birder://NAME`), whose RoPE is fitted
+            to the pretraining grid; or a detector's, whose test pipeline prepares images, with
+            padding.
         config: of the detector, as in `Detector`; so are `cfg_options`.
-        arch: of a birder checkpoint, as in `RoPEViT`; by default identified from the weights.
-        size: the longer side of an image in pixels for a birder checkpoint, by default that of the
-            training; both sides are rounded to patches.
+        arch: of a RoPE ViT, as in `RoPEViT`; by default identified from the weights.
+        size: the longer side of an image in pixels for a RoPE ViT, by default that of the training;
+            both sides are rounded to patches.
         device: as PyTorch names it; by default the first GPU, else the CPU.
 
     Raises:
@@ -61,12 +64,14 @@ def load_features(
     content = read_checkpoint(resolve_weights(checkpoint))
     if content.origin == "mmengine":
         return _of_detector(Detector(checkpoint, device=device))
-    if content.img_size is None or content.rgb_stats is None:
-        raise UserError(f"{checkpoint} is no birder checkpoint with image size and statistics")
-    backbone = RoPEViT(arch or identify(content)[1], pretrain_img_size=content.img_size)  # type: ignore[arg-type]
+    resolved = resolve_arch(arch) if arch else identify(content)[1]
+    trained = pretrain_size(content, resolved)
+    if trained is None or content.rgb_stats is None:
+        raise UserError(f"{checkpoint} does not show the size or the statistics of its images")
+    backbone = RoPEViT(resolved, pretrain_img_size=trained)
     backbone.load_pretrained(checkpoint)
     backbone = backbone.to(choose_device(device)).eval()
-    return _of_encoder(backbone, content.rgb_stats, size or max(content.img_size))
+    return _of_encoder(backbone, content.rgb_stats, size or max(trained))
 
 
 def image_features(
@@ -75,7 +80,7 @@ def image_features(
     """The features of images; `choice` are blocks and patch, as in `block_features`."""
     features = []
     for image in images:
-        inputs, pixels = source.prepare(image.pixels)
+        inputs, pixels = source.prepare(image.pixels, image.path)
         blocks = block_features(source.backbone, inputs, **choice)
         features.append(ImageFeatures(image.path.name, pixels, blocks))
     return features
@@ -96,7 +101,7 @@ def _of_encoder(
     device = next(backbone.parameters()).device
     mean, std = (torch.tensor(stats[key], device=device) for key in ("mean", "std"))
 
-    def prepare(pixels: np.ndarray) -> tuple[Tensor, np.ndarray]:
+    def prepare(pixels: np.ndarray, name: object = None) -> tuple[Tensor, np.ndarray]:
         height, width = pixels.shape[:2]
         scale = longer / max(height, width) / backbone.patch_size
         sides = [max(1, round(scale * side)) * backbone.patch_size for side in (width, height)]
@@ -112,8 +117,9 @@ def _of_detector(detector: Detector) -> FeatureSource:
     if not isinstance(backbone, RoPEViT):
         raise UserError(f"the detector's backbone is a {type(backbone).__name__}, not a RoPEViT")
 
-    def prepare(pixels: np.ndarray) -> tuple[Tensor, np.ndarray]:
-        image = preprocessor(collate([detector.prepare(pixels[:, :, ::-1])]), False)["inputs"]
+    def prepare(pixels: np.ndarray, name: object = None) -> tuple[Tensor, np.ndarray]:
+        prepared = detector.prepare(pixels[:, :, ::-1], name)
+        image = preprocessor(collate([prepared]), False)["inputs"]
         return image, denormalize(image[0], preprocessor)
 
     return FeatureSource(backbone, prepare)

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from mmdet.structures import DetDataSample
 from mmengine.structures import InstanceData
 from PIL import Image
 from pycocotools import mask as rle
+from tqdm import tqdm
 
 from ropevit_mmdet._images import (
     InputImage,
@@ -40,11 +41,11 @@ def predict_files(
     classes: Sequence[str] | None = None,
     every: int = 1,
     batch_size: int = 1,
-    progress: Callable[..., Iterable[InputImage]] = lambda images, total: images,
 ) -> tuple[int, list[str]]:
     """Writes `<out_dir>/overlays/*` and `<out_dir>/predictions.json`, all or nothing.
 
     pycocotools loads the JSON file; its annotations have scores. Images of videos have a `frame`.
+    A terminal shows the progress.
 
     Args:
         detector: a `Detector`.
@@ -55,10 +56,9 @@ def predict_files(
         classes: keep detections of these classes only.
         every: use every n-th frame of a video; its overlay keeps the pace of the video.
         batch_size: images per forward pass.
-        progress: wraps the iterator over images; gets their number too.
 
     Returns:
-        The number of detections, and a message for each image that was skipped.
+        The number of detections, and a message for each file that was skipped.
 
     Raises:
         UserError: not one image can be used, a class that the detector does not have, or a detector
@@ -71,8 +71,7 @@ def predict_files(
     categories = [{"id": i, "name": name} for i, name in enumerate(names, start=1)]
     result: dict[str, list] = {"images": [], "categories": categories, "annotations": []}
     skipped: list[str] = []
-    images = progress(_images(paths, every, skipped), count_images(paths, every))
-    prepared = _prepared(detector, images, skipped)
+    prepared = _prepared(detector, paths, every, skipped)
     videos: dict[Path, VideoWriter] = {}
     with output_directory(out_dir) as directory:
         (directory / OVERLAY_DIRECTORY).mkdir()
@@ -95,24 +94,19 @@ def predict_files(
     return len(result["annotations"]), skipped
 
 
-def _images(paths: Sequence[Path], every: int, skipped: list[str]) -> Iterator[InputImage]:
-    """The images of files and videos; `skipped` gets why a file is none."""
-    for path in paths:
-        try:
-            yield from read_images([path], every)
-        except UserError as error:
-            skipped.append(str(error))
-
-
 def _prepared(
-    detector: Detector, images: Iterable[InputImage], skipped: list[str]
+    detector: Detector, paths: Sequence[Path], every: int, skipped: list[str]
 ) -> Iterator[tuple[InputImage, dict[str, Any]]]:
-    """Each image with the input of the detector."""
-    for image in images:
-        try:
-            yield image, detector.prepare(image.pixels[:, :, ::-1], image.path)
-        except UserError as error:
-            skipped.append(str(error))
+    """Each image with the input of the detector; `skipped` gets why a file cannot be used."""
+    total = count_images(paths, every)
+    with tqdm(total=total, desc="predicting", unit="image", disable=None) as progress:
+        for path in paths:
+            try:
+                for image in read_images([path], every):
+                    progress.update()
+                    yield image, detector.prepare(image.pixels[:, :, ::-1], image.path)
+            except UserError as error:
+                skipped.append(str(error))
 
 
 def _write_overlay(

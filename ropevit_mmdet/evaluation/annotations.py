@@ -3,56 +3,33 @@
 import os
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from mmengine.config import Config
 from pycocotools.coco import COCO
 
 from ropevit_mmdet._images import ids_by_name
-from ropevit_mmdet.compat.config import metric_settings
 from ropevit_mmdet.errors import UserError
-from ropevit_mmdet.evaluation.result_file import ImageResult
+from ropevit_mmdet.evaluation.result_file import Detections
 
 Boxes = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
-class Detections(NamedTuple):
-    """The N detections in an image; `masks` as run lengths, or ()."""
-
-    boxes: np.ndarray = np.zeros((0, 4))  # x, y, width, height [N, 4]
-    labels: np.ndarray = np.zeros(0, np.int64)
-    scores: np.ndarray = np.zeros(0)
-    masks: Sequence[dict[str, Any]] = ()
-
-    def select(self, kept: Sequence[int]) -> "Detections":
-        """Those of some indices."""
-        masks = [self.masks[index] for index in kept] if self.masks else ()
-        return Detections(self.boxes[kept], self.labels[kept], self.scores[kept], masks)
-
-
 class Annotations:
-    """Annotations by image id; labels are positions in `names`.
+    """Annotations by image id; labels are positions in `names`, the classes of the detector.
 
-    Args:
-        coco: An annotation file.
-        names: The classes of the detector.
-        predicted: The results of the only images that count; by default all images count.
-
-    Raises:
-        UserError: If the file lacks one of the classes.
+    Attributes:
+        image_ids: The images that count, by default all.
     """
 
-    def __init__(
-        self, coco: COCO, names: Sequence[str], predicted: Sequence[ImageResult] | None = None
-    ) -> None:
+    def __init__(self, coco: COCO, names: Sequence[str]) -> None:
         ids = {category["name"]: category["id"] for category in coco.dataset["categories"]}
         missing = [name for name in names if name not in ids]
         if missing:
             raise UserError(f"the annotations have no class {missing[0]!r}, but {', '.join(ids)}")
         self.coco, self.names = coco, tuple(names)
         self.category_ids = [ids[name] for name in names]
-        self.image_ids: list[Any] = [*coco.imgs] if predicted is None else [*self.match(predicted)]
+        self.image_ids: list[Any] = [*coco.imgs]
 
     def of(self, image_id: int) -> Boxes:
         """Boxes (x, y, width, height) [M, 4], labels [M] and crowd flags [M] of an image."""
@@ -72,42 +49,25 @@ class Annotations:
         complete = all(one.get("segmentation") for one in objects)
         return [self.coco.annToRLE(one) for one in objects] if complete else []
 
-    def match(self, results: Sequence[ImageResult]) -> dict[Hashable, Detections]:
-        """Detections by image id.
-
-        Raises:
-            UserError: If results have images or categories that the annotations lack.
-        """
+    def match(self, results: Mapping[Hashable, Detections]) -> dict[Hashable, Detections]:
+        """The detections of `read_results` by image id, with labels."""
         labels = dict(zip((*self.category_ids, *self.names), 2 * [*range(len(self.names))]))
         files = ids_by_name(self.coco.imgs.values())
         matched: dict[Hashable, Detections] = {}
-        for one in results:
-            image_id = find_image(one.image, files) if isinstance(one.image, str) else one.image
-            unknown = [f"a category {key!r}" for key in one.categories if key not in labels]
+        for image, found in results.items():
+            image_id = find_image(image, files) if isinstance(image, str) else image
+            unknown = [f"a category {key!r}" for key in found.labels if key not in labels]
             if image_id not in self.coco.imgs:
-                unknown.append(f"an image {one.image!r}")
+                unknown.append(f"an image {image!r}")
             if unknown:
                 raise UserError(f"the results have {unknown[0]} that the annotations lack")
-            of_image = np.array([labels[key] for key in one.categories], np.int64)
-            matched[image_id] = Detections(one.boxes, of_image, one.scores, one.masks)
+            of_image = np.array([labels[key] for key in found.labels], np.int64)
+            matched[image_id] = found._replace(labels=of_image)
         return matched
 
     def _objects(self, image_id: int) -> list[dict[str, Any]]:
         objects = self.coco.imgToAnns.get(image_id, [])
         return [one for one in objects if one["category_id"] in self.category_ids]
-
-
-def annotation_file(config: Config) -> Path:
-    """The annotation file that a config's test is evaluated on.
-
-    Raises:
-        UserError: If the config names none.
-    """
-    metrics = metric_settings(config.get("test_evaluator"))
-    files = [metric["ann_file"] for metric in metrics if metric.get("ann_file")]
-    if not files:
-        raise UserError("the config's test_evaluator has no ann_file with annotations")
-    return Path(files[0])
 
 
 def find_image(file: str | Path, ids: Mapping[Path, Any]) -> Any:

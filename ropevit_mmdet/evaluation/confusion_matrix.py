@@ -1,13 +1,13 @@
 """Pairs of detections and objects, and the confusion matrix of a detector."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 from pycocotools import mask as rle
 
-from ropevit_mmdet.evaluation.annotations import Annotations, Boxes, Detections
-from ropevit_mmdet.evaluation.result_file import ImageResult
+from ropevit_mmdet.evaluation.annotations import Annotations, Boxes
+from ropevit_mmdet.evaluation.result_file import Detections
 
 
 class ImagePairs(NamedTuple):
@@ -23,60 +23,48 @@ class ImagePairs(NamedTuple):
 
 
 def pair_objects(
-    results: Sequence[ImageResult],
+    detections: Mapping[Hashable, Detections],
     annotations: Annotations,
     *,
     score_thr: float = 0.3,
     tp_iou_thr: float = 0.5,
 ) -> Iterator[ImagePairs]:
-    """Pairs the objects and detections of each image: see `confusion_matrix`."""
-    detections = annotations.match(results)
+    """Pairs the objects and detections of each image.
+
+    Each object and each detection is in one pair at most, first those of the same class, then by
+    IoU.
+
+    Args:
+        detections: By image id, as of `Annotations.match`.
+        annotations: Ground truth.
+        score_thr: Minimum score of a detection.
+        tp_iou_thr: Minimum IoU of a pair.
+    """
     for image_id in annotations.image_ids:
         objects = boxes, labels, crowd = annotations.of(image_id)
         of_image = detections.get(image_id, Detections())
-        kept = np.flatnonzero(of_image.scores >= score_thr)
-        of_image = of_image.select(kept.tolist())
-        det_boxes, det_labels = of_image.boxes, of_image.labels
-        ious = np.zeros((len(kept), len(boxes)))
+        of_image = of_image.select(np.flatnonzero(of_image.scores >= score_thr).tolist())
+        ious = np.zeros((len(of_image.boxes), len(boxes)))
         if ious.size:
-            ious = rle.iou(det_boxes, boxes, crowd.astype(np.uint8))
+            ious = rle.iou(of_image.boxes, boxes, crowd.astype(np.uint8))
         in_crowd = (ious[:, crowd] >= tp_iou_thr).any(axis=1)
         ious = np.where(crowd, 0.0, ious)
-        of_det = _pairs(ious, det_labels, labels, tp_iou_thr)
+        of_det = _pairs(ious, of_image.labels, labels, tp_iou_thr)
         false = np.flatnonzero((of_det < 0) & ~in_crowd)
         missed = np.setdiff1d(np.flatnonzero(~crowd), of_det)
         yield ImagePairs(image_id, objects, of_image, ious, of_det, false, missed)
 
 
-def confusion_matrix(
-    results: Sequence[ImageResult],
-    annotations: Annotations,
-    *,
-    score_thr: float = 0.3,
-    tp_iou_thr: float = 0.5,
-) -> np.ndarray:
+def confusion_matrix(pairs: Iterable[ImagePairs], num_classes: int) -> np.ndarray:
     """Counts how often an object of class i (rows) was detected as class j (columns).
 
-    Each object and each detection is in one pair at most, first those of the same class, then by
-    IoU: rows add up to objects, columns to detections. Unpaired detections in a crowd region do not
+    Rows add up to objects, columns to detections. Unpaired detections in a crowd region do not
     count.
-
-    Args:
-        results: Detections.
-        annotations: Ground truth.
-        score_thr: Minimum score of a detection.
-        tp_iou_thr: Minimum IoU of a pair.
 
     Returns:
         [classes + 1, classes + 1], int64. The last row counts detections without an object, the
         last column objects without a detection.
     """
-    pairs = pair_objects(results, annotations, score_thr=score_thr, tp_iou_thr=tp_iou_thr)
-    return count_pairs(pairs, len(annotations.names))
-
-
-def count_pairs(pairs: Iterable[ImagePairs], num_classes: int) -> np.ndarray:
-    """The confusion matrix of the pairs in all images."""
     matrix = np.zeros((num_classes + 1, num_classes + 1), np.int64)
     for one in pairs:
         (_, labels, _), det_labels = one.objects, one.detections.labels
@@ -85,26 +73,6 @@ def count_pairs(pairs: Iterable[ImagePairs], num_classes: int) -> np.ndarray:
         np.add.at(matrix[num_classes], det_labels[one.false], 1)
         np.add.at(matrix[:, num_classes], labels[one.missed], 1)
     return matrix
-
-
-def collapse(
-    matrix: np.ndarray, names: Sequence[str], *, most: int = 25
-) -> tuple[np.ndarray, list[str]]:
-    """Sums up the classes other than the `most` with the most errors, if there are many classes.
-
-    Returns:
-        The matrix and the names of its classes, the last one "other classes".
-    """
-    classes = len(names)
-    if classes <= most + 5:
-        return matrix, [*names]
-    errors = matrix.sum(axis=0) + matrix.sum(axis=1) - 2 * matrix.diagonal()
-    shown = np.sort(np.argsort(-errors[:classes], kind="stable")[:most])
-    index = np.full(classes + 1, most)
-    index[shown], index[classes] = np.arange(most), most + 1
-    collapsed = np.zeros((most + 2, most + 2), matrix.dtype)
-    np.add.at(collapsed, (index[:, None], index), matrix)
-    return collapsed, [*(names[label] for label in shown), "other classes"]
 
 
 def _pairs(

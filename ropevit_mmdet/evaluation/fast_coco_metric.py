@@ -18,6 +18,11 @@ class _Evaluation(COCOeval_faster):
     def __init__(self, ground_truth: Any, detections: Any, iou_type: str) -> None:
         super().__init__(ground_truth, detections, iou_type, print_function=print)
 
+    def _summarize(self, *args: Any, **settings: Any) -> float:
+        if args == (1,) and settings.keys() == {"maxDets"} and 100 in self.params.maxDets:
+            settings["maxDets"] = 100  # AP alone: of 100 detections of a class in an image
+        return super()._summarize(*args, **settings)
+
 
 _compute_metrics = FunctionType(
     CocoMetric.compute_metrics.__code__,

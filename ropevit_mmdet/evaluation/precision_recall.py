@@ -1,21 +1,19 @@
 """Precision over recall of a detector, computed by COCO's evaluation as in mmdet's CocoMetric."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster
 
-from ropevit_mmdet.evaluation.annotations import Annotations, Detections
-from ropevit_mmdet.evaluation.result_file import ImageResult
+from ropevit_mmdet.evaluation.annotations import Annotations
+from ropevit_mmdet.evaluation.result_file import Detections
 
 IOUS = (0.5, 0.75)
-_MAX_DETECTIONS = [100, 300, 1000]  # of an image, as in CocoMetric; the last one counts
-
-
 FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+_MAX_DETECTIONS = [100, 300, 1000]  # of a class in an image, as in CocoMetric
 
 
 @dataclass(frozen=True)
@@ -34,40 +32,42 @@ class PrecisionRecall:
     precision: np.ndarray
     figures: np.ndarray
 
-    def average(self, iou: int) -> float:
-        """AP at the iou-th of `IOUS`: the mean over recall and classes; NaN without any object."""
-        known = self.precision[iou][~np.isnan(self.precision[iou])]
-        return float(known.mean()) if known.size else math.nan
+    def means(self) -> list[float]:
+        """`FIGURES` of all classes that have objects, as a test reports them; NaN for none."""
+        known = (column[~np.isnan(column)] for column in self.figures.T)
+        return [float(one.mean()) if one.size else math.nan for one in known]
 
 
 def precision_recall(
-    results: Sequence[ImageResult], annotations: Annotations, iou_type: str = "bbox"
+    detections: Mapping[Hashable, Detections], annotations: Annotations, iou_type: str = "bbox"
 ) -> PrecisionRecall:
-    """Computes the curves of every class; their mean is the AP that a test reports.
+    """Computes curves and AP of every class.
 
     With `iou_type` "segm" for masks, which all objects and detections must have.
     """
     rows = [
         {"image_id": image_id, "category_id": annotations.category_ids[label],
          "score": float(score), **shape}
-        for image_id, found in annotations.match(results).items()
+        for image_id, found in detections.items()
         for label, score, shape in zip(found.labels, found.scores, _shapes(found, iou_type))
     ]  # fmt: skip
-    detections = COCO(annotations.coco.dataset).loadRes(rows)
-    evaluation = COCOeval_faster(annotations.coco, detections, iou_type)
+    found = COCO(annotations.coco.dataset).loadRes(rows)
+    evaluation = COCOeval_faster(annotations.coco, found, iou_type)
     evaluation.params.catIds = annotations.category_ids
     evaluation.params.imgIds = annotations.image_ids
     evaluation.params.maxDets = _MAX_DETECTIONS
     evaluation.evaluate()
     evaluation.accumulate()
     order = np.argsort(np.argsort(annotations.category_ids))  # COCO's evaluation sorts them
-    precision = evaluation.eval["precision"][..., -1]  # [IoUs, recall, classes, areas]
+    precision = evaluation.eval["precision"]  # [IoUs, recall, classes, areas, detections]
     precision = np.where(precision < 0, np.nan, precision)[:, :, order]
+    ap = precision[:, :, :, 0, 0].mean(axis=(0, 1))  # of 100 detections; all others of 1,000
+    precision = precision[..., -1]
     shown = [int(np.isclose(evaluation.params.iouThrs, iou).argmax()) for iou in IOUS]
-    any_area = precision[shown, :, :, 0]
-    by_area = precision.mean(axis=(0, 1)).T  # any, small, medium, large
-    figures = np.stack([by_area[0], *any_area.mean(axis=1), *by_area[1:]], axis=1)
-    return PrecisionRecall(annotations.names, evaluation.params.recThrs, any_area, figures)
+    curves = precision[shown, :, :, 0]
+    by_area = precision[..., 1:].mean(axis=(0, 1)).T  # small, medium, large
+    figures = np.stack([ap, *curves.mean(axis=1), *by_area], axis=1)
+    return PrecisionRecall(annotations.names, evaluation.params.recThrs, curves, figures)
 
 
 def as_json(
@@ -75,12 +75,12 @@ def as_json(
 ) -> dict[str, Any]:
     """All numbers of the figures; AP and precision are None where there are no objects."""
     by_iou = {}
-    for index, iou in enumerate(IOUS):
+    for index, (iou, mean) in enumerate(zip(IOUS, curves.means()[1:])):
         classes = {}
         for name, values in zip(curves.names, curves.precision[index].T):
             precision = None if np.isnan(values).any() else values.round(6).tolist()
             classes[name] = {"ap": _rounded(values.mean()), "precision": precision}
-        by_iou[str(iou)] = {"ap": _rounded(curves.average(index)), "classes": classes}
+        by_iou[str(iou)] = {"ap": _rounded(mean), "classes": classes}
     return {
         "classes": list(curves.names),
         "score_thr": score_thr,

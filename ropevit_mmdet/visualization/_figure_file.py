@@ -11,6 +11,7 @@ from ropevit_mmdet.errors import UserError
 
 # Okabe and Ito, "Color universal design", https://jfly.uni-koeln.de/color/, without the yellow.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+DPI = 120
 _DASHES = ("-", "--", ":", "-.")
 
 
@@ -20,11 +21,11 @@ def line_style(index: int) -> dict[str, Any]:
     return {"color": COLORS[index % len(COLORS)], "linestyle": dash}
 
 
-def save_figure(figure: Figure, path: str | os.PathLike[str], *, dpi: int = 120) -> None:
+def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
     """Writes a figure as a PNG file and creates its directory; raises as `check_png` does."""
     check_png(path)
     with atomic_file(path) as file:
-        figure.savefig(file, dpi=dpi, format="png")
+        figure.savefig(file, dpi=DPI, format="png")
 
 
 def check_png(path: str | os.PathLike[str]) -> None:
@@ -48,5 +49,5 @@ def shortened(name: str, max_length: int) -> str:
     """The beginning and the end of a name that is longer than `max_length` characters."""
     if len(name) <= max_length:
         return name
-    end = (max_length - 1) // 3
-    return f"{name[: max_length - 1 - end]}…{name[len(name) - end :]}"
+    end = max_length // 3
+    return f"{name[: max_length - 1 - end]}…{name[-end:]}"

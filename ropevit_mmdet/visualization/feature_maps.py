@@ -1,6 +1,5 @@
 """Figure of a backbone's features per block: components, attention, token norms."""
 
-import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -11,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 
-from ropevit_mmdet.visualization._figure_file import COLORS, plain, save_figure, shortened
+from ropevit_mmdet.visualization._figure_file import COLORS, plain, shortened
 from ropevit_mmdet.visualization.features import BlockFeatures, principal_colors
 
 MAX_ROWS = 48  # of a figure
@@ -26,10 +25,8 @@ class ImageFeatures(NamedTuple):
     blocks: list[BlockFeatures]
 
 
-def plot_features(
-    images: Sequence[ImageFeatures], path: str | os.PathLike[str], *, num_registers: int
-) -> None:
-    """Writes a PNG with a row per image and block.
+def plot_features(images: Sequence[ImageFeatures], *, num_registers: int) -> Figure:
+    """Plots a row per image and block.
 
     Panels: the image with the chosen patch; principal components of its tokens as colors, per
     image and in common with the other images; the attention of the patch, mean over heads; token
@@ -37,7 +34,6 @@ def plot_features(
 
     Args:
         images: images with features at the same blocks.
-        path: the file to write.
         num_registers: how many of the special tokens are registers; the other is the class token.
     """
     joint = len(images) > 1
@@ -59,7 +55,7 @@ def plot_features(
         shown = _show_map(axis, norms, "token norms", cmap="viridis")
         figure.colorbar(shown, ax=axis, shrink=0.8).ax.tick_params(labelsize=7)
         _show_histogram(next(panels), norms, block.special.norm(dim=-1).numpy(), num_registers)
-    save_figure(figure, path, dpi=100)
+    return figure
 
 
 def _show_image(axis: Axes, image: ImageFeatures, block: BlockFeatures) -> None:

@@ -1,7 +1,6 @@
 """Figure of runs: losses, learning rate and a metric over iterations, a line per run."""
 
 import math
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,22 +8,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ropevit_mmdet.errors import UserError
-from ropevit_mmdet.visualization._figure_file import line_style, plain, save_figure
+from ropevit_mmdet.visualization._figure_file import line_style, plain
 from ropevit_mmdet.visualization.run_log import RunLog
 
 _COLUMNS = 3
 _TITLES = {"base_lr": "learning rate", "lr": "learning rate", "loss": "loss (sum)"}
 
 
-def plot_runs(
-    runs: Sequence[RunLog], path: str | os.PathLike[str], *, metric: str = "coco/bbox_mAP"
-) -> None:
-    """Writes a PNG with a panel per loss, for the learning rate and for the metric.
-
-    Args:
-        runs: the runs to compare.
-        path: the file to write.
-        metric: the metric of validation.
+def plot_runs(runs: Sequence[RunLog], *, metric: str = "coco/bbox_mAP") -> Figure:
+    """Plots a panel per loss, for the learning rate and for the metric of validation.
 
     Raises:
         UserError: two runs of one name, a metric that no validation has, or no scalars at all.
@@ -44,7 +36,7 @@ def plot_runs(
         axis.set_axis_off()
     figure.supxlabel("iterations", fontsize=10)
     _add_legend(figure, [plain(run.name) for run in runs])
-    save_figure(figure, path)
+    return figure
 
 
 def _panels(runs: Sequence[RunLog], metric: str) -> list[tuple[str, str]]:
@@ -70,14 +62,11 @@ def _panels(runs: Sequence[RunLog], metric: str) -> list[tuple[str, str]]:
 
 def _draw(axis: Axes, run: RunLog, part: str, key: str, style: dict[str, Any]) -> None:
     """Draws one scalar of one run, if the run has it."""
-    entries = [entry for entry in getattr(run, part) if key in entry]
-    if not entries:
-        return
-    steps = [entry["step"] for entry in entries]
-    marker = "o" if part == "val" or len(entries) <= 3 else None
-    values = [entry[key] for entry in entries]
-    style = dict(style, marker=marker, markersize=3, linewidth=1.3, label=plain(run.name))
-    axis.plot(steps, values, **style)
+    points = [(entry["step"], entry[key]) for entry in getattr(run, part) if key in entry]
+    if points:
+        marker = "o" if part == "val" or len(points) <= 3 else None
+        style = dict(style, marker=marker, markersize=3, linewidth=1.3, label=plain(run.name))
+        axis.plot(*zip(*points), **style)
 
 
 def _add_legend(figure: Figure, names: Sequence[str]) -> None:

@@ -29,6 +29,13 @@ class RunLog:
     train: Entries
     val: Entries
 
+    @property
+    def seconds(self) -> float:
+        """Spent on iterations, without pauses."""
+        starts = [0, *(entry["step"] for entry in self.train)]
+        pairs = zip(self.train, starts)
+        return sum((entry["time"] * (entry["step"] - start) for entry, start in pairs), 0.0)
+
 
 def read_run(path: str | os.PathLike[str], name: str | None = None) -> RunLog:
     """Reads the log of a run; where a resumed part repeats steps, the later part counts.
@@ -66,16 +73,6 @@ def log_files(path: Path) -> list[Path]:
         return [path]
     matches = (sorted(path.glob(pattern)) for pattern in _PATTERNS)
     return next((files for files in matches if files), [])
-
-
-def elapsed_seconds(run: RunLog) -> list[float]:
-    """The seconds spent on iterations up to each entry of `train`, without pauses."""
-    total, before, elapsed = 0.0, 0.0, []
-    for entry in run.train:
-        total += entry["time"] * (entry["step"] - before)
-        before = entry["step"]
-        elapsed.append(total)
-    return elapsed
 
 
 def _read_part(file: Path) -> tuple[Entries, Entries]:

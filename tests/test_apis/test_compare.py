@@ -10,12 +10,7 @@ from mmengine.config import Config
 from PIL import Image
 
 from ropevit_mmdet.apis.benchmark import measure
-from ropevit_mmdet.apis.compare import (
-    check_base,
-    cost,
-    experiment,
-    parse_variants,
-)
+from ropevit_mmdet.apis.compare import check_base, cost, experiment, parse_variants
 from ropevit_mmdet.compat.config import type_name
 from ropevit_mmdet.engine.config import build_detector, load_config
 from ropevit_mmdet.engine.hooks.rope_vit_checks import check_feature_maps
@@ -103,20 +98,30 @@ def test_rope_interpolation_keeps_the_angle_per_patch(base, checkpoint, changes,
 
 
 @pytest.mark.parametrize(
-    ("name", "settings"),
-    [("rope_vit_t16", None), ("rope_vit_t14", {"pt_grid_size": (8, 8), "num_reg_tokens": 2})],
-    ids=["another patch", "overridden by the file"],
+    ("name", "settings", "side"),
+    [
+        ("rope_vit_t16", None, 224),
+        ("rope_vit_t14", {"pt_grid_size": (8, 8), "num_reg_tokens": 2}, 224),
+        ("rope_vit_t14", None, 112),
+    ],
+    ids=["another patch", "overridden by the file", "a file without its image size"],
 )
-def test_checkpoints_of_other_architectures_keep_angle_and_window(base, tmp_path, name, settings):
-    """Trained at 224 pixels, whatever grid the coordinates are scaled to."""
-    net = oracle.birder_net(name, settings)
+def test_checkpoints_of_other_architectures_keep_angle_and_window(
+    base, tmp_path, name, settings, side
+):
+    """Whatever grid the coordinates are scaled to; a position embedding shows the image size."""
+    net = oracle.birder_net(name, settings, size=(side, side))
     path = oracle.write_checkpoint(net, tmp_path, "net", config=settings)
+    if side == 112:
+        content = torch.load(path)
+        del content["signature"]
+        torch.save(content, path)
     base.model.backbone.window_size = 4
     config = derived(base, f"ours={path}")
     backbone = build_detector(config).backbone
     backbone.init_weights()  # strict: the architecture is right
-    assert config.model.backbone.rope_interpolation == 224
-    assert config.model.backbone.window_size == 224 // backbone.arch.patch_size
+    assert config.model.backbone.rope_interpolation == backbone.pretrain_img_size[0] == side
+    assert config.model.backbone.window_size == side // backbone.arch.patch_size
     assert backbone.arch.num_reg_tokens == (2 if settings else 0)
 
 
@@ -158,6 +163,9 @@ def test_invalid_variants_and_unsuitable_base_configs_are_errors(base):
         with pytest.raises(ValueError, match="base config needs a RoPEViT, a SimpleFeaturePyramid"):
             check_base(base)
         part.type = before
+    base.load_from = "detector.pth"
+    with pytest.raises(ValueError, match="'detector.pth', which would replace the weights of ev"):
+        check_base(base)
 
 
 def test_several_feature_maps_need_a_neck_that_fits_the_heads(base, tmp_path):
@@ -185,24 +193,13 @@ def test_python_style_configs_are_those_of_strings(tmp_path):
         assert type_name(config.test_evaluator) == "CocoMetric"
 
 
-def test_imports_that_register_a_backbone_are_part_of_its_runs(base, tmp_path, monkeypatch):
-    (tmp_path / "users_backbones.py").write_text(
-        "from mmdet.registry import MODELS\n"
-        "from torch import nn\n"
-        "@MODELS.register_module(force=True)\n"
-        "class Users(nn.Conv2d):\n"
-        "    def __init__(self, stride):\n"
-        "        super().__init__(3, 8, stride, stride)\n"
-        "    def forward(self, images):\n"
-        "        return (super().forward(images),)\n"
-    )
-    monkeypatch.syspath_prepend(tmp_path)
+def test_imports_of_a_variant_are_part_of_its_runs(base, tmp_path):
+    """They may register its backbone."""
     path = tmp_path / "users.py"
-    settings = "custom_imports = dict(imports='users_backbones')\n"
-    path.write_text(settings + "model = dict(backbone=dict(type='Users', stride=16))\n")
-    config, _ = detector(base, f"a={path}")
-    imports = dict(imports=["ropevit_mmdet", "users_backbones"], allow_failed_imports=False)
-    assert config.custom_imports == imports
+    backbone = "dict(type='ResNet', depth=18, out_indices=(1,))"
+    path.write_text(f"custom_imports = dict(imports='colorsys')\nmodel = dict(backbone={backbone})")
+    imports = dict(imports=["ropevit_mmdet", "colorsys"], allow_failed_imports=False)
+    assert derived(base, f"a={path}").custom_imports == imports
 
 
 def test_a_feature_map_of_stride_32_is_resampled_to_the_strides_of_a_coco_config(tmp_path):

@@ -72,14 +72,10 @@ def test_images_are_paths_arrays_and_pil_images_alone_and_in_iterables(detector,
     array = read_image(file)[:, :, ::-1]
     expected = detector(file)
     assert len(expected.pred_instances) == 10
-    for image in (str(file), array, Image.open(file), Image.open(file).convert("RGBA")):
-        same(expected, detector(image))
-    for images in ([file, array], (str(file), Image.open(file))):
-        samples = detector(images)
-        assert isinstance(samples, list) and len(samples) == 2
-        for sample in samples:
-            same(expected, sample)
-    assert detector([]) == []
+    samples = detector((str(file), array, Image.open(file), Image.open(file).convert("RGBA")))
+    assert isinstance(samples, list) and len(samples) == 4 and detector([]) == []
+    for sample in (*samples, detector(array), detector(Image.open(file))):
+        same(expected, sample)
     read = []
     samples = detector((read.append(one) or one for one in [file] * 5), batch_size=2)
     assert isinstance(samples, GeneratorType) and not read
@@ -94,10 +90,8 @@ def test_images_are_paths_arrays_and_pil_images_alone_and_in_iterables(detector,
     [
         (np.zeros((8, 8), np.uint8), r"image 1 is ndarray \[8, 8\] uint8: expected a path, a PIL"),
         (np.zeros((8, 8, 4), np.uint8), r"ndarray \[8, 8, 4\] uint8"),
-        (np.zeros((8, 8, 3), np.float32), r"ndarray \[8, 8, 3\] float32"),
-        (np.zeros((0, 8, 3), np.uint8), r"ndarray \[0, 8, 3\]"),
+        (np.zeros((0, 8, 3), np.float32), r"ndarray \[0, 8, 3\] float32"),
         (torch.zeros(3, 8, 8, dtype=torch.uint8), r"Tensor \[3, 8, 8\] torch.uint8"),
-        (None, "image 1 is NoneType: expected"),
         ("gone.png", "image gone.png cannot be read"),
         (truncated(), "image 1 cannot be read: image file is truncated"),
         (np.zeros((1, 300, 3), np.uint8), "image 1 is more than 100 times as long as wide"),
@@ -123,12 +117,6 @@ def test_a_config_may_replace_that_of_the_checkpoint(saved, detector, files, tmp
     config.test_dataloader = None
     with pytest.raises(UserError, match="the config has no test_dataloader"):
         Detector(checkpoint, config=config)
-
-
-def test_a_checkpoint_of_the_hub_is_a_detector(saved, detector, files, hf_hub):
-    hf_hub.files["/owner/name/resolve/main/tiny.pth"] = saved[1].read_bytes()
-    loaded = Detector("hf://owner/name/tiny.pth", device="cpu")
-    same(detector(files[0]), loaded(files[0]))
 
 
 @pytest.mark.parametrize("call", ["os.mkdir", "mmengine.utils.path.mkdir_or_exist"])
@@ -171,21 +159,13 @@ def test_unusable_devices_are_an_error_of_one_line(name):
     assert "\n" not in str(caught.value)
 
 
-def test_samples_are_read_by_supervision(detector, files):
-    supervision = pytest.importorskip("supervision")
-    sample = detector(files[0], score_thr=0.3)
-    found = supervision.Detections.from_mmdetection(sample)
-    np.testing.assert_array_equal(found.xyxy, sample.pred_instances.bboxes.numpy())
-    np.testing.assert_array_equal(found.class_id, sample.pred_instances.labels.numpy())
-
-
 def test_commands_take_a_config_or_that_of_the_checkpoint(saved, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path, checkpoint = saved
     image = path.parent / "data" / "images" / "1.png"
     for argv in ([checkpoint, image], [path, checkpoint, "--device", "cpu", image]):
-        assert ropevit("predict", *argv, "--score-thr", "0") == 0
-        assert "10 objects in 1 image," in capsys.readouterr().out
+        ropevit("predict", *argv, "--score-thr", "0")
+        assert "10 objects in 1 file," in capsys.readouterr().out
     for argv in (["predict", path, checkpoint], ["test", checkpoint, path], ["export", checkpoint]):
         assert "wrong number of arguments" in fails(capsys, *argv)
     parser = build_parser(["test"])

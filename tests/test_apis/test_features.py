@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from ropevit_mmdet._images import read_image
-from ropevit_mmdet.apis import load_features
+from ropevit_mmdet._images import InputImage, read_image
+from ropevit_mmdet.apis.features import image_features, load_features
 from ropevit_mmdet.engine.config import build_detector, load_config
 from ropevit_mmdet.visualization import block_features
 from tests import oracle
@@ -39,6 +39,11 @@ def test_the_command_on_a_birder_checkpoint(tmp_path, image, capsys):
     mean, std = (torch.tensor(oracle.RGB_STATS[key]).view(3, 1, 1) for key in ("mean", "std"))
     back = inputs[0] * std + mean
     torch.testing.assert_close(back, torch.tensor(shown).permute(2, 0, 1) / 255)
+    content = torch.load(checkpoint)
+    del content["signature"]  # the position embedding shows the image size, too
+    torch.save(content, tmp_path / "bare.pt")
+    bare = load_features(str(tmp_path / "bare.pt"), arch=config, device="cpu")
+    assert bare.backbone.pretrain_img_size == (56, 56)
     capsys.readouterr()  # birder prints
     for options, message in (
         (["--patch", "5", "0", "--size", "112"], "got blocks [-1] and patch 5 0"),
@@ -67,6 +72,8 @@ def test_images_of_a_detector_go_through_its_pipeline(tmp_path, image, bgr_to_rg
     by_channel = [np.corrcoef(small[..., i].flat, shown[:43, :, i].flat)[0, 1] for i in range(3)]
     crossed = np.corrcoef(small[..., 0].flat, shown[:43, :, 2].flat)[0, 1]
     assert min(by_channel) > 0.6 > crossed + 0.3  # red stays red
+    with pytest.raises(ValueError, match=r"image thin\.png is more than 100 times as long as wide"):
+        image_features(source, [InputImage("thin.png", np.zeros((1, 300, 3), np.uint8))])
     features = block_features(source.backbone, inputs)
     assert features[0].patches.shape == (5, 5, 16) and not features[0].windowed
 

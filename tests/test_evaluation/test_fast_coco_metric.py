@@ -11,6 +11,9 @@ from pycocotools import mask as rle
 from pycocotools.cocoeval import COCOeval
 
 from ropevit_mmdet import FastCocoMetric
+from ropevit_mmdet.evaluation.annotations import Annotations
+from ropevit_mmdet.evaluation.precision_recall import precision_recall
+from ropevit_mmdet.evaluation.result_file import Detections
 
 NUM_CLASSES = 6
 
@@ -74,6 +77,29 @@ def test_the_figures_are_those_of_coco_metric(metric, tmp_path):
     assert classes == sorted(classes)  # figures of all classes first
     assert len(fast) == (6 if metric == "proposal" else 6 + NUM_CLASSES)
     assert 0.02 < next(iter(fast.values())) < 0.98
+
+
+def test_ap_is_of_100_detections_of_a_class_in_an_image(tmp_path):
+    """As in pycocotools; all other figures are of 1,000."""
+    boxes = np.array([[10 * (i % 16), 10 * (i // 16), 8, 8] for i in range(120)])
+    fields = dict(image_id=1, category_id=1, area=64, iscrowd=0)
+    objects = [dict(fields, id=i, bbox=box) for i, box in enumerate(boxes.tolist(), start=1)]
+    images = [dict(id=1, file_name="1.png", height=160, width=160)]
+    content = dict(images=images, annotations=objects, categories=[dict(id=1, name="cell")])
+    (tmp_path / "annotations.json").write_text(json.dumps(content))
+    labels, scores, figures = np.zeros(120, int), np.linspace(0.9, 0.1, 120), []
+    corners = np.concatenate((boxes[:, :2], boxes[:, :2] + boxes[:, 2:]), axis=1)
+    found = dict(bboxes=corners, labels=labels, scores=scores)
+    found = {key: torch.tensor(value) for key, value in found.items()}
+    for metric_class in (CocoMetric, FastCocoMetric):
+        metric = metric_class(ann_file=str(tmp_path / "annotations.json"), metric="bbox")
+        metric.dataset_meta = dict(classes=("cell",))
+        metric.process({}, [dict(img_id=1, ori_shape=(160, 160), pred_instances=found)])
+        figures.append(metric.compute_metrics(metric.results))
+    assert figures[0] == figures[1] and figures[0]["bbox_mAP"] < 0.9 < figures[0]["bbox_mAP_50"]
+    truth = Annotations(metric._coco_api, ("cell",))
+    curves = precision_recall({1: Detections(boxes, labels, scores)}, truth)
+    assert curves.means()[:4] == pytest.approx([*figures[0].values()][:4], abs=6e-4)
 
 
 @pytest.mark.parametrize("metric", [["bbox", "segm"], ["segm"], ["proposal"]])

@@ -1,5 +1,8 @@
 """Features: attention weights equal those of the block, tokens are in their places."""
 
+import itertools
+from contextlib import ExitStack
+
 import numpy as np
 import pytest
 import torch
@@ -24,67 +27,60 @@ def backbone(arch=oracle.SMALL, **settings):
     return oracle.fill(net).double().eval()
 
 
-def inputs_of_blocks(net, images):
-    """The arguments of every block: tokens and segments."""
-    inputs = []
-    hooks = [
-        block.register_forward_pre_hook(lambda block, args: inputs.append(args))
-        for block in net.blocks
-    ]
-    net(images)
-    for hook in hooks:
-        hook.remove()
-    return inputs
+def parts_of_blocks(net, images):
+    """Of every block: itself, tokens and segments, and for each segment its slice of the tokens."""
+    calls = []
+    with ExitStack() as hooks, torch.no_grad():
+        for block in net.blocks:
+            keep = lambda block, args: calls.append((block, block.norm1(args[0]), args[1]))  # noqa: E731
+            hooks.enter_context(block.register_forward_pre_hook(keep))
+        net(images)
+    for block, x, segments in calls:
+        ends = [*itertools.accumulate(one.windows * one.tokens for one in segments)]
+        yield block, x, segments, [slice(*pair) for pair in itertools.pairwise([0, *ends])]
 
 
 @pytest.mark.parametrize("window", [None, 4])
 @pytest.mark.parametrize("rotation", ["standard", "interleaved"])
+@torch.no_grad()
 def test_weights_times_values_equal_the_attention_of_the_block(window, rotation):
     net = backbone(dict(oracle.SMALL, rope_rot_type=rotation, qk_norm=True), window_size=window)
     images = oracle.seeded_images((2, 3, *SIDE))
-    with torch.no_grad():
-        for block, (x, segments) in zip(net.blocks, inputs_of_blocks(net, images), strict=True):
-            x, outputs, start = block.norm1(x), [], 0
-            for segment in segments:
-                part = x[:, start : start + segment.windows * segment.tokens]
-                start += part.shape[1]
-                weights = attention_weights(block.attn, part, segment)
-                values = block.attn.heads(block.attn.qkv(part), segment)[2]
-                torch.testing.assert_close(weights.sum(-1), torch.ones_like(weights[..., 0]))
-                out = (weights @ values).transpose(1, 2).reshape(part.shape)
-                outputs.append(block.attn.proj(block.attn.norm(out)))
-            torch.testing.assert_close(torch.cat(outputs, dim=1), block.attn(x, segments))
+    for block, x, segments, slices in parts_of_blocks(net, images):
+        outputs = []
+        for segment, part in zip(segments, slices, strict=True):
+            weights = attention_weights(block.attn, x[:, part], segment)
+            values = block.attn.heads(block.attn.qkv(x[:, part]), segment)[2]
+            torch.testing.assert_close(weights.sum(-1), torch.ones_like(weights[..., 0]))
+            out = (weights @ values).transpose(1, 2).reshape(x[:, part].shape)
+            outputs.append(block.attn.proj(block.attn.norm(out)))
+        torch.testing.assert_close(torch.cat(outputs, dim=1), block.attn(x, segments))
 
 
 @pytest.mark.parametrize("window", [None, 4])
 @pytest.mark.parametrize("patch", [(0, 0), (3, 4), (6, 9), (2, 8), (5, 3)])
+@torch.no_grad()
 def test_the_attention_of_a_patch_is_in_its_place(window, patch):
     """Against the weights of all tokens, each of which carries the index of its patch."""
     net, images = backbone(window_size=window), oracle.seeded_images((1, 3, *SIDE))
     special, groups = net.arch.num_special_tokens, window_groups((7, 10), window)
     order = to_window_order(torch.arange(70.0).view(1, 7, 10, 1), groups)
     merged = torch.cat((torch.full((1, special, 1), -1.0), order), dim=1)
-    index = patch[0] * 10 + patch[1]
-    with torch.no_grad():
-        features = block_features(net, images, blocks=range(4), patch=patch)
-        inputs = inputs_of_blocks(net, images)
-        for one, block, (x, segments) in zip(features, net.blocks, inputs, strict=True):
-            assert one.windowed == (window is not None and one.block in (0, 2))
-            ids = split_windows(merged, groups, special) if one.windowed else merged
-            expected = torch.full((2, 70), float("nan"), dtype=torch.float64)
-            start = 0
-            for segment in segments:
-                part = slice(start, start + segment.windows * segment.tokens)
-                start = part.stop
-                weights = attention_weights(block.attn, block.norm1(x[:, part]), segment)
-                of_windows = ids[0, part, 0].long().view(segment.windows, segment.tokens)
-                for of_window, tokens in zip(weights, of_windows, strict=True):
-                    if index in tokens:
-                        row = of_window[:, tokens.tolist().index(index)]
-                        expected[:, tokens[special:]] = row[:, special:]
-                        torch.testing.assert_close(one.special_attention, row[:, :special])
-            actual = one.attention.flatten(1)
-            torch.testing.assert_close(actual, expected, equal_nan=True)
+    features = block_features(net, images, blocks=range(4), patch=patch)
+    parts = parts_of_blocks(net, images)
+    for one, (block, x, segments, slices) in zip(features, parts, strict=True):
+        assert one.windowed == (window is not None and one.block in (0, 2))
+        ids = split_windows(merged, groups, special) if one.windowed else merged
+        expected = torch.full((2, 70), float("nan"), dtype=torch.float64)
+        for segment, part in zip(segments, slices, strict=True):
+            weights = attention_weights(block.attn, x[:, part], segment)
+            of_windows = ids[0, part, 0].long().view(segment.windows, segment.tokens).tolist()
+            for of_window, tokens in zip(weights, of_windows, strict=True):
+                if patch[0] * 10 + patch[1] in tokens:
+                    row = of_window[:, tokens.index(patch[0] * 10 + patch[1])]
+                    expected[:, tokens[special:]] = row[:, special:]
+                    torch.testing.assert_close(one.special_attention, row[:, :special])
+        torch.testing.assert_close(one.attention.flatten(1), expected, equal_nan=True)
 
 
 @pytest.mark.parametrize("window", [None, 4])
@@ -100,14 +96,6 @@ def test_patches_are_the_feature_map_and_special_tokens_those_of_the_model(windo
         torch.testing.assert_close(one.patches.permute(2, 0, 1), maps[one.block][0])
     torch.testing.assert_close(features[0].special, last[0, : net.arch.num_special_tokens])
     assert not any(block._forward_hooks for block in net.blocks)
-
-
-@pytest.mark.parametrize("settings", [dict(blocks=(4,)), dict(patch=(2, 0))])
-def test_missing_blocks_and_patches_are_errors(settings):
-    net, images = backbone(), oracle.seeded_images((1, 3, 28, 42))
-    with pytest.raises(ValueError, match="blocks 0 to 3 and the image 2 rows and 3 columns of pat"):
-        block_features(net, images, **settings)
-    assert block_features(net, images)[0].patch == (1, 1)  # the center
 
 
 def test_principal_colors_are_the_leading_common_components():

@@ -23,7 +23,7 @@ from ropevit_mmdet.engine.hooks import latest_checkpoint
 from ropevit_mmdet.engine.work_dir_lock import lock_work_dir
 from ropevit_mmdet.errors import UserError
 from ropevit_mmdet.evaluation.fast_coco_metric import zero_figures
-from ropevit_mmdet.visualization.run_log import elapsed_seconds, log_files, read_run
+from ropevit_mmdet.visualization.run_log import log_files, read_run
 from ropevit_mmdet.weights.hub import sha256_of
 
 RESULT_FILE = "result.json"
@@ -92,12 +92,11 @@ def execute(directory: str | os.PathLike[str]) -> None:
         if config.train_cfg is not None:
             runner.train()
         metrics = zero_figures(runner.test_loop.evaluator.metrics) | runner.test()
-    seconds = elapsed_seconds(read_run(directory)) if log_files(directory) else []
     result = {
         # COCO returns -1, and NaN per class, where the images have no such object.
         "metrics": {key: value if value >= 0 else None for key, value in metrics.items()},
         "iterations": runner.iter,
-        "train_seconds": max(seconds, default=0.0),
+        "train_seconds": read_run(directory).seconds if log_files(directory) else 0.0,
     }
     with atomic_file(directory / RESULT_FILE) as file:
         file.write(json.dumps(result, indent=1, allow_nan=False).encode() + b"\n")

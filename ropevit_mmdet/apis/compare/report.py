@@ -1,14 +1,13 @@
 """Results of a comparison: means and spreads over seeds, a table, and AP over latency."""
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
 
 from ropevit_mmdet.apis.compare.experiment import mean_and_spread
-from ropevit_mmdet.visualization import line_style, save_figure
+from ropevit_mmdet.visualization._figure_file import line_style
 
 TITLES = {  # of CocoMetric's figures
     f"{metric}_mAP{end}": f"{name} AP{end.removeprefix('_')}"
@@ -43,21 +42,27 @@ def rows_of(
     return rows
 
 
-def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Formats a table of AP and costs."""
-    seeds = rows[0]["seeds"]
-    spread = " ± half the distance between the extremes" if seeds > 1 else ""
+def table_of(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """The cells of a table of AP and costs, with a header."""
     lines = [["", *rows[0]["AP"], *rows[0]["costs"]]]
-    lines.append(["---"] * len(lines[0]))
     for row in rows:
         values = [*row["AP"].values(), *row["costs"].values()]
-        lines.append([row["name"], *(format_cell(value, seeds) for value in values)])
+        lines.append([row["name"], *(_cell(value, row["seeds"]) for value in values)])
+    return lines
+
+
+def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Formats the table."""
+    seeds = rows[0]["seeds"]
+    spread = " ± half the distance between the extremes" if seeds > 1 else ""
+    header, *lines = table_of(rows)
+    lines = [header, ["---"] * len(header), *lines]
     table = "".join(f"\n| {' | '.join(line)} |" for line in lines)
     return f"AP in percent, mean over {seeds} seed{'s' * (seeds > 1)}{spread}.\n{table}\n"
 
 
-def plot_cost(rows: Sequence[Mapping[str, Any]], path: str | os.PathLike[str]) -> None:
-    """Writes a PNG of box AP, or else mask AP, over milliseconds per image; see `rows_of`."""
+def plot_cost(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Plots box AP, or else mask AP, over milliseconds per image; see `rows_of`."""
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axis = figure.subplots()
     heading = next(iter(rows[0]["AP"]))
@@ -72,14 +77,14 @@ def plot_cost(rows: Sequence[Mapping[str, Any]], path: str | os.PathLike[str]) -
     axis.set_ylim(bottom=0, top=1.1 * axis.get_ylim()[1])
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8)
-    save_figure(figure, path, dpi=130)
+    return figure
 
 
-def format_cell(value: Any, seeds: int) -> str:
+def _cell(value: Any, seeds: int) -> str:
     """A cell of the table: AP (mean, spread), None, or a cost."""
     if value is None:
         return "none"
-    if isinstance(value, tuple):
+    if isinstance(value, Sequence):  # JSON has no tuples
         mean, spread = value
         return f"{mean:.1f} ± {spread:.1f}" if seeds > 1 else f"{mean:.1f}"
     return f"{value:.3g}" if value < 1000 else f"{value:,.0f}"

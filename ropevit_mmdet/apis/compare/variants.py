@@ -18,7 +18,7 @@ from ropevit_mmdet.errors import UserError
 from ropevit_mmdet.weights.architectures import Arch, resolve_arch
 from ropevit_mmdet.weights.checkpoint import Checkpoint, check_arch, read_checkpoint
 from ropevit_mmdet.weights.hub import resolve_weights
-from ropevit_mmdet.weights.inspection import identify, pixel_stats
+from ropevit_mmdet.weights.inspection import identify, pixel_stats, pretrain_size
 
 _PROBE_SIDE = 448  # pixels; a multiple of 14, 16 and 32
 _MAX_SCALE = 4.0  # of a feature map's sides, that the neck has layers for
@@ -26,17 +26,24 @@ _MAX_SCALE = 4.0  # of a feature map's sides, that the neck has layers for
 
 def check_base(base: Config) -> None:
     """Checks that variants can be derived from a config and evaluated."""
-    evaluator = base.test_evaluator
+    evaluator, issue = base.get("test_evaluator"), ""
     if not (
         type_name(_rope_vit(base)) == "RoPEViT"
         and type_name(base.model.get("neck")) == "SimpleFeaturePyramid"
         and type_name(evaluator).endswith("CocoMetric")
         and {"bbox", "segm"} & set(as_list(evaluator.get("metric", "bbox")))
     ):
-        raise UserError(
-            "the base config needs a RoPEViT, a SimpleFeaturePyramid and one CocoMetric of bbox or "
-            "segm as test_evaluator"
+        issue = (
+            "needs a RoPEViT, a SimpleFeaturePyramid and one CocoMetric of bbox or segm as "
+            "test_evaluator"
         )
+    elif base.get("load_from"):
+        issue = (
+            f"has load_from={base.load_from!r}, which would replace the weights of every backbone: "
+            "add --cfg-options load_from=None"
+        )
+    if issue:
+        raise UserError(f"the base config {issue}")
 
 
 def parse_variants(specs: Sequence[str], base: Config) -> dict[str, Config]:
@@ -79,10 +86,9 @@ def _use_checkpoint(config: Config, source: str) -> None:
     own_grid = _pretrain_grid(backbone.arch, backbone.get("pretrain_img_size", 224))
     arch, argument = _architecture(checkpoint, backbone)
     patch = backbone.get("patch_size") or arch.patch_size
-    if checkpoint.img_size:
-        of_config = argument is backbone.arch
-        grid = _pretrain_grid(argument if of_config else arch, checkpoint.img_size)
-        backbone.pretrain_img_size = checkpoint.img_size
+    if size := pretrain_size(checkpoint, arch):
+        grid = _pretrain_grid(argument if argument is backbone.arch else arch, size)
+        backbone.pretrain_img_size = size
         if backbone.get("window_size"):  # the window of a config is its pretraining grid
             backbone.window_size = min(grid)
         if not isinstance(backbone.get("rope_interpolation", "pretrain"), str):  # pixels
@@ -183,7 +189,8 @@ def _pretrain_grid(arch: Any, img_size: int | tuple[int, int]) -> tuple[int, int
 
 def _rope_vit(config: Config) -> ConfigDict:
     """The RoPEViT of a config, also inside a FrozenBackbone."""
-    return config.model.backbone.get("backbone", config.model.backbone)
+    backbone = config.model.get("backbone") or ConfigDict()
+    return backbone.get("backbone", backbone)
 
 
 def _is_frozen(backbone: ConfigDict) -> bool:

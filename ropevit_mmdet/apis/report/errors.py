@@ -12,8 +12,9 @@ from mmdet.structures.mask import BitmapMasks
 from mmengine.structures import InstanceData
 from pycocotools import mask as rle
 
-from ropevit_mmdet.evaluation.annotations import Annotations, Detections
+from ropevit_mmdet.evaluation.annotations import Annotations
 from ropevit_mmdet.evaluation.confusion_matrix import ImagePairs
+from ropevit_mmdet.evaluation.result_file import Detections
 from ropevit_mmdet.visualization.overlays import draw_sample
 
 # Types of false positives as in TIDE, arXiv 2008.08115.
@@ -79,19 +80,19 @@ def thumbnail(image: np.ndarray, mistake: Mistake, annotations: Annotations) -> 
 
     Next to a false positive are all objects, next to a missed object all detections.
     """
-    pairs, missed = mistake.pairs, mistake.type == "missed"
-    boxes, labels, _ = pairs.objects
-    truth = Detections(boxes, labels, np.zeros(len(boxes)), annotations.masks(pairs.image_id))
+    (boxes, labels, _), found = mistake.pairs.objects, mistake.pairs.detections
+    masks = annotations.masks(mistake.pairs.image_id)
+    truth = Detections(boxes, labels, np.ones(len(boxes)), masks)
+    if mistake.type == "missed":
+        truth = truth.select([mistake.at])
+    else:
+        found = found.select([mistake.at])
     region = _region(mistake.box, image.shape)
     pixels = mmcv.imrescale(mmcv.imcrop(image, region - (0, 0, 1, 1)), (_SIDE, _SIDE))
-    left = _instances(truth.select([mistake.at]) if missed else truth, region)
+    left, right = _instances(truth, region), _instances(found, region)
     del left.scores
-    found = pairs.detections
-    right = _instances(found if missed else found.select([mistake.at]), region)
-    samples = DetDataSample(gt_instances=left), DetDataSample(pred_instances=right)
-    panels = [draw_sample(pixels, one, annotations.names, long_side=_SIDE) for one in samples]
-    gap = np.full((len(pixels), 4, 3), 255, np.uint8)
-    return np.concatenate((panels[0], gap, panels[1]), axis=1)
+    sample = DetDataSample(gt_instances=left, pred_instances=right)
+    return draw_sample(pixels, sample, annotations.names, long_side=_SIDE)
 
 
 def _severity(mistake: Mistake) -> float:

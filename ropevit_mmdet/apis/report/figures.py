@@ -2,16 +2,16 @@
 
 import base64
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
+from matplotlib import figure as matplotlib
 from PIL import Image
 
-from ropevit_mmdet.visualization import RunLog, plot_runs
-from ropevit_mmdet.visualization.run_log import Entries
+from ropevit_mmdet.visualization import plot_runs
+from ropevit_mmdet.visualization._figure_file import DPI
+from ropevit_mmdet.visualization.run_log import Entries, RunLog
 
 _MAX_CURVES = 16  # mask transformers log a loss per layer
 
@@ -41,25 +41,23 @@ def encode(image: Image.Image, caption: str = "", **settings: Any) -> Figure:
     return Figure(caption, f"data:image/webp;base64,{code}", image.width)
 
 
-def figure(caption: str, plot: Callable[..., None], *args: Any, **settings: Any) -> Figure:
-    """Calls a function that writes a PNG file at `path`."""
-    with TemporaryDirectory() as directory:
-        path = Path(directory) / "figure.png"
-        plot(*args, path=path, **settings)
-        with Image.open(path) as image:
-            return encode(image, caption, lossless=True)
+def render(figure: matplotlib.Figure, caption: str = "") -> Figure:
+    """Encodes a figure without loss."""
+    file = io.BytesIO()
+    figure.savefig(file, dpi=DPI, format="png")
+    return encode(Image.open(file), caption, lossless=True)
 
 
 def curves(runs: Sequence[RunLog]) -> list[Figure]:
-    """A figure for each loss, the learning rate and each metric of validation named `*_mAP`."""
+    """A figure for each loss, the learning rate and each metric of validation named `*mAP`."""
     keys = dict.fromkeys(key for run in runs for one in (*run.val, *run.train) for key in one)
     rates = [key for key in ("base_lr", "lr") if key in keys][:1]
-    shown = [key for key in keys if "loss" in key or key.endswith("_mAP") or key in rates]
+    shown = [key for key in keys if "loss" in key or key.endswith("mAP") or key in rates]
     order = sorted(shown, key=lambda key: (key != "loss", "loss" in key))
     figures = []
     for key in order[:_MAX_CURVES]:
         only = [replace(one, train=_only(one.train, key), val=_only(one.val, key)) for one in runs]
-        figures.append(figure("", plot_runs, only, metric=key))
+        figures.append(render(plot_runs(only, metric=key)))
     return figures
 
 

@@ -11,13 +11,12 @@ from jinja2 import StrictUndefined, Template
 
 from ropevit_mmdet import __version__
 from ropevit_mmdet._output import atomic_file, check_output_directory
-from ropevit_mmdet.apis.compare.report import format_cell, plot_cost
+from ropevit_mmdet.apis.compare.report import plot_cost, table_of
 from ropevit_mmdet.apis.report.errors import TYPES
-from ropevit_mmdet.apis.report.figures import Table, curves, figure
+from ropevit_mmdet.apis.report.figures import Table, curves, render
 from ropevit_mmdet.apis.report.run import MAX_ERRORS, describe_run, is_run
 from ropevit_mmdet.errors import UserError
-from ropevit_mmdet.visualization import read_run
-from ropevit_mmdet.visualization.run_log import log_files
+from ropevit_mmdet.visualization.run_log import log_files, read_run
 
 _COMPARISON = "comparison.json"
 _TEMPLATE = Path(__file__).with_name("report.html")
@@ -75,13 +74,8 @@ def _comparison(file: Path, settings: dict[str, Any]) -> dict[str, Any]:
     root, failed = file.parent, file.with_suffix(".md")
     try:
         rows = json.loads(file.read_text(encoding="utf-8"))
-        cells = []
-        for row in rows:  # JSON has no tuples
-            row["AP"] = {key: one and tuple(one) for key, one in row["AP"].items()}
-            values = [*row["AP"].values(), *row["costs"].values()]
-            cells.append([row["name"], *(format_cell(one, row["seeds"]) for one in values)])
-        header = ["", *rows[0]["AP"], *rows[0]["costs"]]
-        figures = [figure("", plot_cost, rows)]
+        header, *cells = table_of(rows)
+        figures = [render(plot_cost(rows))]
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise UserError(f"{file} is no result of `ropevit compare`: {error!r}") from error
     directories = {row["name"]: root / f"{row['name']}-seed0" for row in rows}

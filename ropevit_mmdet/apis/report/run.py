@@ -1,32 +1,39 @@
 """The part of a report about one run: what its work directory, or a result file, has."""
 
-import json
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from mmengine.config import Config
 from PIL import Image
 
-from ropevit_mmdet import visualization
 from ropevit_mmdet._images import read_image, read_images
 from ropevit_mmdet.apis.browse import spread_indices
-from ropevit_mmdet.apis.compare.experiment import RESULT_FILE
 from ropevit_mmdet.apis.features import image_features, load_features
 from ropevit_mmdet.apis.ground_truth import image_paths, load_results
 from ropevit_mmdet.apis.report.errors import Mistake, find_mistakes, thumbnail, worst
-from ropevit_mmdet.apis.report.figures import Figure, Table, curves, encode, figure
+from ropevit_mmdet.apis.report.figures import Figure, Table, curves, encode, render
 from ropevit_mmdet.engine.config import load_config
 from ropevit_mmdet.engine.hooks import latest_checkpoint
 from ropevit_mmdet.errors import UserError
 from ropevit_mmdet.evaluation.annotations import Annotations
-from ropevit_mmdet.evaluation.confusion_matrix import collapse, count_pairs, pair_objects
-from ropevit_mmdet.evaluation.precision_recall import FIGURES, IOUS, precision_recall
+from ropevit_mmdet.evaluation.confusion_matrix import confusion_matrix, pair_objects
+from ropevit_mmdet.evaluation.precision_recall import (
+    FIGURES,
+    IOUS,
+    PrecisionRecall,
+    precision_recall,
+)
+from ropevit_mmdet.visualization import (
+    plot_confusion_matrix,
+    plot_features,
+    plot_precision_recall,
+    read_run,
+)
 from ropevit_mmdet.visualization.run_log import log_files
 
 MAX_ERRORS = 60  # thumbnails: half of them false positives, half missed objects
@@ -116,58 +123,44 @@ def find_config(directory: Path) -> Path | None:
 
 
 def _add_log(part: RunPart, directory: Path, with_curves: bool) -> None:
-    """Adds the versions of the newest start, curves, and the figures of the last evaluations."""
+    """Adds the versions of the newest start, curves, and the figures of the last validation."""
     for file in sorted(directory.glob("*/*.log"))[-1:]:
         header = file.read_text(encoding="utf-8", errors="replace")[:50_000]
         part.facts |= dict(re.findall(_VERSIONS, header))
-    evaluations = {"Test, log": _test_metrics(directory)}
     with part.optional("curves", required=False):
-        run = visualization.read_run(directory, part.name)
-        for entry, seconds in [*zip(run.train, visualization.elapsed_seconds(run))][-1:]:
-            part.facts["training"] = f"{entry['step']} iterations, {seconds:,.0f} s"
+        run = read_run(directory, part.name)
+        for entry in run.train[-1:]:
+            part.facts["training"] = f"{entry['step']} iterations, {run.seconds:,.0f} s"
         for entry in run.val[-1:]:
-            evaluations[f"Validation at iteration {entry['step']}, log"] = entry
+            title = f"Validation at iteration {entry['step']}, log"
+            rows = [row for row in entry.items() if row[0] not in ("step", "time", "data_time")]
+            part.tables = [Table(title, ["metric", ""], rows)] if rows else []
         part.curves = curves([run]) if with_curves else []
-    for title, metrics in evaluations.items():
-        rows = [row for row in metrics.items() if row[0] not in ("step", "time", "data_time")]
-        part.tables += [Table(title, ["metric", ""], rows)] if rows else []
-
-
-def _test_metrics(directory: Path) -> dict[str, Any]:
-    """The figures of the last test in a work directory, or of a comparison's run."""
-    tests = sorted(one for one in directory.glob("*/*.json") if one.stem == one.parent.name)
-    for file in (directory / RESULT_FILE, *reversed(tests)):
-        with suppress(OSError, ValueError, AttributeError):  # none, or truncated
-            content = json.loads(file.read_text(encoding="utf-8"))
-            return dict(content.get("metrics", content))
-    return {}
 
 
 def _add_results(
     part: RunPart, file: Path, config: Config, score_thr: float, max_errors: int
 ) -> None:
     """Adds AP, curves, the confusion matrix and thumbnails of errors."""
-    results, annotations = load_results(file, config)
+    detections, annotations = load_results(file, config)
     names = part.classes = annotations.names
     thresholds = dict(score_thr=score_thr, tp_iou_thr=TP_IOU_THR)
-    pairs = [*pair_objects(results, annotations, **thresholds)]
-    matrix = count_pairs(pairs, len(names))
-    boxes = precision_recall(results, annotations)
-    figures = {"box": boxes.figures}
-    found = [one for one in results if len(one.boxes)]
+    pairs = [*pair_objects(detections, annotations, **thresholds)]
+    matrix = confusion_matrix(pairs, len(names))
+    boxes = precision_recall(detections, annotations)
+    of_shapes = {"box": boxes}
+    found = [one for one in detections.values() if len(one.boxes)]
     if annotations.have_masks() and found and all(one.masks for one in found):
-        figures["mask"] = precision_recall(results, annotations, "segm").figures
+        of_shapes["mask"] = precision_recall(detections, annotations, "segm")
     else:
         part.missing["mask AP"] = "the results or the annotations have no masks"
-    part.tables = [_ap_table(figures, matrix, annotations)]
+    part.tables = [_ap_table(of_shapes, matrix, annotations)]
     title = f"scores from {score_thr}, IoU from {TP_IOU_THR}"
-    plot: Any = visualization.plot_confusion_matrix
-    part.figures.append(figure("Confusion matrix", plot, *collapse(matrix, names), title=title))
-    plot = visualization.plot_precision_recall
+    part.figures.append(render(plot_confusion_matrix(matrix, names, title), "Confusion matrix"))
     for index, iou in enumerate(IOUS):
-        values = names, boxes.recall, boxes.precision[[index]], [iou]
-        part.figures.append(figure(f"Precision over recall of boxes, IoU {iou}", plot, *values))
-    mistakes = find_mistakes(pairs, annotations.match(results), **thresholds)
+        figure = plot_precision_recall(names, boxes.recall, boxes.precision[[index]], [iou])
+        part.figures.append(render(figure, f"Precision over recall of boxes, IoU {iou}"))
+    mistakes = find_mistakes(pairs, detections, **thresholds)
     missed = worst((one for one in mistakes if one.type == "missed"), max_errors // 2)
     false = worst((one for one in mistakes if one.type != "missed"), max_errors // 2)
     paths: dict[str, Path] = {}
@@ -181,13 +174,13 @@ def _add_results(
 
 
 def _ap_table(
-    figures: Mapping[str, np.ndarray], matrix: np.ndarray, annotations: Annotations
+    of_shapes: Mapping[str, PrecisionRecall], matrix: np.ndarray, annotations: Annotations
 ) -> Table:
     """AP of all classes and of each, for boxes and masks."""
-    header = ["class", "objects", *(f"{shape} {one}" for shape in figures for one in FIGURES)]
-    values, counts = np.concatenate([*figures.values()], axis=1), matrix[:-1].sum(axis=1)
-    known = (column[~np.isnan(column)] for column in values.T)
-    rows = [["all", counts.sum(), *(one.mean() if one.size else np.nan for one in known)]]
+    header = ["class", "objects", *(f"{shape} {one}" for shape in of_shapes for one in FIGURES)]
+    counts = matrix[:-1].sum(axis=1)
+    rows = [["all", counts.sum(), *sum((one.means() for one in of_shapes.values()), [])]]
+    values = np.concatenate([one.figures for one in of_shapes.values()], axis=1)
     rows += [[*row, *of_class] for *row, of_class in zip(annotations.names, counts, values)]
     title = f"Test, {len(annotations.image_ids)} images"
     return Table(title, header, rows, [None, *range(len(rows) - 1)])
@@ -198,6 +191,7 @@ def _features(checkpoint: str, config: Config) -> list[Figure]:
     chosen = [paths[index] for index in spread_indices(len(paths), _NUM_FEATURES)]
     source = load_features(checkpoint, config)
     images = image_features(source, read_images(chosen))
-    settings = {"num_registers": source.backbone.arch.num_reg_tokens}
-    plot = visualization.plot_features
-    return [figure("Features of the last block", plot, images, **settings)] if images else []
+    if not images:
+        return []
+    figure = plot_features(images, num_registers=source.backbone.arch.num_reg_tokens)
+    return [render(figure, "Features of the last block")]
