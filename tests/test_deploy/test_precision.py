@@ -1,9 +1,12 @@
 """Lower precision changes layers only, and a file is written only if its AP is PyTorch's."""
 
+import copy
 import json
 import shutil
 import sys
+import warnings
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -13,7 +16,14 @@ from mmengine.structures import BaseDataElement
 from PIL import Image
 
 from ropevit_mmdet.apis import Detector
-from ropevit_mmdet.deploy import Request, check_request, evaluation, precision_check, torch_export
+from ropevit_mmdet.deploy import (
+    Request,
+    check_request,
+    evaluation,
+    export_model,
+    precision_check,
+    torch_export,
+)
 from ropevit_mmdet.deploy import onnx as onnx_format
 from ropevit_mmdet.deploy.check import (
     Detections,
@@ -22,7 +32,7 @@ from ropevit_mmdet.deploy.check import (
     example_images,
 )
 from ropevit_mmdet.deploy.detector import DynamicDetector
-from ropevit_mmdet.deploy.evaluation import ExportedDetector, open_exported
+from ropevit_mmdet.deploy.evaluation import ExportedDetector, evaluation_data, open_exported
 from ropevit_mmdet.deploy.export import example_for
 from ropevit_mmdet.deploy.features import DynamicFeatures, min_side
 from ropevit_mmdet.deploy.precision import Reduction, layer_of, to_bfloat16
@@ -151,7 +161,6 @@ def test_bfloat16_computes_features_and_heads(name):
 
 
 def test_exported_figures_equal_pytorch(exported, dataset, capsys):
-    """In the command, with a provider that is there and one that is not."""
     _, _, checkpoint, path = exported
     argv = [path, "--config", dataset[1], "--checkpoint", checkpoint]
     run_command("evaluate", *argv)
@@ -164,26 +173,25 @@ def test_exported_figures_equal_pytorch(exported, dataset, capsys):
     run_command("evaluate", *argv, "--images", 1, *options)
     figures = capsys.readouterr().out
     assert "coco/bbox_mAP " in figures and "box difference" not in figures  # PyTorch has none
-    with pytest.raises(UserError, match="--provider NoProvider: there are .*CPUExecutionProvider"):
-        run_command("evaluate", *argv, "--provider", "NoProvider")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bool])
 def test_exported_detector_fits_detections_to_the_original_image(dtype):
-    """Of a file with a fixed batch that normalizes, for an image that was halved."""
+    """Of a file with a fixed batch that normalizes, for an image that was halved and padded."""
     seen = []
 
     def run(images, _):
         seen.append(images)
         dets = torch.tensor([[4.0, 8, 12, 16, 0.9], [0, 0, 0, 0, 0]]).repeat(2, 1, 1)
-        size = (4, 4) if dtype == torch.float32 else (20, 30)
+        size = (4, 4) if dtype == torch.float32 else (24, 40)
         masks = torch.ones(2, 2, *size, dtype=dtype)
+        masks[..., 20:, :] = masks[..., 30:] = 0
         return dets, torch.tensor([[1, -1]] * 2), masks
 
     metadata = dict(normalized_by="file", channel_order="BGR", batch=2, mask_thr_binary=0.5)
     sample = BaseDataElement(metainfo=dict(ori_shape=(40, 60), scale_factor=(0.5, 0.5)))
-    image = torch.randint(256, (3, 20, 30), dtype=torch.uint8)
-    data = dict(inputs=[image], data_samples=[sample])
+    image = torch.randint(256, (3, 24, 40), dtype=torch.uint8)
+    data = dict(inputs=[image + 0.25], data_samples=[sample])  # of `to_float32`
     found = ExportedDetector(run, metadata).test_step(data)[0].pred_instances
     assert torch.equal(seen[0], image.flip(0)[None].repeat(2, 1, 1, 1))
     assert found.bboxes.tolist() == [[8, 16, 24, 32]] and found.labels.tolist() == [1]
@@ -198,10 +206,8 @@ def check_of(exported, dataset, data):
     """Creates the check of a request, which appends its lines to a list."""
 
     def create(lines, **settings):
-        fields = onnx_format.metadata_of(data)
-        texts = {key: json.dumps(value) for key, value in fields.items()}
-        request = Request(**{"calibration": 1, **settings})
-        return PrecisionCheck(exported.model, dataset[0], texts, request, lines.append, iter)
+        fields, request = onnx_format.metadata_of(data), Request(**{"calibration": 1, **settings})
+        return PrecisionCheck(exported.model, dataset[0], fields, request, lines.append, iter)
 
     return create
 
@@ -235,13 +241,55 @@ def test_float16_needs_no_training_images(check_of, data, monkeypatch):
 
 
 def test_metrics_of_mmdet_count_the_tested_images_only(dataset, exported):
-    config = dataset[0].copy()
+    """Of the test set, too, where a run had no validation."""
+    config = copy.deepcopy(dataset[0])
     config.val_evaluator.type = "CocoMetric"
-    figures = evaluation.evaluate({"PyTorch": exported.model}, config, images=1)
+    for key in ("dataloader", "evaluator"):
+        config[f"test_{key}"], config[f"val_{key}"] = config[f"val_{key}"], None
+    data = evaluation_data(config)
+    figures = evaluation.evaluate({"PyTorch": exported.model}, *data, images=1)
     assert figures["PyTorch"]["coco/bbox_mAP"] > 0.9
-    config.val_evaluator.type = "CocoPanopticMetric"
-    with pytest.raises(UserError, match="val_evaluator is panoptic"):
-        evaluation.evaluate({}, config)
+
+
+def test_evaluation_needs_images_with_their_metric(dataset, exported, tmp_path, monkeypatch):
+    """What is missing is named before the detector is traced."""
+    config, other = copy.deepcopy(dataset[0]), tmp_path / "other.json"
+    document = json.loads(Path(config.val_evaluator.ann_file).read_text())
+    first = [one for one in document["annotations"] if one["image_id"] == 1]
+    other.write_text(json.dumps(document | dict(images=document["images"][:1], annotations=first)))
+    monkeypatch.setattr(torch_export, "trace", None)
+    request = Request(precision="fp16")
+    for changes, message in (
+        (dict(ann_file=str(other)), "val_evaluator: image 2 .* missing in .*other.json"),
+        (dict(ann_file="gone.json"), "annotation file gone.json does not exist"),
+        (dict(type="CocoPanopticMetric"), "val_evaluator is panoptic"),
+    ):
+        config.val_evaluator.update(changes)
+        with pytest.raises(UserError, match=message):
+            export_model(exported.model, config, "abcde", tmp_path / "x.onnx", request)
+    config.val_evaluator = config.test_evaluator = None
+    with pytest.raises(UserError, match="the config has no val_dataloader and val_evaluator"):
+        export_model(exported.model, config, "abcde", tmp_path / "x.onnx", request)
+
+
+def test_classes_of_a_file_are_those_of_the_dataset(dataset):
+    data = evaluation_data(dataset[0])
+    names = data[0].dataset.metainfo["classes"]
+    for classes, message in (
+        (names[::-1], "of x has the dataset's classes in another order"),
+        (names[:3], "x has 3 classes, and the dataset has 5"),
+    ):
+        with pytest.raises(UserError, match=message):
+            evaluation.evaluate({"x": ExportedDetector(None, dict(class_names=classes))}, *data)
+
+
+def test_images_of_a_fixed_size_keep_their_aspect_if_the_pipeline_pads():
+    resize = dict(type="Resize", scale=(64, 64), keep_ratio=True)
+    for pad in ([], [dict(type="Pad", size=(64, 64))], [dict(type="mmdet.Pad", size_divisor=32)]):
+        pipeline = [dict(resize), *pad]
+        evaluation._resize(dict(type="CocoDataset", pipeline=pipeline), (20, 30))
+        assert pipeline[0] == dict(resize, scale=(30, 20), keep_ratio=bool(pad))
+        assert not pad or pipeline[1] == dict(type=pad[0]["type"], size=(30, 20))
 
 
 def test_a_file_that_fails_is_not_returned(check_of, data, monkeypatch):
@@ -261,6 +309,10 @@ def test_a_file_that_fails_is_not_returned(check_of, data, monkeypatch):
     figures["b"]["coco/segm_mAP"] = float("nan")
     with pytest.raises(RuntimeError, match="PyTorch 0.5000"):
         check_of(lines, precision="int8").accept(run)
+    for name in ("coco/segm_mAP", "coco/bbox_mAP"):  # without ground truth
+        figures["a"][name] = figures["b"][name] = -1.0
+    with pytest.raises(RuntimeError, match="no mAP to check it"):
+        check_of(lines, precision="bf16").accept(run)
 
 
 def test_feature_maps_are_checked_by_their_error(check_of, exported):
@@ -308,10 +360,18 @@ def test_requests_that_a_format_cannot_have(tmp_path, monkeypatch):
         check_request(tmp_path / "file" / "x.onnx", Request())
 
 
-def test_openvino_is_an_extra(data, monkeypatch):
+def test_providers_that_are_missing_or_do_not_start(data, monkeypatch, tmp_path):
+    """CUDA without its libraries falls back to the CPU, whose milliseconds would be printed."""
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(ImportError, match=r"pip install 'ropevit-mmdet\[openvino\]'"):
-        onnx_format.runner(data, "openvino:bf16")
+        check_request(tmp_path / "x.onnx", Request(provider="openvino:bf16"))
+    with pytest.raises(UserError, match="--provider NoProvider: there are .*CPUExecutionProvider"):
+        check_request(tmp_path / "x.onnx", Request(provider="NoProvider"))
+    providers = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: providers)
+    with warnings.catch_warnings(), pytest.raises(UserError, match="CUDA.* does not start here"):
+        warnings.simplefilter("ignore")
+        onnx_format.runner(data, providers[0])
 
 
 def test_openvino_equals_pytorch(exported, data):

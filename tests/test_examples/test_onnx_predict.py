@@ -77,7 +77,7 @@ def constant_model(path, inputs, outputs, **metadata):
     )
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
     fields = dict(part="detector", resize=dict(scale=[20, 20], keep_ratio=False), mean=[0] * 3)
-    fields |= dict(std=[1] * 3, channel_order="RGB", class_names=["a", "b"], **metadata)
+    fields |= dict(std=[1] * 3, channel_order="RGB", class_names=["a", "b"]) | metadata
     for key, value in fields.items():
         proto.metadata_props.add(key=key, value=json.dumps(value))
     onnx.save(proto, path)
@@ -110,6 +110,7 @@ def test_batches_of_one_size_and_masks_in_the_original_image(tmp_path):
     outputs = dict(dets=dets, labels=labels, masks=masks)
     inputs = (2, [3, 3, 20, 20])  # uint8: the file normalizes
     metadata = dict(batch=3, normalized_by="file", mask_thr_binary=0.5, size=[20, 20])
+    metadata["resize"] = dict(scale=[28, 28], keep_ratio=True)  # not of a file with one size
     path = constant_model(tmp_path / "a.onnx", inputs, outputs, **metadata)
     detector = onnx_predict.Detector(path)
     files = []

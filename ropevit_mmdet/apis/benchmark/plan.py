@@ -64,6 +64,13 @@ def training_side(config: Config) -> int:
     return side
 
 
+def training_dtype(config: Config) -> str:
+    """The dtype of the mixed precision that a config trains in, else float32."""
+    wrapper = config.get("optim_wrapper") or {}
+    given = str(wrapper.get("dtype") or "float16").removeprefix("torch.")
+    return given if type_name(wrapper) == "AmpOptimWrapper" else "float32"
+
+
 def check_gpus(images: int, gpus: int) -> None:
     """Raises UserError if the GPUs do not divide the images of a step."""
     if images % gpus:
@@ -75,9 +82,9 @@ def plan(
 ) -> dict[str, Any]:
     """Computes hours, memory, batch size and passes of a schedule.
 
-    Memory and time are linear in the batch size, by training `rows` of `measure` at two or more;
-    the batch size is the largest that divides the images of a step and fits into the free bytes of
-    a GPU. Raises UserError if the GPUs do not divide these images.
+    Memory and time are linear in the batch size, by training `rows` of `measure`. The batch size is
+    the largest that divides the images of a step and fits into the free bytes of a GPU. Raises
+    UserError if the GPUs do not divide these images.
     """
     check_gpus(images, gpus)
     share, weights = images // gpus, rows[0]["weight_bytes"]
@@ -132,6 +139,8 @@ def text(name: str, result: Mapping[str, Any]) -> str:
 
 def _line(rows: Sequence[Mapping[str, Any]], values: Sequence[float]) -> tuple[float, float]:
     """Least squares: value without an image and value per image, neither negative."""
+    if len(rows) == 1:  # two images do not fit: all that one takes counts for it
+        return 0.0, values[0] / rows[0]["batch"]
     batches = np.array([row["batch"] for row in rows], float)
     slope, start = (float(value) for value in np.polyfit(batches, values, 1))
     if slope < 0:

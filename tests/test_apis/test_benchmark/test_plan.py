@@ -4,7 +4,13 @@ import json
 
 import pytest
 
-from ropevit_mmdet.apis.benchmark.plan import plan, schedule, text, training_side
+from ropevit_mmdet.apis.benchmark.plan import (
+    plan,
+    schedule,
+    text,
+    training_dtype,
+    training_side,
+)
 from ropevit_mmdet.engine.config import load_config
 from ropevit_mmdet.errors import UserError
 from tests.commands import fails, ropevit
@@ -36,6 +42,10 @@ def test_schedules_of_configs(config, images, expected, side):
     loaded = load_config(config)
     assert schedule(loaded, images) == expected
     assert training_side(loaded) == side
+    assert training_dtype(loaded) == "float32"
+    for dtype, used in ((None, "float16"), ("bfloat16", "bfloat16")):
+        loaded.optim_wrapper.update(type="mmengine.AmpOptimWrapper", dtype=dtype)
+        assert training_dtype(loaded) == used
 
 
 def test_epochs_count_the_images_of_the_dataset(tmp_path):
@@ -61,6 +71,12 @@ def test_gpus_share_a_step():
     assert (result["batch"], result["passes"], result["iterations"]) == (4, 1, 100)
     with pytest.raises(UserError, match="--gpus 5 does not divide the 12 images"):
         plan(100, 12, ROWS, 10**6, gpus=5)
+
+
+def test_two_images_that_fail_leave_one():
+    """All memory and time of one image count for it; what is free is for two at most."""
+    result = plan(100, 12, ROWS[:1], free_bytes=3000)
+    assert (result["batch"], result["passes"], result["image_bytes"]) == (2, 6, 700)
 
 
 def test_nothing_fits():
