@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ropevit_mmdet.deploy.features import DynamicFeatures, pad_to_multiple
-from ropevit_mmdet.deploy.heads import GRAPHS, graph_class
+from ropevit_mmdet.deploy.heads import graph_class
 
 
 class Normalization(nn.Module):
@@ -33,8 +33,7 @@ class DynamicDetector(nn.Module):
 
     def __init__(self, model: Any, *, normalize: bool = False, pasted: bool = False) -> None:
         super().__init__()
-        graph = graph_class(model)
-        assert graph is not None, f"{type(model).__name__} has no graph"
+        graph, _ = graph_class(model)
         self.normalization: Any = Normalization(model.data_preprocessor) if normalize else None
         self.features = getattr(graph, "features", DynamicFeatures)(model)
         self.head = graph(model, pasted=True) if pasted else graph(model)
@@ -58,13 +57,3 @@ class DynamicDetector(nn.Module):
         labels = torch.where(is_finite[:, None], labels, torch.full_like(labels, -1))
         found = (labels >= 0)[:, :, None, None]  # ONNX Runtime has no Where of bool
         return dets, labels, *(m & found if m.dtype == torch.bool else m * found for m in masks)
-
-
-def unsupported_detector(model: Any) -> list[str]:
-    """Returns the parts and settings of a detector that `DynamicDetector` does not support."""
-    graph = graph_class(model)
-    if graph is None:
-        head = type(getattr(model, "bbox_head", None)).__name__
-        known = ", ".join(one.__name__.removesuffix("Graph") for one in GRAPHS)
-        return [f"{type(model).__name__} with {head} (only {known})"]
-    return graph.unsupported(model)

@@ -20,10 +20,10 @@ import ropevit_mmdet
 from ropevit_mmdet._output import atomic_file, check_output_directory
 from ropevit_mmdet.compat.config import type_name
 from ropevit_mmdet.deploy import check, onnx, torch_export
-from ropevit_mmdet.deploy.detector import DynamicDetector, Normalization, unsupported_detector
+from ropevit_mmdet.deploy.detector import DynamicDetector, Normalization
 from ropevit_mmdet.deploy.evaluation import Progress
 from ropevit_mmdet.deploy.features import DynamicFeatures, min_side, unsupported_features
-from ropevit_mmdet.deploy.heads import output_settings
+from ropevit_mmdet.deploy.heads import graph_class, output_settings
 from ropevit_mmdet.deploy.precision import to_bfloat16
 from ropevit_mmdet.deploy.precision_check import PrecisionCheck
 from ropevit_mmdet.errors import UserError
@@ -247,7 +247,7 @@ def _check_model(model: Any, request: Request) -> None:
     """Raises `UserError` with everything that the graph does not support."""
     findings = unsupported_features(model)
     if request.part == "detector":
-        findings += unsupported_detector(model)
+        findings += graph_class(model)[1]
     has_masks = model.with_mask or hasattr(model, "panoptic_fusion_head")
     if request.pasted and not (request.part == "detector" and has_masks):
         findings.append("--masks pasted (there are no masks)")

@@ -52,18 +52,6 @@ def test_dynamic_features_equal_the_model(backbone, neck):
         torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
 
 
-def test_ragged_windows_need_the_mask(monkeypatch):
-    model = Encoder(WINDOWED)
-    graph, images = DynamicFeatures(model), torch.randn(1, 3, 70, 98)
-    everything = torch.ones(4, 1, 1, 16 + 5, dtype=torch.bool)
-    with torch.no_grad():
-        (expected,), (masked,) = model.extract_feat(images), graph(images)
-        monkeypatch.setattr("ropevit_mmdet.deploy.features._Windows.mask", lambda *_: everything)
-        (unmasked,) = graph(images)
-    torch.testing.assert_close(masked, expected)
-    assert (unmasked - expected).abs().max() > 0.01
-
-
 def test_torch_export_of_the_backbone_for_any_size_points_to_the_command():
     """For any batch, at one height and width, it works as it is."""
     backbone, images = Encoder(WINDOWED).backbone, torch.randn(2, 3, 70, 98)

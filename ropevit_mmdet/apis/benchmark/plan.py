@@ -120,21 +120,19 @@ def text(name: str, result: Mapping[str, Any]) -> str:
         f"  memory: {gb['weight_bytes']} of weights, {gb['step_bytes']} + {gb['image_bytes']} per "
         f"image; {gb['free_bytes']} are free",
     ]
-    if not result["batch"]:
+    batch, passes = result["batch"], result.get("passes")
+    if not batch:
         hint = "with_cp=True in the backbone, or a smaller size, needs less"
         return "\n".join([*lines, f"  not a single image fits: {hint}"])
-    batch, passes = result["batch"], result["passes"]
-    return "\n".join(
-        [
-            *lines,
-            f"  batch: {batch} per pass (up to {result['largest_batch']} fit), {passes} passes; "
-            f"peak {gb['peak_bytes']}",
-            f"  time: {result['iterations']:,} iterations x {result['seconds_per_iteration']:.3g} s"
-            f" = {result['hours']:,.3g} hours, without validation",
-            f"  settings: train_dataloader.batch_size={batch} "
-            f"optim_wrapper.accumulative_counts={passes}; an iteration is one pass",
-        ]
-    )
+    lines += [
+        f"  batch: {batch} per pass (up to {result['largest_batch']} fit), {passes} passes; "
+        f"peak {gb['peak_bytes']}",
+        f"  time: {result['iterations']:,} iterations x {result['seconds_per_iteration']:.3g} s"
+        f" = {result['hours']:,.3g} hours, without validation",
+        f"  settings: train_dataloader.batch_size={batch} "
+        f"optim_wrapper.accumulative_counts={passes}; an iteration is one pass",
+    ]
+    return "\n".join(lines)
 
 
 def _line(rows: Sequence[Mapping[str, Any]], values: Sequence[float]) -> tuple[float, float]:
