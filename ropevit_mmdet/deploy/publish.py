@@ -35,7 +35,7 @@ _SECRET_NAME = re.compile(
     r"passphrase|credentials?|authorization)",
     re.IGNORECASE,
 )
-_ABSOLUTE = re.compile(r"file:/|~\w*/|/(?=.)|[A-Za-z]:[\\/]|\\\\")
+_ABSOLUTE = re.compile(r"file:/|[\w+]+:///|~\w*/|/(?=.)|[A-Za-z]:[\\/]|\\\\")
 _URL = re.compile(r"([a-z][a-z0-9+.-]*://)(?:[^/?\s]*@)?([^?\s]*)(?:\?\S*)?", re.IGNORECASE)
 
 

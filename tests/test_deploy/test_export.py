@@ -53,23 +53,15 @@ def test_onnx_detector_equals_pytorch(exported, monkeypatch):
         assert equal and (f" {50 + 50 * (i % 3)} detections" in text or size == (1, 1))
     dets, labels = run(torch.zeros(3, 3, 40, 40), 2.0)
     assert dets.shape == (3, 50, 5) and not dets.any() and (labels == -1).all()
+    for value in (float("nan"), float("inf")):  # nothing is detected in its image, as in PyTorch
+        images = example_images((168, 224), 3)
+        images[1, 2, 5, 7] = value
+        dets, labels = run(images, None)
+        assert ((labels >= 0).any(1) == torch.tensor([True, False, True])).all()
+        assert not dets[1].any() and not len(check.predict(model, images[1:2])[0].scores)
     monkeypatch.setitem(model.bbox_head.test_cfg, "score_thr", 1.0)
     equal, text = compare_detections(model, run, example_images(sizes[0], 2))
     assert equal and re.search(r"\d\d detections at threshold \d", text)
-
-
-def test_nothing_is_detected_in_an_image_with_a_nan_pixel(exported):
-    """In the file and in PyTorch; the other images of its batch are detected as without it."""
-    images, run = example_images((168, 224), 3), onnx_format.runner(exported.onnx.read_bytes())
-    expected = run(images, None)
-    images[1, 2, 5, 7] = float("nan")
-    (found,) = check.predict(exported.model, images[1:2])
-    for value in (float("nan"), float("inf")):
-        images[1, 2, 5, 7] = value
-        dets, labels = run(images, None)
-        assert (labels[1] == -1).all() and not dets[1].any() and not len(found.scores)
-        for actual, one in zip((dets, labels), expected):
-            torch.testing.assert_close(actual[::2], one[::2], rtol=0, atol=1e-4)
 
 
 def operators_that_tensorrt_lacks(content):

@@ -23,8 +23,6 @@ LEVELS = dict(scale_factors=(2, 1, 0.5), num_outs=5, add_extra_convs="on_output"
         (WINDOWED, dict()),
         (dict(WINDOWED, global_attn_indices=(), pos_embed_mode="tile"), LEVELS),
         (dict(WINDOWED, global_attn_indices=(0, 2), rope_interpolation="none"), None),
-        (dict(WINDOWED, out_indices=(0, 1, 2)), None),
-        (WINDOWED, dict(out_strides=(4, 8, 16, 32, 64))),
         (dict(WINDOWED, out_indices=(0, 1, 2)), dict(in_channels=[32] * 3, fuse="concat")),
         (
             dict(WINDOWED, out_indices=(0, 2)),

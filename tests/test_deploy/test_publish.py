@@ -82,6 +82,7 @@ def test_no_path_is_kept(trained, published):
         ("/home/anna/coco/annotations/val.json", "val.json"),
         ("~anna/runs/a.pth", "a.pth"),
         ("file:///home/anna/a.pth", "a.pth"),
+        ("sqlite:////home/anna/mlflow.db", "mlflow.db"),
         (r"C:\Users\Anna\a.pth", "a.pth"),
         (r"\\nas\share\a.pth", "a.pth"),
         ("https://me:secret@example.org/a.pth?X-Signature=abc", "https://example.org/a.pth"),

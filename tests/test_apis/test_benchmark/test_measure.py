@@ -4,7 +4,6 @@ import json
 from importlib import import_module
 
 import pytest
-import torch
 
 from benchmarks import peers
 from ropevit_mmdet.apis.benchmark.measure import Bench, measure
@@ -117,10 +116,3 @@ def test_peers_have_the_command(monkeypatch, capsys):
     assert "--data only configs" in capsys.readouterr().err
     with pytest.raises(UserError, match="multiples of 56, not 57"):
         assert Bench(peers.PEERS["windows"], 57).work
-
-
-def test_the_matrix_rate_counts_multiplications_and_additions(monkeypatch):
-    monkeypatch.setattr(measuring, "_MATRIX", {"cpu": 100})
-    clock = iter([10.0, 12.0])
-    monkeypatch.setattr(measuring, "_clock", lambda device: next(clock))
-    assert measuring.matrix_rate(torch.device("cpu"), torch.float32) == 1e6

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from benchmarks import peers
-from ropevit_mmdet import RoPEViT
 from ropevit_mmdet.apis.benchmark.measure import Bench
 from tests.tiny_coco import write_tiny
 
@@ -87,13 +86,3 @@ def test_peers(peer, mode):
     assert operations.keys() - {"mask pasting"} == expected and not operations["other"]
     head = {"dense head", "box head"} & PEERS[peer]
     assert operations[head.pop()] > 0 < operations["backbone"]
-
-
-def test_backbones():
-    small = dict(patch_size=14, num_layers=2, num_heads=2, hidden_dim=32, mlp_dim=64)
-    build = partial(RoPEViT, small, window_size=4, global_attn_indices=(1,))
-    variant = partial(peers.backbone, build=lambda side: build())
-    forward = Bench(variant, 56).flops()
-    training = Bench(variant, 56, "training").flops()
-    assert forward.keys() == {"backbone", "other"}
-    assert training["backbone"] == forward["backbone"] < training["backward"]
