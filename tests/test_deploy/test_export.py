@@ -1,5 +1,6 @@
 """Exported files compute what PyTorch computes, at sizes that they were not traced with."""
 
+import copy
 import io
 import json
 import re
@@ -226,6 +227,8 @@ def test_export_compares_the_classes(exported, tmp_path):
 def test_unsupported_requests(exported, tmp_path, monkeypatch):
     model, config, names = exported.model, load_config(exported.config), ("a",)
     resnet = build_detector(load_config(write_tiny(tmp_path)))
+    teacher = copy.copy(resnet)  # SoftTeacher has a detector within
+    teacher._modules = dict(detector=resnet, data_preprocessor=resnet.data_preprocessor)
     monkeypatch.setitem(model.bbox_head.test_cfg, "min_bbox_size", 4)
     for detector, name, request, message in (
         (model, "x.pt2", Request(), "files of --format onnx end in .onnx"),
@@ -233,6 +236,7 @@ def test_unsupported_requests(exported, tmp_path, monkeypatch):
         (model, "x.onnx", Request(pasted=True), "masks pasted"),
         (model, "x.onnx", Request("features", size=(28, 99)), "--size 28 99 .at least 29 pixels"),
         (resnet, "x.onnx", Request(part="features"), r"ResNet \(only RoPEViT\)"),
+        (teacher, "x.onnx", Request(), r"NoneType \(only RoPEViT\), RetinaNet with NoneType"),
     ):
         with pytest.raises(UserError, match=message):
             export_model(detector, config, names, tmp_path / name, request)

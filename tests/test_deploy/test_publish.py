@@ -50,7 +50,6 @@ def test_name_has_the_hash_of_the_file(trained, published, tmp_path):
     assert list(published.path.parent.iterdir()) == [published.path]
     again = publish_checkpoint(trained[1] / "iter_2.pth", tmp_path / "new")
     assert again.path == tmp_path / "new" / f"iter_2-{digest}.pth"
-    assert again.path.read_bytes() == published.path.read_bytes()
 
 
 def test_only_weights_and_meta_are_kept(trained, published):

@@ -71,22 +71,14 @@ def training_dtype(config: Config) -> str:
     return given if type_name(wrapper) == "AmpOptimWrapper" else "float32"
 
 
-def check_gpus(images: int, gpus: int) -> None:
-    """Raises UserError if the GPUs do not divide the images of a step."""
-    if images % gpus:
-        raise UserError(f"--gpus {gpus} does not divide the {images} images of a step")
-
-
 def plan(
     steps: int, images: int, rows: Sequence[Mapping[str, Any]], free_bytes: int, *, gpus: int = 1
 ) -> dict[str, Any]:
     """Computes hours, memory, batch size and passes of a schedule.
 
     Memory and time are linear in the batch size, by training `rows` of `measure`. The batch size is
-    the largest that divides the images of a step and fits into the free bytes of a GPU. Raises
-    UserError if the GPUs do not divide these images.
+    the largest that divides the images of a GPU in a step and fits into its free bytes.
     """
-    check_gpus(images, gpus)
     share, weights = images // gpus, rows[0]["weight_bytes"]
     memory = _line(rows, [row["peak_bytes"] for row in rows])
     fits = max(0, int((_MARGIN * free_bytes - weights - memory[0]) / max(memory[1], 1)))

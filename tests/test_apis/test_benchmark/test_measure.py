@@ -39,21 +39,17 @@ def test_rows_have_medians_spreads_and_shares(quick, monkeypatch):
 
 def test_the_table_has_ratios_to_the_first_of_a_group_and_skipped_ones(tmp_path):
     part = dict(median=0.5, spread=0.1, flops=2e9, share=0.25)
-    common = dict(pixels=56, mode="forward", batch=2, spread=0.1, flops=5e9, matrix_rate=1e10)
-    common |= dict(share=0.5, parts={"backbone": part, "other": part | dict(flops=0)})
-    row = dict(common, name="ours", compiled=False, median=1.0, images_per_second=2.0)
-    row |= dict(peak_bytes=2**20)
+    row = dict(pixels=56, mode="forward", batch=2, flops=5e9, matrix_rate=1e10, name="ours")
+    row |= dict(parts={"backbone": part}, compiled=False, median=1.0, spread=0.1, share=0.5)
+    row |= dict(images_per_second=2.0, peak_bytes=2**20)
     rows = [row, row | dict(compiled=True, median=2.5), row | dict(batch=4)]
     settings = dict(device="a chip", threads=2, dtype="float32", torch="2", date="today")
     report = settings | dict(rows=rows, skipped=[row | dict(name="b", why="MemoryError: ")])
-    lines = table(report).splitlines()
-    assert "forward, batch 2, 0.01 TFLOP/s" in lines[2]
-    assert lines[4].split() == "ours 1.0000 0.1000 100% 5.0 50% 2 1.00 1".split()
-    assert lines[5].split() == "backbone 0.5000 0.1000 50% 2.0 25%".split()
-    assert lines[6].split() == "other 0.5000 0.1000 50%".split()
-    assert lines[7].startswith("ours, compiled ") and lines[7].split()[-2] == "2.50"
-    assert "batch 4" in lines[11] and lines[13].split()[-2] == "1.00"
-    assert lines[-1] == "b, 56 px, forward, batch 2, skipped: MemoryError: "
+    lines = [line.split() for line in table(report).splitlines()]
+    assert lines[4] == "ours 1.0000 0.1000 100% 5.0 50% 2 1.00 1".split()
+    assert lines[5] == "backbone 0.5000 0.1000 50% 2.0 25%".split()
+    assert lines[6][:2] == ["ours,", "compiled"] and lines[6][-2] == "2.50"
+    assert lines[11][-2] == "1.00" and lines[-1][-2:] == ["skipped:", "MemoryError:"]
     plot(report, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
