@@ -199,11 +199,8 @@ def resizing(config: Config) -> dict[str, Any] | None:
     if not steps:
         return {"scale": None, "keep_ratio": True}
     step = {"keep_ratio": False, **steps[0]}
-    if (
-        len(steps) > 1
-        or type_name(step) != "Resize"
-        or step.keys() != {"type", "scale", "keep_ratio"}
-    ):
+    is_resize = len(steps) == 1 and type_name(step) == "Resize"
+    if not is_resize or step.keys() != {"type", "scale", "keep_ratio"}:
         return None
     scale = step["scale"]
     scale = [scale, scale] if isinstance(scale, int) else [int(side) for side in scale]

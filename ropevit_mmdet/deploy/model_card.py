@@ -69,9 +69,8 @@ def model_card(
     }
     table = [("", ""), ("---", "---"), *((k, v or "not recorded") for k, v in rows.items())]
     values = [("metric", "value"), ("---", "---"), *((k, f"{v:g}") for k, v in metrics.items())]
-    masks = any(
-        "segm" in one.get("metric", ()) for one in metric_settings(config.get("val_evaluator"))
-    )
+    evaluated = [one.get("metric", ()) for one in metric_settings(config.get("val_evaluator"))]
+    masks = any("segm" in metric for metric in evaluated)
     task = "image-segmentation" if masks else "object-detection"
     results = [
         EvalResult(

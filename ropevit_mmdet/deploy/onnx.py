@@ -102,13 +102,14 @@ def runner(data: bytes, provider: str = CPU) -> Callable[[Tensor, float | None],
 
 def check_provider(provider: str) -> None:
     """Raises `UserError` or `ImportError` if a provider of `runner` is not installed."""
-    import onnxruntime
-
-    known = onnxruntime.get_available_providers()
     if provider.partition(":")[0] == OPENVINO:
         if importlib.util.find_spec("openvino") is None:
             raise ImportError("missing openvino: pip install 'ropevit-mmdet[openvino]'")
-    elif provider not in known:
+        return
+    import onnxruntime
+
+    known = onnxruntime.get_available_providers()
+    if provider not in known:
         raise UserError(f"--provider {provider}: there are {', '.join(known)} and {OPENVINO}")
 
 

@@ -10,15 +10,8 @@ import torch
 from mmengine.config import Config
 from torch import Tensor
 
-from ropevit_mmdet.deploy import check, onnx
-from ropevit_mmdet.deploy.evaluation import (
-    ExportedDetector,
-    Progress,
-    calibration_images,
-    evaluate,
-    evaluation_data,
-    table,
-)
+from ropevit_mmdet.deploy import check, evaluation, onnx
+from ropevit_mmdet.deploy.evaluation import ExportedDetector, Progress
 from ropevit_mmdet.deploy.precision import Reduction
 
 MAX_DROP = {"fp16": 0.002, "bf16": 0.005, "int8": 0.01}  # of AP
@@ -49,7 +42,7 @@ class PrecisionCheck:
         self.report, self.progress, self.metadata = report, progress, metadata
         self.is_detector = request.part == "detector"
         self.is_static = request.precision == "int8" and not request.dynamic
-        self.data = evaluation_data(config, request.size) if self.is_detector else None
+        self.data = evaluation.evaluation_data(config, request.size) if self.is_detector else None
         if self.is_static or not self.is_detector:
             _ = self.inputs
 
@@ -87,7 +80,9 @@ class PrecisionCheck:
     @functools.cached_property
     def inputs(self) -> list[Tensor]:
         """Training images as the file takes them, each [B, 3, H, W]."""
-        images = calibration_images(self.config, self.request.calibration, self.request.size)
+        images = evaluation.calibration_images(
+            self.config, self.request.calibration, self.request.size
+        )
         return list(map(ExportedDetector(lambda *_: (), self.metadata).prepared, images))
 
     def _problem(self, run: check.Run) -> str:
@@ -99,8 +94,8 @@ class PrecisionCheck:
             return "" if error <= most else f"feature maps differ by {error:.3f} (at most {most})"
         models = {"PyTorch": self.model, precision: ExportedDetector(run, self.metadata)}
         options: dict[str, Any] = dict(images=self.request.images, progress=self.progress)
-        figures = evaluate(models, *self.data, **options)
-        self.report(table(figures))
+        figures = evaluation.evaluate(models, *self.data, **options)
+        self.report(evaluation.table(figures))
         expected, actual = figures.values()
         # COCO's evaluation gives -1 without ground truth
         names = [name for name, ap in expected.items() if name.endswith("mAP") and ap >= 0]

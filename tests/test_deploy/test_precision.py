@@ -21,7 +21,6 @@ from ropevit_mmdet.deploy import (
     check_request,
     evaluation,
     export_model,
-    precision_check,
     torch_export,
 )
 from ropevit_mmdet.deploy import onnx as onnx_format
@@ -231,7 +230,7 @@ def test_the_layer_that_overflows_in_float16_stays_float32(check_of, data):
 
 
 def test_float16_needs_no_training_images(check_of, data, monkeypatch):
-    monkeypatch.setattr(precision_check, "calibration_images", None)
+    monkeypatch.setattr(evaluation, "calibration_images", None)
     monkeypatch.setattr(PrecisionCheck, "_problem", lambda *_: "")
     lines = []
     assert len(check_of(lines, precision="fp16").reduced(data)) < 0.7 * len(data)
@@ -292,7 +291,7 @@ def test_images_of_a_fixed_size_keep_their_aspect_if_the_pipeline_pads():
 def test_a_file_that_fails_is_not_returned(check_of, data, monkeypatch):
     figures = dict(a={"coco/segm_mAP": 0.5, "coco/bbox_mAP": 0.4, "coco/bbox_mAP_50": 0.9})
     figures["b"] = {"coco/segm_mAP": 0.4, "coco/bbox_mAP": 0.395, "coco/bbox_mAP_50": 0.1}
-    monkeypatch.setattr(precision_check, "evaluate", lambda *_, **__: figures)
+    monkeypatch.setattr(evaluation, "evaluate", lambda *_, **__: figures)
     monkeypatch.setattr(PrecisionCheck, "_loss", lambda *_: 0.0)
     lines = []
     message = "int8 file is not written, even with float32 in .*features.backbone.blocks.1.*: "
