@@ -106,7 +106,7 @@ def measured(
 
     def save(report: dict) -> None:
         if args.json:
-            report["command"] = shlex.join(["ropevit", *sys.argv[1:]])
+            report["command"] = shlex.join([Path(sys.argv[0]).stem, *sys.argv[1:]])
             with atomic_file(args.json) as file:
                 file.write(json.dumps(report, indent=1).encode() + b"\n")
 
