@@ -216,14 +216,15 @@ def _resize(dataset: Any, size: Sequence[int] | None) -> None:
 
     They keep their aspect if the pipeline pads them.
     """
-    for one in innermost_datasets(dataset) if size else ():
+    scale = tuple(size or ())[::-1]  # width and height
+    for one in innermost_datasets(dataset) if scale else ():
         padding = [step for step in one["pipeline"] if type_name(step) == "Pad"]
         for step in padding:
             step.pop("size_divisor", None)
-            step["size"] = (size[1], size[0])
+            step["size"] = scale
         for step in one["pipeline"]:
             if type_name(step) == "Resize":
-                step.update(scale=(size[1], size[0]), keep_ratio=bool(padding))
+                step.update(scale=scale, keep_ratio=bool(padding))
 
 
 def _differences(*samples: Any) -> Tensor:

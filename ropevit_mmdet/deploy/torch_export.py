@@ -86,7 +86,11 @@ def runner(data: bytes) -> Callable[[Tensor, float | None], list[Tensor]]:
     """
     if _is_package(data):
         package = _load_package(data)
-        return lambda images, score_thr=None: list(package(images))
+
+        def run_package(images: Tensor, score_thr: float | None = None) -> list[Tensor]:
+            return list(package(images))
+
+        return run_package
     program = torch.export.load(io.BytesIO(data)).module()
 
     @torch.no_grad()

@@ -237,8 +237,6 @@ HUB = ["--hub", "me/tiny"]
         ("", HUB, None, "no token: log in with `hf auth login` or set HF_TOKEN"),
         ("hf_x", ["--hub", "tiny"], None, "--hub tiny: expected OWNER/NAME"),
         ("hf_x", HUB, (401, ""), "refuses the token (401)"),
-        ("hf_x", HUB, (403, ""), "refuses the token (403)"),
-        ("hf_x", HUB, (403, "GatedRepo"), "the repository is gated"),
         ("hf_x", HUB, (500, ""), "upload to me/tiny failed: "),
     ],
 )
