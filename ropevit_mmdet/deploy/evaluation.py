@@ -7,6 +7,7 @@ import copy
 import io
 import itertools
 import logging
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -106,18 +107,20 @@ def evaluation_data(
         size: (height, width) to which all images are resized, whatever the config says.
 
     Raises:
-        UserError: there are no images with a metric, or the metric is that of panoptic
-            segmentation; see also `check_datasets`.
+        UserError: there are no images with a metric, or the metric is not that of instances in
+            one set of images; see also `check_datasets`.
     """
     config = copy.deepcopy(config)
     known = (s for s in ("val", "test") if config.get(f"{s}_dataloader"))
     split = next((s for s in known if config.get(f"{s}_evaluator")), None)
     if split is None:
         raise UserError("the config has no val_dataloader and val_evaluator to compute AP with")
-    metrics = metric_settings(config[f"{split}_evaluator"])
+    evaluator = config[f"{split}_evaluator"]
+    metrics = metric_settings(evaluator)
+    names = [type_name(one) for one in (evaluator, *metrics)]
+    if other := next((name for name in names if re.match(r"MultiDatasets|.*Panoptic", name)), ""):
+        raise UserError(f"{split}_evaluator: {other} does not evaluate instances in one dataset")
     for metric in metrics:
-        if "Panoptic" in type_name(metric):
-            raise UserError("exported files detect instances, and val_evaluator is panoptic")
         if type_name(metric) == "CocoMetric":  # would also count images that are not tested
             metric["type"] = "FastCocoMetric"
     check_datasets(config, (split,))

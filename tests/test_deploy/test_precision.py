@@ -258,7 +258,8 @@ def test_evaluation_needs_images_with_their_metric(dataset, exported, tmp_path, 
     for changes, message in (
         (dict(ann_file=str(other)), "val_evaluator: image 2 .* missing in .*other.json"),
         (dict(ann_file="gone.json"), "annotation file gone.json does not exist"),
-        (dict(type="CocoPanopticMetric"), "val_evaluator is panoptic"),
+        (dict(type="CocoPanopticMetric"), "val_evaluator: CocoPanopticMetric does not evaluate"),
+        (dict(type="MultiDatasetsEvaluator"), "val_evaluator: MultiDatasetsEvaluator does not"),
     ):
         config.val_evaluator.update(changes)
         with pytest.raises(UserError, match=message):
