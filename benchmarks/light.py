@@ -16,9 +16,9 @@ from unittest import mock
 
 import torch
 from mmengine.config import Config
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.recipes import SMALL, Recipes, ap_cell
-from ropevit_mmdet.apis.benchmark.measure import count_flops
 from ropevit_mmdet.apis.compare.experiment import mean_and_spread
 from ropevit_mmdet.engine.config import build_detector, load_config
 from ropevit_mmdet.errors import one_line_errors
@@ -143,9 +143,10 @@ def gflop(
     counts = {}
 
     def count(part: str, function: Any, value: Any) -> Any:
-        outputs = []
-        counts[part] = count_flops(lambda: outputs.append(function(value))) / 1e9
-        return outputs[0]
+        with FlopCounterMode(display=False) as counter:
+            output = function(value)
+        counts[part] = counter.get_total_flops() / 1e9
+        return output
 
     def rois(number: int, extractor: Any) -> torch.Tensor:
         size = extractor.roi_layers[0].output_size

@@ -82,13 +82,12 @@ class Detector:
     def prepare(self, image):
         """RGB image [H, W, 3], uint8 -> what the file takes for it, [3, height, width]."""
         height, width = image.shape[:2]
-        new_height, new_width = new_size(height, width, **self.metadata["resize"])
+        # a file for one size takes every image in it
+        fixed = self.metadata.get("size")
+        new_height, new_width = fixed or new_size(height, width, **self.metadata["resize"])
         long, short = max(height, width), min(height, width)
         if long > MAX_ASPECT * short or 0 in (new_height, new_width):
             raise ValueError(f"is too thin: {width} x {height} pixels")
-        size = self.metadata.get("size")
-        if size not in (None, [new_height, new_width]):
-            raise ValueError(f"is {new_height} x {new_width} after resizing, the file takes {size}")
         image = resize(image, new_height, new_width)
         if self.metadata.get("normalized_by") == "file":
             return image.transpose(2, 0, 1)

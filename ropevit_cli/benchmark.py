@@ -45,8 +45,8 @@ def add_measuring(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--runs", type=positive_int, default=5, help="timed rounds after a warm-up (default: 5)")
     add("--device", help="cpu, cuda:0 ... (default: the first GPU, else the CPU)")
-    help = "of automatic mixed precision (default: float32, without)"
-    add("--dtype", choices=["float32", "bfloat16", "float16"], default="float32", help=help)
+    help = "of automatic mixed precision (default: float32, without; plan: that of the config)"
+    add("--dtype", choices=["float32", "bfloat16", "float16"], help=help)
     add("--threads", type=positive_int, help="CPU threads (default: PyTorch's)")
     add("--json", metavar="FILE", help="write the figures to this file, after each size")
     add_cfg_options(parser)
@@ -106,11 +106,12 @@ def measured(
 
     def save(report: dict) -> None:
         if args.json:
-            report["command"] = shlex.join(["ropevit", *sys.argv[1:]])
+            report["command"] = shlex.join([Path(sys.argv[0]).stem, *sys.argv[1:]])
             with atomic_file(args.json) as file:
                 file.write(json.dumps(report, indent=1).encode() + b"\n")
 
-    settings |= dict(device=str(choose_device(args.device)), dtype=args.dtype, threads=threads)
+    settings |= dict(device=str(choose_device(args.device)), dtype=args.dtype or "float32")
+    settings |= dict(threads=threads)
     settings |= dict(runs=args.runs, options=tuple(args.cfg_options), save=save)
     report = benchmark(sources, progress=lambda line: sys.stderr.write(f"\r{line:78}"), **settings)
     sys.stderr.write("\n")

@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from ropevit_mmdet.apis import Detector
-    from ropevit_mmdet.deploy.evaluation import evaluate, open_exported, table
+    from ropevit_mmdet.deploy.evaluation import evaluate, evaluation_data, open_exported, table
     from ropevit_mmdet.engine.config import load_config
     from ropevit_mmdet.errors import UserError
 
@@ -44,8 +44,8 @@ def run(args: argparse.Namespace) -> None:
     fixed = {tuple(size) for size in sizes if size}
     if len(fixed) > 1:
         raise UserError(f"the files take images of sizes {sorted(fixed)}: evaluate them one by one")
-    options = dict(images=args.images, size=next(iter(fixed), None))
-    print(table(evaluate(models, config, progress=progress, **options)))
+    data = evaluation_data(config, next(iter(fixed), None))
+    print(table(evaluate(models, *data, images=args.images, progress=progress)))
 
 
 def progress(images: Iterable) -> Iterable:

@@ -17,41 +17,22 @@ SHARED = "batch opset normalize precision dynamic calibration images provider".s
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_detector(parser, "OUT")
     add = parser.add_argument
-    add(
-        "--part",
-        choices=("detector", "features"),
-        help="detector: with decoding, NMS and masks (default for onnx); features: backbone and "
-        "neck (default for torch)",
-    )
+    help = "detector: with decoding, NMS and masks (default for onnx); features: backbone and neck"
+    help += " (default for torch)"
+    add("--part", choices=("detector", "features"), help=help)
     add("--format", choices=("onnx", "torch", "aotinductor"), default="onnx", help="default: onnx")
-    add(
-        "--size",
-        type=positive_int,
-        nargs=2,
-        metavar=("HEIGHT", "WIDTH"),
-        help="of all images, in pixels (default: any)",
-    )
+    help = "of all images, in pixels (default: any)"
+    add("--size", type=positive_int, nargs=2, metavar=("HEIGHT", "WIDTH"), help=help)
     add("--batch", type=positive_int, metavar="N", help="images per call (default: any number)")
     add("--opset", type=int, default=18, choices=range(18, 24), help="of ONNX (default: 18)")
-    add(
-        "--normalize",
-        action="store_true",
-        help="the file takes RGB pixels, uint8, and normalizes them (default: the caller does)",
-    )
-    add(
-        "--masks",
-        choices=("box", "pasted"),
-        default="box",
-        help="box: probabilities on a small grid over the box (default); pasted: true or false "
-        "for every pixel of the image",
-    )
-    add(
-        "--precision",
-        choices=("fp32", "fp16", "bf16", "int8"),
-        default="fp32",
-        help="fp16 and int8 of onnx, bf16 of the others; its AP on the validation set must be that "
-        "of PyTorch, up to 0.002, 0.01 and 0.005 (default: fp32)",
-    )
+    help = "the file takes RGB pixels, uint8, and normalizes them (default: the caller does)"
+    add("--normalize", action="store_true", help=help)
+    help = "box: probabilities on a small grid over the box (default); pasted: true or false for "
+    help += "every pixel of the image"
+    add("--masks", choices=("box", "pasted"), default="box", help=help)
+    help = "fp16 and int8 of onnx, bf16 of the others; its AP on the validation set must be that "
+    help += "of PyTorch, up to 0.002, 0.01 and 0.005 (default: fp32)"
+    add("--precision", choices=("fp32", "fp16", "bf16", "int8"), default="fp32", help=help)
     add("--dynamic", action="store_true", help="int8: ranges of activations at every run")
     help = "training images that give the ranges of int8 (default: 32)"
     add("--calibration", type=positive_int, default=32, metavar="N", help=help)

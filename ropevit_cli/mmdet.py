@@ -4,7 +4,6 @@ Without NAME, or with --list, prints the names. A name may be shortened to the e
 """
 
 import argparse
-import difflib
 import importlib.util
 import runpy
 import sys
@@ -63,7 +62,5 @@ def choose_tool(name: str, tools: dict[str, Path]) -> Path:
     matches = [name] if name in tools else [path for path in tools if path.endswith(f"/{name}")]
     if len(matches) == 1:
         return tools[matches[0]]
-    short = [path.rpartition("/")[2] for path in tools]
-    close = matches or difflib.get_close_matches(name.rpartition("/")[2], short, n=3)
-    hint = f"; did you mean {' or '.join(close)}?" if close else ""
-    raise UserError(f"mmdet has {len(matches) or 'no'} tools named {name!r}{hint}")
+    hint = f"name one of {', '.join(matches)}" if matches else "--list prints the names"
+    raise UserError(f"mmdet has {len(matches) or 'no'} tools named {name!r}: {hint}")

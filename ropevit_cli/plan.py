@@ -26,20 +26,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from ropevit_mmdet.apis import choose_device
-    from ropevit_mmdet.apis.benchmark.plan import check_gpus, schedule, training_side
+    from ropevit_mmdet.apis.benchmark.plan import schedule, training_dtype, training_side
     from ropevit_mmdet.apis.benchmark.report import table
     from ropevit_mmdet.engine.config import load_config
     from ropevit_mmdet.errors import UserError
 
     config = load_config(args.config, args.cfg_options)
     _, images = schedule(config, args.images)  # before anything is measured
-    check_gpus(images, args.gpus)
+    if images % args.gpus:
+        raise UserError(f"--gpus {args.gpus} does not divide the {images} images of a step")
     size = args.size or training_side(config)
+    args.dtype = args.dtype or training_dtype(config)
     on_cpu = choose_device(args.device).type == "cpu"
     batches = (1, 2) if on_cpu else (1, 2, 4, 8)
     sources = {args.config: args.config}
     report, save = measured(args, sources, sizes=[size], modes=["training"], batches=batches)
-    if len(report["rows"]) < 2:
+    if not report["rows"]:
         raise UserError(f"a training step of {args.config} fails: {report['skipped'][0]['why']}")
     print(table(report))
     text, report["plan"] = planned(args.config, report["rows"], args)

@@ -128,7 +128,9 @@ def found(
     boxes = dets[valid, :4] / dets.new_tensor([*scale, *scale])
     pasted = [part[valid] for part in masks]
     if pasted and pasted[0].dtype == torch.bool:
-        pasted = [F.interpolate(pasted[0][:, None].float(), size)[:, 0] > 0]  # N may be 0
+        height, width = (round(side * factor) for side, factor in zip(size, (scale[1], scale[0])))
+        inside = pasted[0][:, None, :height, :width]  # without the padding of a pipeline
+        pasted = [F.interpolate(inside.float(), size)[:, 0] > 0]  # N may be 0
     elif pasted:  # a few at a time: they are as large as the image
         parts = zip(pasted[0].split(8), boxes.split(8))
         pasted = [torch.cat([paste(mask, box, size) >= mask_thr for mask, box in parts])]

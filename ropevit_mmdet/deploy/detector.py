@@ -8,24 +8,21 @@ import torch
 from torch import Tensor, nn
 
 from ropevit_mmdet.deploy.features import DynamicFeatures, pad_to_multiple
-from ropevit_mmdet.deploy.heads import GRAPHS, graph_class
+from ropevit_mmdet.deploy.heads import graph_class
 
 
 class Normalization(nn.Module):
-    """The data preprocessor's normalization: of RGB pixels uint8, or none of a normalized image."""
+    """The data preprocessor's normalization of RGB pixels, uint8."""
 
-    def __init__(self, preprocessor: Any, *, inside: bool) -> None:
+    def __init__(self, preprocessor: Any) -> None:
         super().__init__()
-        self.inside = inside
         self.is_bgr = not preprocessor._channel_conversion  # mmdet reads BGR
         for key, default in (("mean", 0.0), ("std", 1.0)):
             value = getattr(preprocessor, key, torch.tensor(default))
             self.register_buffer(key, value.detach().clone().float().view(-1, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Takes images [B, 3, H, W]: uint8 in RGB if normalization is inside."""
-        if not self.inside:
-            return images
+        """Takes images [B, 3, H, W]."""
         images = images.float()  # first: TensorRT only casts uint8
         images = images.flip(1) if self.is_bgr else images
         return (images - self.get_buffer("mean")) / self.get_buffer("std")
@@ -36,9 +33,8 @@ class DynamicDetector(nn.Module):
 
     def __init__(self, model: Any, *, normalize: bool = False, pasted: bool = False) -> None:
         super().__init__()
-        graph = graph_class(model)
-        assert graph is not None, f"{type(model).__name__} has no graph"
-        self.normalization = Normalization(model.data_preprocessor, inside=normalize)
+        graph, _ = graph_class(model)
+        self.normalization: Any = Normalization(model.data_preprocessor) if normalize else None
         self.features = getattr(graph, "features", DynamicFeatures)(model)
         self.head = graph(model, pasted=True) if pasted else graph(model)
         self.outputs = self.head.outputs
@@ -50,7 +46,7 @@ class DynamicDetector(nn.Module):
 
         Nothing is detected in an image with a NaN or infinite pixel; others of its batch stay.
         """
-        images = self.normalization(images)
+        images = self.normalization(images) if self.normalization else images
         is_finite = images.isfinite().flatten(1).all(1)  # [B]
         images = torch.where(is_finite[:, None, None, None], images, torch.zeros_like(images))
         size = (images.shape[-2], images.shape[-1])
@@ -61,13 +57,3 @@ class DynamicDetector(nn.Module):
         labels = torch.where(is_finite[:, None], labels, torch.full_like(labels, -1))
         found = (labels >= 0)[:, :, None, None]  # ONNX Runtime has no Where of bool
         return dets, labels, *(m & found if m.dtype == torch.bool else m * found for m in masks)
-
-
-def unsupported_detector(model: Any) -> list[str]:
-    """Returns the parts and settings of a detector that `DynamicDetector` does not support."""
-    graph = graph_class(model)
-    if graph is None:
-        head = type(getattr(model, "bbox_head", None)).__name__
-        known = ", ".join(one.__name__.removesuffix("Graph") for one in GRAPHS)
-        return [f"{type(model).__name__} with {head} (only {known})"]
-    return graph.unsupported(model)

@@ -7,6 +7,7 @@ import copy
 import io
 import itertools
 import logging
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,16 +16,18 @@ from typing import Any
 import torch
 from mmengine.config import Config
 from mmengine.evaluator import Evaluator
-from mmengine.logging import MMLogger
+from mmengine.logging import MMLogger, print_log
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 from mmengine.structures import InstanceData
 from terminaltables import AsciiTable
 from torch import Tensor
 
-from ropevit_mmdet.compat.config import innermost_datasets, metric_settings, type_name
+from ropevit_mmdet.compat.config import metric_settings, type_name
+from ropevit_mmdet.datasets import check_datasets, innermost_datasets
 from ropevit_mmdet.deploy import check, onnx, torch_export
 from ropevit_mmdet.errors import UserError
+from ropevit_mmdet.weights.detector_checkpoint import check_classes
 
 Progress = Callable[[Iterable[Any]], Iterable[Any]]
 COMPARED_SCORE = 0.3  # of PyTorch's detections that are compared
@@ -61,11 +64,14 @@ class ExportedDetector:
     def prepared(self, image: Tensor) -> Tensor:
         """The batch that the file takes for an image of mmdet's pipeline, BGR [3, H, W]."""
         of_file, batch = self.metadata["normalized_by"] == "file", self.metadata["batch"] or 1
+        image = image.float()
         if of_file or self.metadata["channel_order"] == "RGB":
             image = image.flip(0)
-        if not of_file:
+        if of_file:
+            image = image.round().byte()  # a pipeline with `to_float32` has fractions
+        else:
             mean, std = (torch.tensor(self.metadata[key])[:, None, None] for key in ("mean", "std"))
-            image = (image.float() - mean) / std
+            image = (image - mean) / std
         return image.repeat(batch, 1, 1, 1)
 
 
@@ -89,47 +95,76 @@ def open_exported(path: str | Path, provider: str = onnx.CPU) -> ExportedDetecto
     return ExportedDetector(run, metadata)
 
 
+def evaluation_data(
+    config: Config, size: Sequence[int] | None = None
+) -> tuple[Any, list[dict[str, Any]]]:
+    """A loader of the validation images, or else the test images, and settings of their metrics.
+
+    Images come one at a time: PyTorch would pad a batch of several sizes, and padding counts as
+    image.
+
+    Args:
+        size: (height, width) to which all images are resized, whatever the config says.
+
+    Raises:
+        UserError: there are no images with a metric, or the metric is not that of instances in
+            one set of images; see also `check_datasets`.
+    """
+    config = copy.deepcopy(config)
+    known = (s for s in ("val", "test") if config.get(f"{s}_dataloader"))
+    split = next((s for s in known if config.get(f"{s}_evaluator")), None)
+    if split is None:
+        raise UserError("the config has no val_dataloader and val_evaluator to compute AP with")
+    evaluator = config[f"{split}_evaluator"]
+    metrics = metric_settings(evaluator)
+    names = [type_name(one) for one in (evaluator, *metrics)]
+    if other := next((name for name in names if re.match(r"MultiDatasets|.*Panoptic", name)), ""):
+        raise UserError(f"{split}_evaluator: {other} does not evaluate instances in one dataset")
+    for metric in metrics:
+        if type_name(metric) == "CocoMetric":  # would also count images that are not tested
+            metric["type"] = "FastCocoMetric"
+    check_datasets(config, (split,))
+    settings = config[f"{split}_dataloader"] | dict(batch_size=1)
+    _resize(settings["dataset"], size)
+    with _quiet():
+        return Runner.build_dataloader(settings, seed=0), metrics
+
+
 def evaluate(
     models: Mapping[str, Any],
-    config: Config,
+    loader: Any,
+    metrics: list[dict[str, Any]],
     *,
     images: int | None = None,
-    size: Sequence[int] | None = None,
     progress: Progress = iter,
 ) -> dict[str, dict[str, float]]:
-    """Evaluates models side by side on the validation set, one image at a time.
-
-    PyTorch would pad a batch of several sizes, and padding counts as image.
+    """Evaluates models side by side on `evaluation_data`.
 
     Args:
         models: objects with mmdet's `test_step`, by name; the others are compared with the first.
         images: use only the first ones.
-        size: (height, width) to which all images are resized, whatever the config says.
         progress: wraps the images.
 
     Returns:
         By model: the config's metrics, milliseconds per image, and `DIFFERENCES`.
 
     Raises:
-        UserError: the metric is that of panoptic segmentation.
+        UserError: a file has other classes than the dataset, or in another order.
     """
-    init_default_scope(config.get("default_scope") or "mmdet")
-    metrics = [_of_tested_images(one) for one in metric_settings(config.val_evaluator)]
-    settings = copy.deepcopy(config.val_dataloader) | dict(batch_size=1)
-    _resize(settings["dataset"], size)
     seconds, count = dict.fromkeys(models, 0.0), 0
     differences: dict[str, list[Tensor]] = {name: [] for name in models}
+    for name, model in models.items():
+        _check_classes(name, model, loader.dataset.metainfo["classes"])
     with _quiet():
-        loader = Runner.build_dataloader(settings, seed=0)
         evaluators = {name: Evaluator(copy.deepcopy(metrics)) for name in models}
     for evaluator in evaluators.values():
         evaluator.dataset_meta = loader.dataset.metainfo
     for batch in itertools.islice(progress(loader), images):
         first: Any = None
         for name, model in models.items():
-            start = time.perf_counter()
+            data, start = copy.deepcopy(batch), time.perf_counter()
             with torch.no_grad():
-                (sample,) = model.test_step(copy.deepcopy(batch))
+                (sample,) = model.test_step(data)
             seconds[name] += time.perf_counter() - start
             evaluators[name].process([sample], batch)
             first = first or sample
@@ -158,7 +193,8 @@ def calibration_images(
 ) -> list[Tensor]:
     """A random choice of training images through the validation pipeline, BGR [3, H, W]."""
     init_default_scope(config.get("default_scope") or "mmdet")
-    loaders = [config.get("train_dataloader") or config.val_dataloader, config.val_dataloader]
+    tested = config.get("val_dataloader") or config.test_dataloader
+    loaders = (config.get("train_dataloader") or tested, tested)
     dataset, other = (copy.deepcopy(next(innermost_datasets(one["dataset"]))) for one in loaders)
     dataset["pipeline"] = other["pipeline"]
     _resize(dataset, size)
@@ -169,20 +205,29 @@ def calibration_images(
         return [batch["inputs"][0] for batch in itertools.islice(batches, count)]
 
 
-def _of_tested_images(metric: Mapping[str, Any]) -> dict[str, Any]:
-    """A metric's settings; mmdet's `CocoMetric` would also count images that are not tested."""
-    if "Panoptic" in type_name(metric):
-        raise UserError("exported files detect instances, and val_evaluator is panoptic")
-    fast = {"type": "FastCocoMetric"} if type_name(metric) == "CocoMetric" else {}
-    return {**metric, **fast}
+def _check_classes(name: str, model: Any, classes: Sequence[str]) -> None:
+    """Compares the class names in an exported file with the dataset's."""
+    own = getattr(model, "metadata", {}).get("class_names") or classes
+    if len(own) != len(classes):
+        raise UserError(f"{name} has {len(own)} classes, and the dataset has {len(classes)}")
+    if warning := check_classes(own, classes, f"of {name}"):
+        print_log(warning, "current", logging.WARNING)
 
 
 def _resize(dataset: Any, size: Sequence[int] | None) -> None:
-    """Changes the settings of a dataset: all images get a size (height, width)."""
-    for one in innermost_datasets(dataset):
+    """Changes the settings of a dataset: all images get a size (height, width).
+
+    They keep their aspect if the pipeline pads them.
+    """
+    scale = tuple(size or ())[::-1]  # width and height
+    for one in innermost_datasets(dataset) if scale else ():
+        padding = [step for step in one["pipeline"] if type_name(step) == "Pad"]
+        for step in padding:
+            step.pop("size_divisor", None)
+            step["size"] = scale
         for step in one["pipeline"]:
-            if size and type_name(step) == "Resize":
-                step.update(scale=(size[1], size[0]), keep_ratio=False)
+            if type_name(step) == "Resize":
+                step.update(scale=scale, keep_ratio=bool(padding))
 
 
 def _differences(*samples: Any) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path, PureWindowsPath
@@ -20,15 +20,14 @@ import ropevit_mmdet
 from ropevit_mmdet._output import atomic_file, check_output_directory
 from ropevit_mmdet.compat.config import type_name
 from ropevit_mmdet.deploy import check, onnx, torch_export
-from ropevit_mmdet.deploy.detector import DynamicDetector, Normalization, unsupported_detector
+from ropevit_mmdet.deploy.detector import DynamicDetector, Normalization
 from ropevit_mmdet.deploy.evaluation import Progress
 from ropevit_mmdet.deploy.features import DynamicFeatures, min_side, unsupported_features
-from ropevit_mmdet.deploy.heads import output_settings
+from ropevit_mmdet.deploy.heads import graph_class, output_settings
 from ropevit_mmdet.deploy.precision import to_bfloat16
 from ropevit_mmdet.deploy.precision_check import PrecisionCheck
 from ropevit_mmdet.errors import UserError
 
-PARTS = ("detector", "features")
 FORMATS = {"onnx": ".onnx", "torch": ".pt2", "aotinductor": ".pt2"}
 PRECISIONS = {"onnx": ("fp32", "fp16", "int8"), "torch": ("fp32", "bf16")}
 PRECISIONS["aotinductor"] = PRECISIONS["torch"]
@@ -92,6 +91,9 @@ def export_model(
     """
     check_request(path, request)
     _check_model(model, request)
+    metadata = metadata_of(config, model, class_names, request)
+    is_lower = request.precision != "fp32"
+    lower = PrecisionCheck(model, config, metadata, request, report, progress) if is_lower else None
     graph = build_graph(model, request).eval()
     report(f"tracing the {request.part}")
     program = torch_export.trace(
@@ -101,26 +103,14 @@ def export_model(
         dynamic_batch=request.batch is None,
         dynamic_size=request.size is None,
     )
-    metadata = metadata_of(config, model, class_names, request)
-    lower = PrecisionCheck(model, config, metadata, request, report, progress)
-    if request.file_format == "onnx":
-        report("translating to ONNX")
-        maps = [f"map{i}" for i in range(len(program.graph_signature.user_outputs))]
-        names = graph.outputs if request.part == "detector" else maps
-        data = onnx.to_bytes(program, names, metadata, request.opset)
-        run = onnx.runner(data, request.provider)
-    else:
-        write = torch_export.to_bytes if request.file_format == "torch" else torch_export.to_package
-        data = write(program, metadata)
-        run = package = torch_export.runner(data)
-        if request.file_format == "aotinductor":  # where PyTorch detects nothing: the program
-            traced = torch_export.runner(torch_export.to_bytes(program, metadata))
-            run = lambda images, thr: (package if thr is None else traced)(images, thr)  # noqa: E731
-    if request.precision == "bf16":
+    report(f"writing the {request.file_format} format")
+    texts = {key: json.dumps(value) for key, value in metadata.items()}
+    data, run = _content(program, getattr(graph, "outputs", ()), texts, request)
+    if lower and request.precision == "bf16":
         lower.accept(run)
     else:
         _compare(model, run, request, report)
-        data = data if request.precision == "fp32" else lower.reduced(data)
+        data = lower.reduced(data) if lower else data
     with atomic_file(path) as file:
         file.write(data)
 
@@ -129,8 +119,8 @@ def check_request(path: Path, request: Request) -> None:
     """Checks the arguments of an export and the installed packages before any work is done.
 
     Raises:
-        UserError: a suffix or precision that does not fit the format, or a directory that cannot be
-            written.
+        UserError: a suffix or precision that does not fit the format, a provider that is not
+            there, or a directory that cannot be written.
         ImportError: packages or a compiler are missing.
     """
     suffix, known = FORMATS[request.file_format], PRECISIONS[request.file_format]
@@ -144,6 +134,8 @@ def check_request(path: Path, request: Request) -> None:
     missing = [name for name in packages if find_spec(name) is None]
     if missing:
         raise ImportError(f"missing {', '.join(missing)}: pip install 'ropevit-mmdet[export]'")
+    if packages:
+        onnx.check_provider(request.provider)
     if request.file_format == "aotinductor" and not shutil.which(os.environ.get("CXX", "g++")):
         raise ImportError("--format aotinductor needs a C++ compiler: install g++, or set CXX")
 
@@ -155,7 +147,7 @@ def build_graph(model: Any, request: Request) -> Any:
     features = DynamicFeatures(model)
     if not request.normalize:
         return features
-    return nn.Sequential(Normalization(model.data_preprocessor, inside=True), features)
+    return nn.Sequential(Normalization(model.data_preprocessor), features)
 
 
 def example_for(model: Any, request: Request = Request()) -> torch.Tensor:
@@ -167,8 +159,8 @@ def example_for(model: Any, request: Request = Request()) -> torch.Tensor:
 
 def metadata_of(
     config: Config, model: Any, class_names: Sequence[str], request: Request
-) -> dict[str, str]:
-    """Returns text fields, each one JSON; `mean` and `std` are in the order of `channel_order`."""
+) -> dict[str, Any]:
+    """Returns the fields of a file; `mean` and `std` are in the order of `channel_order`."""
     neck, preprocessor = getattr(model, "neck", None), model.data_preprocessor
     stats = {
         key: getattr(preprocessor, key, torch.tensor(i)) for i, key in enumerate(("mean", "std"))
@@ -197,7 +189,7 @@ def metadata_of(
         fields["iou_threshold"] = cfg.get("nms", {}).get("iou_threshold")
         fields["max_per_img"] = cfg.get("max_per_img", cfg.get("max_per_image"))
         fields["mask_thr_binary"] = cfg.get("mask_thr_binary")
-    return {key: json.dumps(value) for key, value in fields.items()}
+    return fields
 
 
 def resizing(config: Config) -> dict[str, Any] | None:
@@ -207,15 +199,30 @@ def resizing(config: Config) -> dict[str, Any] | None:
     if not steps:
         return {"scale": None, "keep_ratio": True}
     step = {"keep_ratio": False, **steps[0]}
-    if (
-        len(steps) > 1
-        or type_name(step) != "Resize"
-        or step.keys() != {"type", "scale", "keep_ratio"}
-    ):
+    is_resize = len(steps) == 1 and type_name(step) == "Resize"
+    if not is_resize or step.keys() != {"type", "scale", "keep_ratio"}:
         return None
     scale = step["scale"]
     scale = [scale, scale] if isinstance(scale, int) else [int(side) for side in scale]
     return {"scale": scale, "keep_ratio": step["keep_ratio"]}
+
+
+def _content(
+    program: Any, outputs: Sequence[str], metadata: Mapping[str, str], request: Request
+) -> tuple[bytes, check.Run]:
+    """The content of a file, and what runs it."""
+    if request.file_format == "onnx":
+        names = outputs or [f"map{i}" for i in range(len(program.graph_signature.user_outputs))]
+        data = onnx.to_bytes(program, names, metadata, request.opset)
+        return data, onnx.runner(data, request.provider)
+    data = torch_export.to_bytes(program, metadata)
+    run = torch_export.runner(data)
+    if request.file_format == "torch":
+        return data, run
+    data = torch_export.to_package(program, metadata)
+    package = torch_export.runner(data)
+    # its score threshold is compiled: where PyTorch detects nothing, the program is compared
+    return data, lambda images, thr: (package if thr is None else run)(images, thr)
 
 
 def _compare(model: Any, run: check.Run, request: Request, report: Callable[[str], None]) -> None:
@@ -237,7 +244,7 @@ def _check_model(model: Any, request: Request) -> None:
     """Raises `UserError` with everything that the graph does not support."""
     findings = unsupported_features(model)
     if request.part == "detector":
-        findings += unsupported_detector(model)
+        findings += graph_class(model)[1]
     has_masks = model.with_mask or hasattr(model, "panoptic_fusion_head")
     if request.pasted and not (request.part == "detector" and has_masks):
         findings.append("--masks pasted (there are no masks)")

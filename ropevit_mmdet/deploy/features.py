@@ -103,7 +103,8 @@ class DynamicNeck(nn.Module):
 
 def unsupported_features(model: Any) -> list[str]:
     """Returns what `DynamicFeatures` does not support in a detector's backbone and neck."""
-    backbone, neck, findings = model.backbone, getattr(model, "neck", None), []
+    backbone, neck = (getattr(model, name, None) for name in ("backbone", "neck"))
+    findings = []
     if type(backbone) is not RoPEViT:
         findings.append(f"{type(backbone).__name__} (only RoPEViT)")
     if neck is not None and type(neck) is not SimpleFeaturePyramid:

@@ -12,6 +12,7 @@ from ropevit_mmdet.compat.checkpoint import literal_config
 from ropevit_mmdet.compat.config import metric_settings, type_name
 from ropevit_mmdet.datasets import innermost_datasets
 from ropevit_mmdet.visualization.run_log import log_files
+from ropevit_mmdet.weights.checkpoint import pretrained_entries
 from ropevit_mmdet.weights.hub import hub_repository
 
 LIBRARY = "ropevit_mmdet"
@@ -68,9 +69,8 @@ def model_card(
     }
     table = [("", ""), ("---", "---"), *((k, v or "not recorded") for k, v in rows.items())]
     values = [("metric", "value"), ("---", "---"), *((k, f"{v:g}") for k, v in metrics.items())]
-    masks = any(
-        "segm" in one.get("metric", ()) for one in metric_settings(config.get("val_evaluator"))
-    )
+    evaluated = [one.get("metric", ()) for one in metric_settings(config.get("val_evaluator"))]
+    masks = any("segm" in metric for metric in evaluated)
     task = "image-segmentation" if masks else "object-detection"
     results = [
         EvalResult(
@@ -116,9 +116,8 @@ def logged_metrics(checkpoint: Path, meta: Mapping[str, Any]) -> dict[str, float
 
 def _base_model(config: Config, backbone: Mapping[str, Any]) -> str:
     """The repository on the hub that the run started from, or the name of the backbone's file."""
-    settings = backbone.get("init_cfg") or {}
-    settings = settings[0] if isinstance(settings, (list, tuple)) else settings
-    source = settings.get("checkpoint") or ""
+    entries = pretrained_entries(backbone.get("init_cfg"))
+    source = next((one["checkpoint"] for one in entries if one.get("checkpoint")), "")
     known = (hub_repository(one) for one in (config.get("load_from") or "", source))
     return next(filter(None, known), source.rpartition("/")[2])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import importlib.util
 import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -90,7 +91,8 @@ def runner(data: bytes, provider: str = CPU) -> Callable[[Tensor, float | None],
             return _openvino(content, precision or "f32")
         return _onnxruntime(content, provider)
 
-    session(None)  # names a missing provider at once
+    check_provider(provider)
+    session(None)
 
     def run(images: Tensor, score_thr: float | None = None) -> list[Tensor]:
         return [torch.from_numpy(output) for output in session(score_thr)(images.numpy())]
@@ -98,24 +100,34 @@ def runner(data: bytes, provider: str = CPU) -> Callable[[Tensor, float | None],
     return run
 
 
-def _onnxruntime(data: bytes, provider: str) -> Callable[[np.ndarray], list[np.ndarray]]:
+def check_provider(provider: str) -> None:
+    """Raises `UserError` or `ImportError` if a provider of `runner` is not installed."""
+    if provider.partition(":")[0] == OPENVINO:
+        if importlib.util.find_spec("openvino") is None:
+            raise ImportError("missing openvino: pip install 'ropevit-mmdet[openvino]'")
+        return
     import onnxruntime
 
     known = onnxruntime.get_available_providers()
     if provider not in known:
         raise UserError(f"--provider {provider}: there are {', '.join(known)} and {OPENVINO}")
+
+
+def _onnxruntime(data: bytes, provider: str) -> Callable[[np.ndarray], list[np.ndarray]]:
+    import onnxruntime
+
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # no warnings of nodes that stay on the CPU
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(data, options, providers=list({provider: 0, CPU: 0}))
+    if provider not in session.get_providers():  # such as CUDA without its libraries
+        raise UserError(f"--provider {provider} does not start here: the CPU would run the file")
     return lambda images: session.run(None, {INPUT: images})
 
 
 def _openvino(data: bytes, precision: str) -> Callable[[np.ndarray], list[np.ndarray]]:
-    try:
-        import openvino
-    except ModuleNotFoundError as error:
-        raise ImportError("missing openvino: pip install 'ropevit-mmdet[openvino]'") from error
+    import openvino
+
     core = openvino.Core()
     settings = {"INFERENCE_PRECISION_HINT": precision}  # by default bf16 where a CPU has it
     settings["INFERENCE_NUM_THREADS"] = str(torch.get_num_threads())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,14 +10,8 @@ import torch
 from mmengine.config import Config
 from torch import Tensor
 
-from ropevit_mmdet.deploy import check, onnx
-from ropevit_mmdet.deploy.evaluation import (
-    ExportedDetector,
-    Progress,
-    calibration_images,
-    evaluate,
-    table,
-)
+from ropevit_mmdet.deploy import check, evaluation, onnx
+from ropevit_mmdet.deploy.evaluation import ExportedDetector, Progress
 from ropevit_mmdet.deploy.precision import Reduction
 
 MAX_DROP = {"fp16": 0.002, "bf16": 0.005, "int8": 0.01}  # of AP
@@ -29,7 +22,7 @@ class PrecisionCheck:
     """Accepts a file of lower precision, or finds the layers that prevent it.
 
     A detector's AP on the validation set may be `MAX_DROP` below PyTorch's; feature maps of
-    training images may differ by `MAX_ERROR`.
+    training images may differ by `MAX_ERROR`. The images are looked for at once.
 
     Args:
         model, config, request, report, progress: those of `export.export_model`.
@@ -40,14 +33,18 @@ class PrecisionCheck:
         self,
         model: Any,
         config: Config,
-        metadata: Mapping[str, str],
+        metadata: Mapping[str, Any],
         request: Any,
         report: Callable[[str], None],
         progress: Progress,
     ) -> None:
         self.model, self.config, self.request = model, config, request
-        self.report, self.progress = report, progress
-        self.metadata = {key: json.loads(value) for key, value in metadata.items()}
+        self.report, self.progress, self.metadata = report, progress, metadata
+        self.is_detector = request.part == "detector"
+        self.is_static = request.precision == "int8" and not request.dynamic
+        self.data = evaluation.evaluation_data(config, request.size) if self.is_detector else None
+        if self.is_static or not self.is_detector:
+            _ = self.inputs
 
     def accept(self, run: check.Run) -> None:
         """Raises RuntimeError if the results of a file are not good enough."""
@@ -63,8 +60,7 @@ class PrecisionCheck:
             RuntimeError: it is not good enough even with half of the layers in float32.
         """
         precision = self.request.precision
-        is_static = precision == "int8" and not self.request.dynamic
-        reduction = Reduction(data, precision, self.inputs if is_static else ())
+        reduction = Reduction(data, precision, self.inputs if self.is_static else ())
         self.report(f"{precision}: {', '.join(reduction.layers)}")
         order: list[str] = []
         result, count = reduction.file(), 0
@@ -84,22 +80,25 @@ class PrecisionCheck:
     @functools.cached_property
     def inputs(self) -> list[Tensor]:
         """Training images as the file takes them, each [B, 3, H, W]."""
-        images = calibration_images(self.config, self.request.calibration, self.request.size)
+        images = evaluation.calibration_images(
+            self.config, self.request.calibration, self.request.size
+        )
         return list(map(ExportedDetector(lambda *_: (), self.metadata).prepared, images))
 
     def _problem(self, run: check.Run) -> str:
         """Why a file is not good enough, "" if it is."""
         precision = self.request.precision
-        if self.request.part == "features":
+        if self.data is None:
             error, most = max(self._errors(run)), MAX_ERROR[precision]
             self.report(f"largest relative error of the feature maps: {error:.4f}")
             return "" if error <= most else f"feature maps differ by {error:.3f} (at most {most})"
         models = {"PyTorch": self.model, precision: ExportedDetector(run, self.metadata)}
-        options: dict[str, Any] = dict(images=self.request.images, size=self.request.size)
-        figures = evaluate(models, self.config, progress=self.progress, **options)
-        self.report(table(figures))
+        options: dict[str, Any] = dict(images=self.request.images, progress=self.progress)
+        figures = evaluation.evaluate(models, *self.data, **options)
+        self.report(evaluation.table(figures))
         expected, actual = figures.values()
-        names = [name for name in expected if name.endswith("mAP")]
+        # COCO's evaluation gives -1 without ground truth
+        names = [name for name, ap in expected.items() if name.endswith("mAP") and ap >= 0]
         most = MAX_DROP[precision]
         values = {name: actual.get(name, 0.0) for name in names}  # no detections: no figures
         lower = [name for name in names if not values[name] >= expected[name] - most - 1e-6]
@@ -112,15 +111,14 @@ class PrecisionCheck:
 
     @functools.cached_property
     def _expected(self) -> list[Any]:
-        is_detector = self.request.part == "detector"
-        compute = check.predict if is_detector else check.feature_maps
+        compute = check.predict if self.is_detector else check.feature_maps
         return [compute(self.model, images) for images in self.inputs]
 
     def _errors(self, run: check.Run) -> list[float]:
         """What differs from PyTorch in each input, 0 to 1."""
         exported, errors = ExportedDetector(run, self.metadata), []
         for images, expected in zip(self.inputs, self._expected):
-            if self.request.part == "features":
+            if not self.is_detector:
                 pairs = zip(expected, run(images, None))
                 parts = torch.stack([torch.dist(a, b) / a.norm() for a, b in pairs])
                 errors += parts.nan_to_num(nan=float("inf")).tolist()

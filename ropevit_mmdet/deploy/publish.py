@@ -5,9 +5,8 @@ import io
 import re
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import huggingface_hub
 import torch
@@ -35,12 +34,11 @@ _SECRET_NAME = re.compile(
     r"passphrase|credentials?|authorization)",
     re.IGNORECASE,
 )
-_ABSOLUTE = re.compile(r"file:/|~\w*/|/(?=.)|[A-Za-z]:[\\/]|\\\\")
+_ABSOLUTE = re.compile(r"file:/|[\w+]+:///|~\w*/|/(?=.)|[A-Za-z]:[\\/]|\\\\")
 _URL = re.compile(r"([a-z][a-z0-9+.-]*://)(?:[^/?\s]*@)?([^?\s]*)(?:\?\S*)?", re.IGNORECASE)
 
 
-@dataclass(frozen=True)
-class Published:
+class Published(NamedTuple):
     """A published file."""
 
     path: Path
@@ -82,7 +80,7 @@ def publish_model(
         (directory / CARD).write_text(text, encoding="utf-8")
         if hub:
             _upload(directory, hub)
-    return replace(done, path=Path(target or "", done.path.name))
+    return done._replace(path=Path(target or "", done.path.name))
 
 
 def publish_checkpoint(source: str | Path, target: str | Path) -> Published:

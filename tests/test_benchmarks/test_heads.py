@@ -1,7 +1,6 @@
 """The comparison of heads: the configs that it trains, for how long, and its table."""
 
 import json
-from pathlib import Path
 
 import pytest
 
@@ -37,7 +36,7 @@ def test_time_decides_about_the_iterations(tmp_path, monkeypatch, capsys):
     runs = []
 
     def result_of(run, root, log):
-        runs.append((run.name, run.seed, run.options["train_cfg.max_iters"]))
+        runs.append((run.name.split("-")[1], run.seed, run.options["train_cfg.max_iters"]))
         seconds = 0.5 if "retinanet" in run.name else 2
         cost = root / run.directory / "cost.json"
         cost.parent.mkdir(parents=True)
@@ -53,21 +52,9 @@ def test_time_decides_about_the_iterations(tmp_path, monkeypatch, capsys):
     argv = [f"configs/shapes_{head}.py" for head in HEADS[:2]]
     heads.main([*argv, "--root", str(tmp_path), "--weights", "some.pt", "--minutes", "10"])
     assert runs == [
-        ("shapes_maskrcnn-trial", 0, 60),
-        ("shapes_maskrcnn-10min", 0, 300),
-        ("shapes_maskrcnn-10min", 1, 300),
-        ("shapes_retinanet-trial", 0, 60),
-        ("shapes_retinanet-10min", 0, 1200),
-        ("shapes_retinanet-10min", 1, 1200),
+        *(("trial", 0, 60), ("10min", 0, 300), ("10min", 1, 300)),
+        *(("trial", 0, 60), ("10min", 0, 1200), ("10min", 1, 1200)),
     ]
     table = capsys.readouterr().out
     assert "| shapes_maskrcnn | 55.0 ± 5.0 | 40.0 ± 0.0 | 300 | 2 | 1000 |" in table
     assert "| shapes_retinanet | 55.0 ± 5.0 |  | 1200 | 0.5 | 1000 |" in table
-    assert len(json.loads(Path(tmp_path, "heads.json").read_text())) == 4
-
-
-def test_the_rate_decays_to_the_end_of_the_run():
-    options = heads.schedule(800)
-    assert options["param_scheduler.0.end"] == options["param_scheduler.1.begin"] == 100
-    assert options["param_scheduler.1.end"] == options["train_cfg.max_iters"] == 800
-    assert heads.schedule(60)["param_scheduler.0.end"] == 15

@@ -11,8 +11,6 @@ from benchmarks.leak_watch import GROWTH, Watch
 from tests.processes import run_python
 from tests.tiny_coco import write_tiny
 
-linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-
 
 def watched(memory, files=None) -> Watch:
     return Watch(list(range(1, len(memory) + 1)), list(memory), list(files or [30] * len(memory)))
@@ -33,7 +31,6 @@ def test_growth_counts_only_after_settling():
     assert summary.startswith("steps 50 to 150: memory 15") and "30 to 30" in summary
 
 
-@linux
 def test_watch_samples_real_memory_and_files(tmp_path):
     watch = Watch()
     watch.sample(1)
@@ -57,7 +54,6 @@ def test_watch_samples_real_memory_and_files(tmp_path):
     assert watch.memory[3] < watch.memory[2]
 
 
-@linux
 @pytest.mark.slow  # 16 s: processes that train and predict
 def test_leak_test_watches_training_and_prediction(tmp_path):
     argv = ["-m", "benchmarks.leak_test", "--config", write_tiny(tmp_path)]

@@ -81,6 +81,6 @@ def test_tools_by_path_and_by_its_end(capsys):
     assert "deployment/mmdet_handler" not in TOOLS  # no program: TorchServe imports it
     for name in ("misc/print_config", "print_config", "print_config.py"):
         assert choose_tool(name, TOOLS) == TOOLS["misc/print_config"]
-    assert "did you mean analyze_logs?" in fails(capsys, "mmdet", "analyse_logs", "--help")
-    words = "analysis_tools/browse_dataset or analysis_tools/mot/browse_dataset"
+    words = "2 tools named 'browse_dataset': name one of analysis_tools/browse_dataset, analysis_"
     assert words in fails(capsys, "mmdet", "browse_dataset")
+    assert "no tools named 'x': --list prints the names" in fails(capsys, "mmdet", "x", "--help")

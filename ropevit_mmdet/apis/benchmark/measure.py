@@ -235,13 +235,6 @@ def device_name(device: str) -> str:
     return model[1] if model else platform.machine()
 
 
-def count_flops(work: Callable[[], Any]) -> int:
-    """Counts the operations of some work; a multiplication with its addition counts as two."""
-    with FlopCounterMode(display=False) as counter:
-        work()
-    return counter.get_total_flops()
-
-
 def peak_of(work: Callable[[], Any], device: torch.device) -> int:
     """Returns the peak bytes of some work above what is allocated before it."""
     gc.collect()

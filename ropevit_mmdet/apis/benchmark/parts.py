@@ -106,11 +106,8 @@ class PartMeter:
             if compiled and part in _COMPILED:
                 function = torch.compile(function)
                 inlined += [f"{path}."] if name == "()" else []
-            setattr(
-                module,
-                "_compiled_call_impl" if name == "()" else name,
-                self.wrap(part, function),
-            )
+            name = "_compiled_call_impl" if name == "()" else name
+            setattr(module, name, self.wrap(part, function))
 
     def _mark(self) -> None:
         if self._reading is not None:

@@ -64,10 +64,11 @@ def training_side(config: Config) -> int:
     return side
 
 
-def check_gpus(images: int, gpus: int) -> None:
-    """Raises UserError if the GPUs do not divide the images of a step."""
-    if images % gpus:
-        raise UserError(f"--gpus {gpus} does not divide the {images} images of a step")
+def training_dtype(config: Config) -> str:
+    """The dtype of the mixed precision that a config trains in, else float32."""
+    wrapper = config.get("optim_wrapper") or {}
+    given = str(wrapper.get("dtype") or "float16").removeprefix("torch.")
+    return given if type_name(wrapper) == "AmpOptimWrapper" else "float32"
 
 
 def plan(
@@ -75,11 +76,9 @@ def plan(
 ) -> dict[str, Any]:
     """Computes hours, memory, batch size and passes of a schedule.
 
-    Memory and time are linear in the batch size, by training `rows` of `measure` at two or more;
-    the batch size is the largest that divides the images of a step and fits into the free bytes of
-    a GPU. Raises UserError if the GPUs do not divide these images.
+    Memory and time are linear in the batch size, by training `rows` of `measure`. The batch size is
+    the largest that divides the images of a GPU in a step and fits into its free bytes.
     """
-    check_gpus(images, gpus)
     share, weights = images // gpus, rows[0]["weight_bytes"]
     memory = _line(rows, [row["peak_bytes"] for row in rows])
     fits = max(0, int((_MARGIN * free_bytes - weights - memory[0]) / max(memory[1], 1)))
@@ -113,25 +112,25 @@ def text(name: str, result: Mapping[str, Any]) -> str:
         f"  memory: {gb['weight_bytes']} of weights, {gb['step_bytes']} + {gb['image_bytes']} per "
         f"image; {gb['free_bytes']} are free",
     ]
-    if not result["batch"]:
+    batch, passes = result["batch"], result.get("passes")
+    if not batch:
         hint = "with_cp=True in the backbone, or a smaller size, needs less"
         return "\n".join([*lines, f"  not a single image fits: {hint}"])
-    batch, passes = result["batch"], result["passes"]
-    return "\n".join(
-        [
-            *lines,
-            f"  batch: {batch} per pass (up to {result['largest_batch']} fit), {passes} passes; "
-            f"peak {gb['peak_bytes']}",
-            f"  time: {result['iterations']:,} iterations x {result['seconds_per_iteration']:.3g} s"
-            f" = {result['hours']:,.3g} hours, without validation",
-            f"  settings: train_dataloader.batch_size={batch} "
-            f"optim_wrapper.accumulative_counts={passes}; an iteration is one pass",
-        ]
-    )
+    lines += [
+        f"  batch: {batch} per pass (up to {result['largest_batch']} fit), {passes} passes; "
+        f"peak {gb['peak_bytes']}",
+        f"  time: {result['iterations']:,} iterations x {result['seconds_per_iteration']:.3g} s"
+        f" = {result['hours']:,.3g} hours, without validation",
+        f"  settings: train_dataloader.batch_size={batch} "
+        f"optim_wrapper.accumulative_counts={passes}; an iteration is one pass",
+    ]
+    return "\n".join(lines)
 
 
 def _line(rows: Sequence[Mapping[str, Any]], values: Sequence[float]) -> tuple[float, float]:
     """Least squares: value without an image and value per image, neither negative."""
+    if len(rows) == 1:  # two images do not fit: all that one takes counts for it
+        return 0.0, values[0] / rows[0]["batch"]
     batches = np.array([row["batch"] for row in rows], float)
     slope, start = (float(value) for value in np.polyfit(batches, values, 1))
     if slope < 0:

@@ -48,13 +48,11 @@ def plot(report: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
     ]
     start = [0.0] * len(rows)
     for index, part in enumerate(parts):
-        width = [
-            1000 * row["parts"].get(part, {"median": 0.0})["median"] / row["batch"] for row in rows
-        ]
-        style: dict[str, Any] = dict(
-            color=COLORS[index % len(COLORS)], hatch=("", "//", "..")[index // 7 % 3]
-        )
-        axis.barh(range(len(rows)), width, left=start, label=part, edgecolor="white", **style)
+        seconds = [row["parts"].get(part, {"median": 0.0})["median"] / row["batch"] for row in rows]
+        width = [1000 * one for one in seconds]
+        style: dict[str, Any] = dict(color=COLORS[index % len(COLORS)], edgecolor="white")
+        style["hatch"] = ("", "//", "..")[index // len(COLORS) % 3]
+        axis.barh(range(len(rows)), width, left=start, label=part, **style)
         start = [a + b for a, b in zip(start, width, strict=True)]
     axis.set_yticks(range(len(rows)), names, fontsize=8)
     axis.invert_yaxis()

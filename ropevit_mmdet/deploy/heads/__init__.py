@@ -1,4 +1,7 @@
-"""Detection heads as graphs: one file per family, and which of them exports a detector."""
+"""Detection heads as graphs: one file per family, and which of them exports a detector.
+
+A graph's `unsupported(model)` lists what it does not support, None for detectors of other families.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +15,14 @@ from ropevit_mmdet.deploy.heads.two_stage import TwoStageGraph
 GRAPHS: tuple[Any, ...] = (DenseGraph, TwoStageGraph, DeformableDETRGraph, EoMTGraph)
 
 
-def graph_class(model: Any) -> Any:
-    """Returns the class of `GRAPHS` that exports a detector, None if none does."""
-    return next((graph for graph in GRAPHS if graph.unsupported(model) is not None), None)
+def graph_class(model: Any) -> tuple[Any, list[str]]:
+    """Returns the class of `GRAPHS` that exports a detector, or None, and what is unsupported."""
+    for graph in GRAPHS:
+        if (findings := graph.unsupported(model)) is not None:
+            return graph, findings
+    head = type(getattr(model, "bbox_head", None)).__name__
+    known = ", ".join(one.__name__.removesuffix("Graph") for one in GRAPHS)
+    return None, [f"{type(model).__name__} with {head} (only {known})"]
 
 
 def output_settings(model: Any) -> Any:

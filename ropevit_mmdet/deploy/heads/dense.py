@@ -72,11 +72,8 @@ def candidates(
 ) -> Candidates:
     """Returns the best `nms_pre` (prior, class) pairs of every level, with decoded boxes."""
     outputs = list(zip(*head(maps)))  # per level: scores, deltas and perhaps factors
-    priors = head.prior_generator.grid_priors(
-        [level[0].shape[-2:] for level in outputs],
-        dtype=outputs[0][0].dtype,
-        device=outputs[0][0].device,
-    )
+    first, sizes = outputs[0][0], [level[0].shape[-2:] for level in outputs]
+    priors = head.prior_generator.grid_priors(sizes, dtype=first.dtype, device=first.device)
     levels = [_best(head, *level, nms_pre=nms_pre, priors=p) for level, p in zip(outputs, priors)]
     scores, labels, deltas, chosen, *factors = (torch.cat(part, dim=1) for part in zip(*levels))
     boxes = head.bbox_coder.decode(chosen.flatten(0, 1), deltas.flatten(0, 1), max_shape=size)

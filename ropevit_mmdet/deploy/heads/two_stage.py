@@ -133,23 +133,13 @@ def extract(extractor: Any, maps: tuple[Tensor, ...], rois: Tensor) -> Tensor:
     maps = maps[: extractor.num_inputs]
     levels = extractor.map_roi_levels(rois, len(maps))
     rois = F.pad(rois, (0, 0, 1, 0))
-    outputs = []
-    indices = []
+    outputs, indices = [], []
     for i, (level, layer) in enumerate(zip(maps, extractor.roi_layers)):
         chosen = F.pad((levels == i).nonzero()[:, 0] + 1, (1, 0))
-        outputs.append(
-            torch.ops.torchvision.roi_align(
-                level,
-                rois[chosen],
-                layer.spatial_scale,
-                *layer.output_size,
-                layer.sampling_ratio,
-                layer.aligned,
-            )
-        )
+        settings = (layer.spatial_scale, *layer.output_size, layer.sampling_ratio, layer.aligned)
+        outputs.append(torch.ops.torchvision.roi_align(level, rois[chosen], *settings))
         indices.append(chosen)
-    first = outputs[0]
-    table = first.new_zeros(rois.shape[0], first.shape[1], first.shape[2], first.shape[3])
+    table = outputs[0].new_zeros(rois.shape[0], *outputs[0].shape[1:])
     return table.index_put((torch.cat(indices),), torch.cat(outputs))[1:]
 
 

@@ -3,9 +3,10 @@
 import pytest
 import torch
 from mmdet.registry import MODELS
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.peers import PEERS
-from ropevit_mmdet.apis.benchmark.measure import Bench, count_flops
+from ropevit_mmdet.apis.benchmark.measure import Bench
 from ropevit_mmdet.apis.benchmark.parts import PartMeter
 
 TWO_STAGE = {"preprocessing", "backbone", "neck", "RPN", "RoI pooling", "box head", "mask head"}
@@ -58,18 +59,6 @@ def test_parts_add_up_to_the_step(config, mode):
     assert sum(operations.values()) > 1e8 and not operations["other"]
 
 
-def test_operations_of_a_dense_head_by_hand():
-    """Two convolutions for classes and for boxes, then 2 anchors of 5 classes or 4 distances."""
-    cells = 16**2 + 8**2 + 4**2  # of strides 7, 14 and 28 at 112 pixels
-    expected = 2 * 9 * 64 * cells * (4 * 64 + 2 * 5 + 2 * 4)
-    forward = Bench("shapes_retinanet", 112).flops()
-    assert forward["dense head"] == expected
-    training = Bench("shapes_retinanet", 112, "training", batch=2).flops()
-    assert training["dense head"] == 2 * expected
-    networks = 2 * sum(forward.values())
-    assert 2 * networks < training["backward"] < 2.5 * networks  # attention recomputes its weights
-
-
 def test_operations_include_fused_attention_and_windows():
     """2 blocks of 1 + 54 tokens, C = 192, windows of 4 x 4 patches in the first block."""
     arch = dict(patch_size=14, num_layers=2, num_heads=3, hidden_dim=192, mlp_dim=768)
@@ -83,8 +72,9 @@ def test_operations_include_fused_attention_and_windows():
         expected += 2 * 2 * tokens**2 * 192  # q times k, weights times v
     images = torch.zeros(1, 3, 126, 84)
     for context in (torch.no_grad, torch.inference_mode, torch.enable_grad):
-        with context():
-            assert count_flops(lambda: model(images)) == expected
+        with context(), FlopCounterMode(display=False) as counter:
+            model(images)
+        assert counter.get_total_flops() == expected
 
 
 def test_networks_are_compiled_and_what_they_contain_is_not(monkeypatch):

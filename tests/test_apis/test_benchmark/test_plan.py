@@ -4,9 +4,14 @@ import json
 
 import pytest
 
-from ropevit_mmdet.apis.benchmark.plan import plan, schedule, text, training_side
+from ropevit_mmdet.apis.benchmark.plan import (
+    plan,
+    schedule,
+    text,
+    training_dtype,
+    training_side,
+)
 from ropevit_mmdet.engine.config import load_config
-from ropevit_mmdet.errors import UserError
 from tests.commands import fails, ropevit
 from tests.test_apis.test_benchmark.test_measure import quick  # noqa: F401  (a fixture)
 from tests.tiny_coco import write_tiny
@@ -36,6 +41,10 @@ def test_schedules_of_configs(config, images, expected, side):
     loaded = load_config(config)
     assert schedule(loaded, images) == expected
     assert training_side(loaded) == side
+    assert training_dtype(loaded) == "float32"
+    for dtype, used in ((None, "float16"), ("bfloat16", "bfloat16")):
+        loaded.optim_wrapper.update(type="mmengine.AmpOptimWrapper", dtype=dtype)
+        assert training_dtype(loaded) == used
 
 
 def test_epochs_count_the_images_of_the_dataset(tmp_path):
@@ -59,14 +68,14 @@ def test_the_largest_divisor_that_fits_is_used():
 def test_gpus_share_a_step():
     result = plan(100, 12, ROWS, free_bytes=10**6, gpus=3)
     assert (result["batch"], result["passes"], result["iterations"]) == (4, 1, 100)
-    with pytest.raises(UserError, match="--gpus 5 does not divide the 12 images"):
-        plan(100, 12, ROWS, 10**6, gpus=5)
 
 
-def test_nothing_fits():
+def test_one_image_fits_or_none():
+    """All memory and time of the only step that succeeded count for its images."""
+    result = plan(100, 12, ROWS[:1], free_bytes=2000)
+    assert (result["batch"], result["passes"], result["image_bytes"]) == (1, 12, 700)
     result = plan(100, 12, ROWS, free_bytes=1500)
-    assert result["batch"] == 0 and "hours" not in result
-    assert "not a single image fits" in text("x", result)
+    assert result["batch"] == 0 and "not a single image fits" in text("x", result)
 
 
 @pytest.mark.parametrize("peaks", [(100, 90), (100, 400)], ids=["constant", "steep"])
