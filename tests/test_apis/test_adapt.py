@@ -1,15 +1,19 @@
 """`ropevit adapt`: detectors of mmdet with a RoPE ViT."""
 
 import pytest
+import torch
 from mmengine.config import Config
 
 from benchmarks import detectors
+from ropevit_mmdet import RoPEViT
 from ropevit_mmdet.apis import adapt
 from ropevit_mmdet.apis.adaptation import check, check_training, conversion
 from ropevit_mmdet.apis.adaptation.config_file import difference, read_config
 from ropevit_mmdet.apis.adaptation.rules import StrideMap, stride_edits
 from ropevit_mmdet.compat.config import type_name
+from ropevit_mmdet.weights.architectures import resolve_arch
 from tests.commands import fails, ropevit
+from tests.oracle import SMALL
 
 # Two-stage, one-stage, points, whole strides, necks that stay, one level, queries, masks.
 FAMILIES = (
@@ -218,6 +222,31 @@ def test_weights_of_the_old_detector_are_dropped(weights, unchecked):
     old = Config(read_config(RETINANET)[0])
     old.model.init_cfg = [dict(type="Pretrained", checkpoint="detector.pth")]
     assert adapt(old, weights).model.init_cfg is None
+
+
+def test_weights_of_an_own_detector_bring_architecture_and_normalization(unchecked, tmp_path):
+    arch = dict(SMALL, rope_temperature=50.0)
+    stats = dict(mean=[51.0, 102.0, 153.0], std=[25.5] * 3)
+    model = dict(
+        backbone=dict(type="RoPEViT", arch=arch), data_preprocessor=dict(stats, bgr_to_rgb=True)
+    )
+    state = {f"backbone.{key}": value for key, value in RoPEViT(arch).state_dict().items()}
+    content = dict(state_dict=state, meta=dict(cfg=f"model = {model}"))
+    torch.save(content, tmp_path / "iter_1.pth")
+    adapted = adapt(RETINANET, str(tmp_path / "iter_1.pth")).model
+    assert resolve_arch(adapted.backbone.arch.to_dict()) == resolve_arch(arch)
+    assert {key: adapted.data_preprocessor[key] for key in stats} == stats
+
+
+def test_weights_without_normalization_are_a_warning(weights, unchecked, monkeypatch, tmp_path):
+    warnings = []
+    monkeypatch.setattr(conversion, "print_log", lambda text, *args: warnings.append(text))
+    content = torch.load(weights, weights_only=True)
+    torch.save({**content, "rgb_stats": None}, tmp_path / "bare.pt")
+    assert adapt(RETINANET, str(tmp_path / "bare.pt")).model.data_preprocessor.mean[0] == 123.675
+    adapt(RETINANET, weights)
+    (warning,) = warnings
+    assert "bare.pt has no mean and std" in warning
 
 
 @pytest.mark.parametrize(
