@@ -8,13 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 from mmdet.registry import DATASETS, METRICS, MODELS
-from mmdet.structures import DetDataSample
-from mmdet.structures.mask import BitmapMasks
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import init_default_scope
-from mmengine.structures import InstanceData, PixelData
 
+from ropevit_mmdet.apis.adaptation.check import synthetic_batch
 from ropevit_mmdet.engine.hooks.rope_vit_checks import check_normalization, check_strides
 from ropevit_mmdet.weights.checkpoint import read_checkpoint
 from tests import oracle
@@ -92,34 +90,6 @@ def load(path: Path, checkpoints: Callable[..., Path] | None = None) -> Config:
     return config
 
 
-def images(num_classes: int, *, masked: bool = True, stuff: int = 0) -> dict:
-    """A batch of two images of different sizes with two objects each, on the last stuff class."""
-    inputs, samples = [], []
-    for height, width in ((120, 150), (112, 100)):
-        boxes = torch.tensor([[10.0, 20, 60, 70], [30, 10, 90, 100]])
-        masks = torch.zeros(2, height, width, dtype=torch.uint8)
-        for mask, (x1, y1, x2, y2) in zip(masks, boxes.int().tolist()):
-            mask[y1:y2, x1:x2] = 1
-        instances = InstanceData(
-            bboxes=boxes,
-            labels=torch.tensor([0, num_classes - 1]),
-            masks=BitmapMasks(masks.numpy(), height, width),
-        )
-        shape = dict(img_shape=(height, width), ori_shape=(height, width), scale_factor=(1.0, 1.0))
-        sample = DetDataSample(metainfo=dict(shape, img_id=0), gt_instances=instances)
-        if not masked:
-            del instances.masks
-        if stuff:
-            regions = torch.full((1, height, width), num_classes + stuff - 1)
-            sample.gt_sem_seg = PixelData(sem_seg=regions)
-        sample.ignored_instances = InstanceData(
-            bboxes=torch.zeros(0, 4), labels=torch.zeros(0).long()
-        )
-        inputs.append(torch.randint(0, 256, (3, height, width), dtype=torch.uint8))
-        samples.append(sample)
-    return dict(inputs=inputs, data_samples=samples)
-
-
 def test_schedules_have_the_model_of_another_config():
     for path in SAME_MODEL:
         other = path.with_stem(re.sub("_(12e|fsdp)$", "", path.stem))
@@ -145,7 +115,9 @@ def test_loads_takes_two_optimizer_steps_and_a_test_step(path, checkpoints):
     optim_wrapper = build_optim_wrapper(model, config.optim_wrapper)
     optim_wrapper.initialize_count_status(model, 0, 2 * passes)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    data = images(num_classes(config), masked=has_masks(config), stuff=num_stuff(config))
+    data = synthetic_batch(config, ((120, 150), (112, 100)))
+    for sample in data["data_samples"] if num_stuff(config) else ():
+        sample.gt_sem_seg.sem_seg.fill_(80 + num_stuff(config) - 1)
     model.train()
     for _ in range(2 * passes):
         losses = model.train_step(data, optim_wrapper)
@@ -168,13 +140,6 @@ def test_loads_takes_two_optimizer_steps_and_a_test_step(path, checkpoints):
 
 def backbone_of(config: Config) -> dict:
     return config.model.backbone.get("backbone", config.model.backbone)  # in a FrozenBackbone
-
-
-def num_classes(config: Config) -> int:
-    if "panoptic_head" in config.model:
-        return config.model.panoptic_head.num_things_classes
-    head = config.model.get("roi_head", config.model).bbox_head
-    return (head[0] if isinstance(head, list) else head).num_classes
 
 
 def num_stuff(config: Config) -> int:

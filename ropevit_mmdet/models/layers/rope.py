@@ -247,16 +247,10 @@ class RopeTables:
         device: torch.device,
         training: bool,
     ) -> tuple[list[Segment], list[Segment]]:
-        """The segments of a grid.
+        """The segments of a global block and those of a windowed block.
 
-        Args:
-            grid: (rows, columns) in patches.
-            groups: its windows.
-            device: device of the tables.
-            training: sample coordinate noise, where the settings have it.
-
-        Returns:
-            The segments of a global block and those of a windowed block.
+        `groups` are the windows of a grid of (rows, columns) patches. In training coordinate noise
+        is sampled, where the settings have it.
         """
         noise = self.global_rope.sample_noise(device) if training else None
         cos, sin = self._cached(grid, groups, device, noise)

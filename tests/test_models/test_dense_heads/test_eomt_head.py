@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
+from mmdet.structures.mask import BitmapMasks
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmengine.structures import InstanceData, PixelData
@@ -65,7 +66,7 @@ def samples(images, sides, *, stuff=0):
         masks = masks[: 0 if i == len(sides) - 1 else 2]
         instances = InstanceData(
             labels=torch.arange(len(masks)) % CLASSES,
-            masks=_Masks(masks),
+            masks=BitmapMasks(masks.numpy(), height, width),
             bboxes=masks.new_zeros(len(masks), 4),
         )
         shape = dict(img_shape=(height, width), ori_shape=(2 * height, 2 * width))
@@ -79,19 +80,6 @@ def samples(images, sides, *, stuff=0):
             sample.gt_sem_seg = PixelData(sem_seg=labels)
         result.append(sample)
     return result
-
-
-class _Masks:
-    """mmdet's BitmapMasks have no size without objects."""
-
-    def __init__(self, masks):
-        self.masks = masks
-
-    def __len__(self):
-        return len(self.masks)
-
-    def to_tensor(self, dtype, device):
-        return self.masks.to(device, dtype)
 
 
 # The reference: a loop over images, heads and queries, with row-major patches and no windows.
