@@ -1,16 +1,20 @@
 """`ropevit adapt`: detectors of mmdet with a RoPE ViT."""
 
+import re
+
 import pytest
 import torch
+from mmdet.registry import MODELS
 from mmengine.config import Config
 
 from benchmarks import detectors
 from ropevit_mmdet import RoPEViT
 from ropevit_mmdet.apis import adapt
-from ropevit_mmdet.apis.adaptation import check, check_training, conversion
+from ropevit_mmdet.apis.adaptation import check, check_training, conversion, pyramid
 from ropevit_mmdet.apis.adaptation.config_file import difference, read_config
 from ropevit_mmdet.apis.adaptation.rules import StrideMap, stride_edits
 from ropevit_mmdet.compat.config import type_name
+from ropevit_mmdet.errors import UserError
 from ropevit_mmdet.weights.architectures import resolve_arch
 from tests.commands import fails, ropevit
 from tests.oracle import SMALL
@@ -247,6 +251,46 @@ def test_weights_without_normalization_are_a_warning(weights, unchecked, monkeyp
     adapt(RETINANET, weights)
     (warning,) = warnings
     assert "bare.pt has no mean and std" in warning
+
+
+class OwnNeck(torch.nn.Module):
+    """A neck whose arguments have other names than those of mmdet."""
+
+    def __init__(self, widths):
+        super().__init__()
+
+    def forward(self, maps):
+        return maps
+
+
+@pytest.mark.parametrize(
+    ("neck", "problem"),
+    [
+        (
+            dict(type="NoNeck", in_channels=[256]),
+            r"NoNeck cannot be built here \(KeyError",
+        ),
+        (dict(type="OwnNeck", widths=[256]), "neck OwnNeck has no in_channels"),
+    ],
+)
+def test_necks_that_cannot_be_adapted_are_named(neck, problem, weights, unchecked, monkeypatch):
+    monkeypatch.setitem(MODELS.module_dict, "OwnNeck", OwnNeck)
+    config = Config(read_config(RETINANET)[0])
+    config.model.neck = neck
+    with pytest.raises(UserError, match=problem):
+        adapt(config, weights)
+
+
+def test_a_backbone_that_is_not_installed_has_the_levels_of_its_neck(
+    weights, unchecked, monkeypatch
+):
+    warnings = []
+    monkeypatch.setattr(pyramid, "print_log", lambda text, *args: warnings.append(text))
+    config = Config(read_config(RETINANET)[0])
+    config.model.backbone = dict(type="mmpretrain.ConvNeXt")
+    assert adapt(config, weights).model == adapt(RETINANET, weights).model
+    (warning,) = warnings
+    assert re.search(r"^ConvNeXt cannot be built here \(.*strides .* \[4\.0, 8\.0, 16", warning)
 
 
 @pytest.mark.parametrize(
