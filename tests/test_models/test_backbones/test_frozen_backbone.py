@@ -12,7 +12,7 @@ from torch import nn
 from torch.distributed.checkpoint.state_dict import get_model_state_dict
 
 from ropevit_mmdet import FrozenBackbone
-from ropevit_mmdet.models.backbones._feature_cache import FeatureCache
+from ropevit_mmdet.models.backbones.frozen_backbone import FeatureCache
 
 PLAIN = dict(type="RoPEViT", arch="rope_vit_t14", window_size=4, out_indices=(5, 11))
 FILES = "*.safetensors"
