@@ -207,11 +207,6 @@ def test_a_damaged_file_is_written_again(tmp_path):
     assert torch.equal(cache.read("a")[0], torch.ones(2, 3, 3))
 
 
-def test_arguments_are_checked():
-    with pytest.raises(ValueError, match="max_gb must be positive, got 0"):
-        FrozenBackbone(PLAIN, max_gb=0)
-
-
 def test_the_limit_counts_files_of_other_weights(tmp_path):
     level = torch.zeros(10, 10)
     FeatureCache(tmp_path, "other", 10**6).write("image", [level])
