@@ -19,6 +19,7 @@ from ropevit_mmdet.weights.inspection import (
     describe,
     identify,
     pixel_stats,
+    pretrain_size,
     summary,
 )
 from tests.oracle import SMALL, birder_net, fill, write_checkpoint
@@ -110,17 +111,19 @@ def saved(net, cfg, directory):
 @pytest.mark.parametrize("rgb", [True, False])
 @pytest.mark.parametrize("kind", ["plain", "frozen", "semi-supervised"])
 def test_a_detector_is_what_its_config_states(kind, rgb, tmp_path):
-    """Weights show neither the temperature of the RoPE nor the normalization."""
+    """Weights show neither RoPE and normalization nor a pretraining that was not square."""
     arch = dict(SMALL, num_layers=2, rope_temperature=50.0)
-    backbone = dict(type="RoPEViT", arch=arch, patch_size=16)
+    sizes = dict(pretrain_img_size=(56, 84), patch_size=16)
+    backbone = dict(type="RoPEViT", arch=arch, **sizes)
     if kind == "frozen":
         backbone = dict(type="FrozenBackbone", backbone=backbone)
     stats = dict(mean=[51.0, 102.0, 153.0], std=[25.5] * 3)
     model = dict(backbone=backbone, data_preprocessor=dict(stats, bgr_to_rgb=rgb))
     model = dict(detector=model) if kind == "semi-supervised" else model
-    checkpoint = saved(RoPEViT(arch, patch_size=16), f"model = {model}", tmp_path)
+    checkpoint = saved(RoPEViT(arch, **sizes), f"model = {model}", tmp_path)
     _, stated = identify(checkpoint)
     assert (stated.rope_temperature, stated.patch_size) == (50.0, 16)
+    assert pretrain_size(checkpoint, stated) == (64, 96)  # 4 x 6 patches
     assert pixel_stats(checkpoint) == (stats if rgb else {})  # of BGR: in another order
 
 

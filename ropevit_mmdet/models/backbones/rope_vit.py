@@ -218,14 +218,7 @@ class RoPEViT(BaseModule):
         return outputs
 
     def add_special_tokens(self, tokens: Tensor) -> Tensor:
-        """Puts registers and class token, with their positions, before patch tokens.
-
-        Args:
-            tokens: [B, N, C].
-
-        Returns:
-            [B, S + N, C].
-        """
+        """Puts registers and class token, with their positions, before patches: [B, S + N, C]."""
         arch = self.arch
         names = [name for name in ("reg_tokens", "cls_token") if hasattr(self, name)]
         if not names:

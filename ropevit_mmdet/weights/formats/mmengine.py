@@ -9,7 +9,7 @@ from torch import Tensor
 from ropevit_mmdet.compat.checkpoint import literal_config
 from ropevit_mmdet.compat.config import type_name
 from ropevit_mmdet.errors import UserError
-from ropevit_mmdet.weights.architectures import Arch, resolve_arch
+from ropevit_mmdet.weights.architectures import resolve_arch
 
 
 def matches(weights: Container[str]) -> bool:
@@ -25,18 +25,22 @@ def read(weights: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> dict[str
     try:
         model = literal_config((meta or {})["cfg"], "").get("model") or {}
         model = model.get("detector", model)  # of semi-supervised training
-        return fields | dict(stated=_arch(model), rgb_stats=_rgb_stats(model))
+        return fields | _backbone(model["backbone"]) | dict(rgb_stats=_rgb_stats(model))
     except (UserError, LookupError, TypeError, AttributeError):  # none, or one that is no literals
         return fields
 
 
-def _arch(model: Mapping[str, Any]) -> Arch | None:
-    backbone = model["backbone"]
-    backbone = backbone.get("backbone", backbone)  # of a FrozenBackbone
-    if type_name(backbone) != "RoPEViT":
-        return None
-    arch = resolve_arch(backbone.get("arch", "rope_vit_reg4_b14"))
-    return replace(arch, patch_size=backbone.get("patch_size") or arch.patch_size)
+def _backbone(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Architecture and image size of the pretraining, of the patches that the weights have."""
+    settings = settings.get("backbone", settings)  # of a FrozenBackbone
+    if type_name(settings) != "RoPEViT":
+        return {}
+    arch = resolve_arch(settings.get("arch", "rope_vit_reg4_b14"))
+    patch = settings.get("patch_size") or arch.patch_size
+    size = settings.get("pretrain_img_size", 224)
+    sides = (size, size) if isinstance(size, int) else size
+    img_size = tuple(side // arch.patch_size * patch for side in sides)
+    return dict(stated=replace(arch, patch_size=patch), img_size=img_size)
 
 
 def _rgb_stats(model: Mapping[str, Any]) -> dict[str, tuple[float, ...]] | None:
