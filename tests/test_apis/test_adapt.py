@@ -228,18 +228,24 @@ def test_weights_of_the_old_detector_are_dropped(weights, unchecked):
     assert adapt(old, weights).model.init_cfg is None
 
 
-def test_weights_of_an_own_detector_bring_architecture_and_normalization(unchecked, tmp_path):
+@pytest.mark.parametrize("backbone", [{}, dict(final_norm=False), dict(out_indices=1)], ids=str)
+def test_weights_of_an_own_detector_bring_its_settings(backbone, unchecked, tmp_path):
     arch = dict(SMALL, rope_temperature=50.0)
     stats = dict(mean=[51.0, 102.0, 153.0], std=[25.5] * 3)
     model = dict(
-        backbone=dict(type="RoPEViT", arch=arch), data_preprocessor=dict(stats, bgr_to_rgb=True)
+        backbone=dict(type="RoPEViT", arch=arch, **backbone),
+        data_preprocessor=dict(stats, bgr_to_rgb=True),
     )
-    state = {f"backbone.{key}": value for key, value in RoPEViT(arch).state_dict().items()}
+    weights = RoPEViT(arch, **backbone).state_dict()
+    state = {f"backbone.{key}": value for key, value in weights.items()}
     content = dict(state_dict=state, meta=dict(cfg=f"model = {model}"))
     torch.save(content, tmp_path / "iter_1.pth")
     adapted = adapt(RETINANET, str(tmp_path / "iter_1.pth")).model
     assert resolve_arch(adapted.backbone.arch.to_dict()) == resolve_arch(arch)
     assert {key: adapted.data_preprocessor[key] for key in stats} == stats
+    loaded = MODELS.build(adapted.backbone)
+    loaded.init_weights()
+    assert all(map(torch.equal, loaded.state_dict().values(), weights.values()))
 
 
 def test_weights_without_normalization_are_a_warning(weights, unchecked, monkeypatch, tmp_path):

@@ -139,8 +139,11 @@ def _backbone(checkpoint: Checkpoint, arch: Arch, side: int | None) -> dict[str,
         arch=next(iter(names_of(arch)), explicit),  # the file may have overrides
         pretrain_img_size=size[0] if size[0] == size[1] else size,
     )
-    if arch.out_indices:
-        settings["out_indices"] = arch.num_layers - 1
+    blocks = checkpoint.settings()["num_layers"]  # fewer, and no norm, in a detector's file
+    if arch.out_indices or blocks < arch.num_layers:
+        settings["out_indices"] = blocks - 1
+    if arch.has_final_norm and "norm.weight" not in checkpoint.state:
+        settings["final_norm"] = False
     if side is None or side > min(size):
         settings |= dict(window_size=min(size) // arch.patch_size, pos_embed_mode="tile")
         settings |= dict(rope_interpolation=side) if side else {}
