@@ -1,13 +1,12 @@
-"""What the implementations share: torchvision's operators, dtypes, gradients, one error."""
+"""What the implementations share: torchvision's operators, the dtype to compute in, one error."""
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from typing import Any, NoReturn
 
 import torch
-from torch import Tensor
 
 
 def torchvision_ops() -> Any:
@@ -21,20 +20,6 @@ def torchvision_ops() -> Any:
 def working_dtype(dtype: torch.dtype) -> torch.dtype:
     """Returns float64 for float64, else float32: half precision moves boxes by pixels."""
     return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def fill_gradients(
-    targets: Iterable[Tensor],
-    function: Callable[..., Tensor],
-    inputs: Iterable[Tensor],
-    grad_output: Tensor,
-) -> None:
-    """Fills `targets` with the gradients of a function of `inputs`, which is computed again."""
-    with torch.enable_grad():
-        leaves = [leaf.detach().requires_grad_() for leaf in inputs]
-        grads = torch.autograd.grad(function(*leaves), leaves, grad_output)
-    for target, grad in zip(targets, grads, strict=True):
-        target.copy_(grad)
 
 
 def unsupported(op: str) -> Callable[..., NoReturn]:

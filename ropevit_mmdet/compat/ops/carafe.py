@@ -1,11 +1,8 @@
 """CARAFE of the fallback: upsampling by kernels that depend on the content (arXiv 1905.02188)."""
 
-from functools import partial
-
+import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-from ropevit_mmdet.compat.ops._kernels import fill_gradients
 
 
 def carafe_forward(
@@ -21,8 +18,12 @@ def carafe_backward(
     grad_input, grad_masks, kernel_size, group_size, scale_factor,
 ) -> None:  # fmt: skip
     """Fills `grad_input` and `grad_masks`; repeats the forward pass."""
-    upsample = partial(_carafe, kernel=kernel_size, groups=group_size, scale=scale_factor)
-    fill_gradients((grad_input, grad_masks), upsample, (rfeatures, masks), grad_output)
+    with torch.enable_grad():
+        leaves = [leaf.detach().requires_grad_() for leaf in (rfeatures, masks)]
+        output = _carafe(leaves[0], leaves[1], kernel_size, group_size, scale_factor)
+        grads = torch.autograd.grad(output, leaves, grad_output)
+    for target, grad in zip((grad_input, grad_masks), grads, strict=True):
+        target.copy_(grad)
 
 
 def _carafe(features: Tensor, masks: Tensor, kernel: int, groups: int, scale: int) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ropevit_mmdet.compat.ops._kernels import fill_gradients, torchvision_ops, working_dtype
+from ropevit_mmdet.compat.ops._kernels import torchvision_ops, working_dtype
 
 # Names of mmcv in the order of torchvision, which infers the kernel size.
 V1_GEOMETRY = "dH dW padH padW dilationH dilationW group deformable_group".split()
@@ -79,11 +79,13 @@ def ms_deform_attn_backward(
     value, shapes, starts, locations, weights, grad_output, *targets, im2col_step
 ) -> None:
     """Fills `targets`, the gradients of value, locations and weights; repeats the forward pass."""
-
-    def attend(value: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
-        return ms_deform_attn_forward(value, shapes, starts, locations, weights, im2col_step)
-
-    fill_gradients(targets, attend, (value, locations, weights), grad_output)
+    with torch.enable_grad():
+        leaves = [leaf.detach().requires_grad_() for leaf in (value, locations, weights)]
+        value, locations, weights = leaves
+        output = ms_deform_attn_forward(value, shapes, starts, locations, weights, im2col_step)
+        grads = torch.autograd.grad(output, leaves, grad_output)
+    for target, grad in zip(targets, grads, strict=True):
+        target.copy_(grad)
 
 
 def _gradients(grad_output: Tensor, arguments: tuple) -> tuple[Tensor, ...]:
