@@ -14,9 +14,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 
 import ropevit_mmdet  # noqa: F401  (prepares the mm stack)
+from ropevit_mmdet.datasets.shapes.scene import draw_scene
+from ropevit_mmdet.models.layers.patch_embed import resample_patch_kernel
 from ropevit_mmdet.weights.architectures import arch_names
 from tests.oracle import birder_net, write_checkpoint
 from tests.parity_cases import (
@@ -31,9 +35,9 @@ from tests.parity_cases import (
     small_config,
     worst_error,
 )
-from tests.test_models.test_layers.test_patch_embed import EVA02, kernel, render_images, token_error
 
 DOCS = Path(__file__).parents[1] / "docs" / "parity.md"
+EVA02 = "bicubic, not scaled by area"
 HEADER = "| {} | compared as | sizes, pixels | `rope_interpolation` | largest relative error |\n"
 RULE = "|---|---|---|---|---|\n"
 
@@ -79,6 +83,42 @@ def kernels() -> str:
             name = f"random, blurred by {blur} pixels" if blur else "random"
             table += f"| {scaled_by} | {name} | {' | '.join(f'{e:.4f}' for e in errors)} |\n"
     return table
+
+
+def render_images(count: int) -> torch.Tensor:
+    """Images of the shapes dataset, normalized, float64 [count, 3, 224, 224]."""
+    scenes = [draw_scene(np.random.default_rng(i), 224, 224)[0] for i in range(count)]
+    images = torch.from_numpy(np.stack(scenes)).permute(0, 3, 1, 2).double() / 255
+    return (images - images.mean()) / images.std()
+
+
+def kernel(blur: float) -> torch.Tensor:
+    """Random kernels [32, 3, 14, 14], blurred by a Gaussian of that many pixels."""
+    weight = torch.randn(32, 3, 14, 14, dtype=torch.float64)
+    if not blur:
+        return weight
+    taps = torch.exp(-((torch.arange(-6.0, 7.0, dtype=torch.float64) / blur) ** 2) / 2)
+    taps = (taps / taps.sum()).view(1, 1, -1, 1)
+    blurred = F.conv2d(weight.flatten(0, 1)[:, None], taps, padding=(6, 0))
+    return F.conv2d(blurred, taps.mT, padding=(0, 6)).view(weight.shape)
+
+
+def resample(weight, patch_size: int, method: str) -> torch.Tensor:
+    """The package's method ('pinv'), EVA's ('bicubic', scaled by area) and EVA-02's."""
+    if method == "pinv":
+        return resample_patch_kernel(weight, patch_size)
+    size, antialias = (patch_size, patch_size), method != EVA02
+    resized = F.interpolate(weight, size=size, mode="bicubic", antialias=antialias)
+    return resized if method == EVA02 else resized * (14 / patch_size) ** 2
+
+
+def token_error(images, weight, patch_size, *, scaled_by, method) -> float:
+    """Relative difference between the tokens of scaled images and those of the images."""
+    tokens = F.conv2d(images, weight, stride=14)
+    side = 16 * patch_size
+    scaled = F.interpolate(images, size=(side, side), mode=scaled_by, antialias=True)
+    new = F.conv2d(scaled, resample(weight, patch_size, method), stride=patch_size)
+    return ((new - tokens).norm() / tokens.norm()).item()
 
 
 def full_rows() -> Iterator[str]:

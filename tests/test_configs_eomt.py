@@ -1,4 +1,4 @@
-"""The EoMT configs build, load a birder checkpoint, train and predict; all heads resume."""
+"""The recipe of EoMT, and its panoptic run; configs of heads with queries or masks resume."""
 
 import json
 
@@ -9,78 +9,18 @@ from mmdet.datasets import CocoPanopticDataset
 from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
-from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
-from mmengine.structures import PixelData
 from PIL import Image
 
-from ropevit_mmdet.engine.config import load_config
 from ropevit_mmdet.engine.hooks.mask_annealing_hook import probabilities
-from ropevit_mmdet.engine.hooks.rope_vit_checks import check_normalization
-from ropevit_mmdet.weights.checkpoint import read_checkpoint
-from tests import oracle, test_configs
-from tests.test_configs import CONFIGS, images
+from tests.test_configs import CONFIGS, load
 from tests.tiny_coco import write_tiny
 
-NAMES = ("ropevit_eomt", "ropevit_eomt-panoptic", "shapes_eomt")
 STEPS_PER_EPOCH = 7391  # of 16 images, as the published annealing counts
 
 
-def load(name: str, path=None) -> Config:
-    """The config with a backbone of three small blocks, and fewer queries and points."""
-    config = load_config(CONFIGS / f"{name}.py")
-    init_default_scope(config.default_scope)
-    backbone, head = config.model.backbone, config.model.panoptic_head
-    backbone.arch = dict(oracle.SMALL, num_layers=3)
-    backbone.init_cfg = path and dict(type="Pretrained", checkpoint=str(path))
-    head.update(in_channels=32, num_queries=10, num_blocks=2)
-    config.model.train_cfg.num_points = 64
-    config.model.test_cfg.max_per_image = 10
-    config.model.data_preprocessor.pad_size_divisor = 32
-    return config
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    pytest.importorskip("birder")
-    net = oracle.birder_net(config=dict(oracle.SMALL, num_layers=3))
-    return oracle.write_checkpoint(net, tmp_path_factory.mktemp("checkpoints"))
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_loads_takes_two_optimizer_steps_and_a_test_step(name, checkpoint):
-    config = load(name, checkpoint)
-    model = MODELS.build(config.model)
-    model.init_weights()
-    if name.startswith("ropevit"):
-        check_normalization(model)
-    key = "blocks.2.attn.qkv.weight"
-    assert torch.equal(model.backbone.state_dict()[key], read_checkpoint(checkpoint).state[key])
-
-    optim_wrapper = build_optim_wrapper(model, config.optim_wrapper)
-    optim_wrapper.initialize_count_status(model, 0, 2)
-    data = images(config.model.panoptic_head.num_things_classes)
-    stuff = config.model.panoptic_head.num_stuff_classes
-    for image, sample in zip(data["inputs"], data["data_samples"]):
-        if stuff:
-            sample.gt_sem_seg = PixelData(sem_seg=torch.full((1, *image.shape[-2:]), 79 + stuff))
-    model.train()
-    for _ in range(2):
-        losses = model.train_step(data, optim_wrapper)
-        assert all(torch.as_tensor(value).isfinite() for value in losses.values())
-    assert "d1.loss_dice" in losses and "d2.loss_dice" not in losses
-    states = optim_wrapper.optimizer.state
-    assert not [n for n, p in model.named_parameters() if p not in states]
-
-    with torch.no_grad():
-        results = model.eval().test_step(data)
-    for result, image in zip(results, data["inputs"]):
-        assert result.pred_instances.masks.shape[1:] == image.shape[-2:]
-        assert ("pred_panoptic_seg" in result) == bool(stuff)
-
-
 def test_layer_decay_ends_at_the_heads():
-    config = load("ropevit_eomt")
+    config = load(CONFIGS / "ropevit_eomt.py")
     model = MODELS.build(config.model)
     groups = build_optim_wrapper(model, config.optim_wrapper).optimizer.param_groups
     rates = {p: (group["lr"], group["weight_decay"]) for group in groups for p in group["params"]}
@@ -89,9 +29,9 @@ def test_layer_decay_ends_at_the_heads():
         if name.startswith(("panoptic_head", "backbone.norm")):
             assert lr == pytest.approx(1e-4), name
         elif name.startswith("backbone.blocks"):
-            assert lr == pytest.approx(1e-4 * 0.8 ** (3 - int(name.split(".")[2]))), name
+            assert lr == pytest.approx(1e-4 * 0.8 ** (12 - int(name.split(".")[2]))), name
         else:
-            assert lr == pytest.approx(1e-4 * 0.8**4), name
+            assert lr == pytest.approx(1e-4 * 0.8**13), name
         if name == "panoptic_head.q.weight":
             assert decay == 0.05
 
@@ -122,8 +62,7 @@ def test_published_recipe():
 
 def runner(name, directory, work_dir, checkpoint=None):
     """Of a config, small, for seven iterations on four images; resumes from a checkpoint."""
-    eomt = name == "shapes_eomt"
-    config = load(name) if eomt else test_configs.load(CONFIGS / f"{name}.py")
+    config = load(CONFIGS / f"{name}.py")
     tiny = Config.fromfile(directory / "tiny.py")
     dataset = dict(tiny.dataset, pipeline=config.train_pipeline)
     config.train_dataloader = dict(tiny.train_dataloader, dataset=dataset)
@@ -136,7 +75,7 @@ def runner(name, directory, work_dir, checkpoint=None):
             config.model[part].num_things_classes = 2
     if "bbox_head" in config.model:
         config.model.bbox_head.num_classes = 2
-    elif not eomt:
+    elif "class_weight" in config.model.panoptic_head.loss_cls:
         config.model.panoptic_head.loss_cls.class_weight = [1.0, 1.0, 0.1]
     config.train_cfg.max_iters = 7
     config.default_hooks.checkpoint.update(interval=3, max_keep_ckpts=3)
@@ -182,7 +121,7 @@ def test_panoptic_trains_and_evaluates(tmp_path, mmengine_instances):
         ],
     )
     (tmp_path / "all.json").write_text(json.dumps(content))
-    config = load("ropevit_eomt-panoptic")
+    config = load(CONFIGS / "ropevit_eomt-panoptic.py")
     for loader in (config.train_dataloader, config.val_dataloader, config.test_dataloader):
         loader.update(num_workers=0, persistent_workers=False)
         loader.dataset.pipeline = _small(loader.dataset.pipeline)

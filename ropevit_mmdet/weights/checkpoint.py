@@ -52,7 +52,7 @@ class Checkpoint:
     version: str | None = None
     head: dict[str, Tensor] = dataclasses.field(default_factory=dict)  # under their own names
     is_detector: bool = False  # of birder, without the final norm
-    stated: str | Mapping[str, Any] | None = None  # the architecture, by a `config.json`
+    stated: str | Mapping[str, Any] | Arch | None = None  # by a config in or next to the file
     shown: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # more settings of weights
     meta: Mapping[str, Any] | None = None  # mmengine's, of a training run
 
@@ -71,7 +71,7 @@ class Checkpoint:
         if self.stated is not None:
             arch = resolve_arch(self.stated)
             names = names_of(arch, ignore=(*TRAINING_ONLY, *HEAD))
-            return {next(iter(names), "stated in config.json"): arch}
+            return {next(iter(names), "an architecture without a name"): arch}
         home = {"mmengine": "birder", "Meta": "timm"}.get(self.origin, self.origin)
         inferred, fitting = self.settings(), {}
         for name in arch_names(home):

@@ -1,15 +1,23 @@
 """`ropevit adapt`: detectors of mmdet with a RoPE ViT."""
 
+import re
+
 import pytest
+import torch
+from mmdet.registry import MODELS
 from mmengine.config import Config
 
 from benchmarks import detectors
+from ropevit_mmdet import RoPEViT
 from ropevit_mmdet.apis import adapt
-from ropevit_mmdet.apis.adaptation import check, check_training, conversion
+from ropevit_mmdet.apis.adaptation import check, check_training, conversion, pyramid
 from ropevit_mmdet.apis.adaptation.config_file import difference, read_config
 from ropevit_mmdet.apis.adaptation.rules import StrideMap, stride_edits
 from ropevit_mmdet.compat.config import type_name
+from ropevit_mmdet.errors import UserError
+from ropevit_mmdet.weights.architectures import resolve_arch
 from tests.commands import fails, ropevit
+from tests.oracle import SMALL
 
 # Two-stage, one-stage, points, whole strides, necks that stay, one level, queries, masks.
 FAMILIES = (
@@ -218,6 +226,77 @@ def test_weights_of_the_old_detector_are_dropped(weights, unchecked):
     old = Config(read_config(RETINANET)[0])
     old.model.init_cfg = [dict(type="Pretrained", checkpoint="detector.pth")]
     assert adapt(old, weights).model.init_cfg is None
+
+
+@pytest.mark.parametrize("backbone", [{}, dict(final_norm=False), dict(out_indices=1)], ids=str)
+def test_weights_of_an_own_detector_bring_its_settings(backbone, unchecked, tmp_path):
+    arch = dict(SMALL, rope_temperature=50.0)
+    stats = dict(mean=[51.0, 102.0, 153.0], std=[25.5] * 3)
+    model = dict(
+        backbone=dict(type="RoPEViT", arch=arch, **backbone),
+        data_preprocessor=dict(stats, bgr_to_rgb=True),
+    )
+    weights = RoPEViT(arch, **backbone).state_dict()
+    state = {f"backbone.{key}": value for key, value in weights.items()}
+    content = dict(state_dict=state, meta=dict(cfg=f"model = {model}"))
+    torch.save(content, tmp_path / "iter_1.pth")
+    adapted = adapt(RETINANET, str(tmp_path / "iter_1.pth")).model
+    assert resolve_arch(adapted.backbone.arch.to_dict()) == resolve_arch(arch)
+    assert {key: adapted.data_preprocessor[key] for key in stats} == stats
+    loaded = MODELS.build(adapted.backbone)
+    loaded.init_weights()
+    assert all(map(torch.equal, loaded.state_dict().values(), weights.values()))
+
+
+def test_weights_without_normalization_are_a_warning(weights, unchecked, monkeypatch, tmp_path):
+    warnings = []
+    monkeypatch.setattr(conversion, "print_log", lambda text, *args: warnings.append(text))
+    content = torch.load(weights, weights_only=True)
+    torch.save({**content, "rgb_stats": None}, tmp_path / "bare.pt")
+    assert adapt(RETINANET, str(tmp_path / "bare.pt")).model.data_preprocessor.mean[0] == 123.675
+    adapt(RETINANET, weights)
+    (warning,) = warnings
+    assert "bare.pt has no mean and std" in warning
+
+
+class OwnNeck(torch.nn.Module):
+    """A neck whose arguments have other names than those of mmdet."""
+
+    def __init__(self, widths):
+        super().__init__()
+
+    def forward(self, maps):
+        return maps
+
+
+@pytest.mark.parametrize(
+    ("neck", "problem"),
+    [
+        (
+            dict(type="NoNeck", in_channels=[256]),
+            r"NoNeck cannot be built here \(KeyError",
+        ),
+        (dict(type="OwnNeck", widths=[256]), "neck OwnNeck has no in_channels"),
+    ],
+)
+def test_necks_that_cannot_be_adapted_are_named(neck, problem, weights, unchecked, monkeypatch):
+    monkeypatch.setitem(MODELS.module_dict, "OwnNeck", OwnNeck)
+    config = Config(read_config(RETINANET)[0])
+    config.model.neck = neck
+    with pytest.raises(UserError, match=problem):
+        adapt(config, weights)
+
+
+def test_a_backbone_that_is_not_installed_has_the_levels_of_its_neck(
+    weights, unchecked, monkeypatch
+):
+    warnings = []
+    monkeypatch.setattr(pyramid, "print_log", lambda text, *args: warnings.append(text))
+    config = Config(read_config(RETINANET)[0])
+    config.model.backbone = dict(type="mmpretrain.ConvNeXt")
+    assert adapt(config, weights).model == adapt(RETINANET, weights).model
+    (warning,) = warnings
+    assert re.search(r"^ConvNeXt cannot be built here \(.*strides .* \[4\.0, 8\.0, 16", warning)
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,8 @@ from ropevit_mmdet.weights.inspection import (
     config_lines,
     describe,
     identify,
+    pixel_stats,
+    pretrain_size,
     summary,
 )
 from tests.oracle import SMALL, birder_net, fill, write_checkpoint
@@ -97,6 +99,38 @@ def test_describe_detector(detector):
     lines = dict(describe(checkpoint, choose_archs(checkpoint, None)))
     assert lines["written by"] == "mmengine 0.10.7, 3 epochs, 1200 iters"
     assert lines["classes"] == "2: disc, ring"
+
+
+def saved(net, cfg, directory):
+    """The checkpoint of a detector with a backbone and the text of a config."""
+    state = {f"backbone.{key}": value for key, value in net.state_dict().items()}
+    torch.save(dict(state_dict=state, meta=dict(cfg=cfg)), directory / "iter_1.pth")
+    return read_checkpoint(directory / "iter_1.pth")
+
+
+@pytest.mark.parametrize("rgb", [True, False])
+@pytest.mark.parametrize("kind", ["plain", "frozen", "semi-supervised"])
+def test_a_detector_is_what_its_config_states(kind, rgb, tmp_path):
+    """Weights show neither RoPE and normalization nor a pretraining that was not square."""
+    arch = dict(SMALL, num_layers=2, rope_temperature=50.0)
+    sizes = dict(pretrain_img_size=(56, 84), patch_size=16)
+    backbone = dict(type="RoPEViT", arch=arch, **sizes)
+    if kind == "frozen":
+        backbone = dict(type="FrozenBackbone", backbone=backbone)
+    stats = dict(mean=[51.0, 102.0, 153.0], std=[25.5] * 3)
+    model = dict(backbone=backbone, data_preprocessor=dict(stats, bgr_to_rgb=rgb))
+    model = dict(detector=model) if kind == "semi-supervised" else model
+    checkpoint = saved(RoPEViT(arch, **sizes), f"model = {model}", tmp_path)
+    _, stated = identify(checkpoint)
+    assert (stated.rope_temperature, stated.patch_size) == (50.0, 16)
+    assert pretrain_size(checkpoint, stated) == (64, 96)  # 4 x 6 patches
+    assert pixel_stats(checkpoint) == (stats if rgb else {})  # of BGR: in another order
+
+
+@pytest.mark.parametrize("cfg", ["import os", "model = None", "model = dict(backbone=None)", None])
+def test_a_detector_without_a_readable_config_states_nothing(cfg, tmp_path):
+    checkpoint = saved(RoPEViT(SMALL), cfg, tmp_path)
+    assert checkpoint.stated is None and not pixel_stats(checkpoint)
 
 
 def test_describe_values_that_are_not_finite(tiny, tmp_path):

@@ -5,10 +5,12 @@ import os
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import asdict, fields
+from logging import WARNING
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
+from mmengine.logging import print_log
 from mmengine.registry import init_default_scope
 from mmengine.utils import import_modules_from_strings
 
@@ -26,7 +28,7 @@ from ropevit_mmdet.apis.adaptation.rules import (
 )
 from ropevit_mmdet.compat.config import type_name
 from ropevit_mmdet.errors import UserError
-from ropevit_mmdet.weights.architectures import Arch, resolve_arch
+from ropevit_mmdet.weights.architectures import Arch, names_of
 from ropevit_mmdet.weights.checkpoint import Checkpoint, pretrained_entries, read_checkpoint
 from ropevit_mmdet.weights.hub import resolve_weights
 from ropevit_mmdet.weights.inspection import identify, pixel_stats, pretrain_size
@@ -72,7 +74,7 @@ def adapt(
     init_default_scope("mmdet")
     before, inherited = read_config(config)
     checkpoint = read_checkpoint(resolve_weights(weights))
-    name, resolved = identify(checkpoint, arch)
+    _, resolved = identify(checkpoint, arch)
     settings = deepcopy(before)
     detector = model = settings["model"]
     for key in detector_path(model):
@@ -87,7 +89,7 @@ def adapt(
     if img_size:
         scale_images(settings, img_size)
     layer_decay, drop_path = next(rest for width, *rest in _RECIPES if resolved.hidden_dim <= width)
-    detector["backbone"] = _backbone(checkpoint, name, resolved, side) | dict(
+    detector["backbone"] = _backbone(checkpoint, resolved, side) | dict(
         drop_path_rate=drop_path, init_cfg=dict(type="Pretrained", checkpoint=str(weights))
     )
     _set_preprocessors(model, checkpoint, _divisor(model, resolved, levels, base))
@@ -127,18 +129,21 @@ def _set_heads(detector: dict[str, Any], levels: Levels, base: int) -> None:
                 settings["in_channels"] = levels.channels
 
 
-def _backbone(checkpoint: Checkpoint, name: str, arch: Arch, side: int | None) -> dict[str, Any]:
+def _backbone(checkpoint: Checkpoint, arch: Arch, side: int | None) -> dict[str, Any]:
     """Settings of the RoPEViT: windows of the pretraining grid for images larger than that."""
     defaults = {field.name: field.default for field in fields(Arch)}
     explicit = {k: v for k, v in asdict(arch).items() if v != defaults[k]}
     size = pretrain_size(checkpoint, arch) or _PRETRAIN_SIZE
     settings: dict[str, Any] = dict(
         type="RoPEViT",
-        arch=name if resolve_arch(name) == arch else explicit,  # the file may have overrides
+        arch=next(iter(names_of(arch)), explicit),  # the file may have overrides
         pretrain_img_size=size[0] if size[0] == size[1] else size,
     )
-    if arch.out_indices:
-        settings["out_indices"] = arch.num_layers - 1
+    blocks = checkpoint.settings()["num_layers"]  # fewer, and no norm, in a detector's file
+    if arch.out_indices or blocks < arch.num_layers:
+        settings["out_indices"] = blocks - 1
+    if arch.has_final_norm and "norm.weight" not in checkpoint.state:
+        settings["final_norm"] = False
     if side is None or side > min(size):
         settings |= dict(window_size=min(size) // arch.patch_size, pos_embed_mode="tile")
         settings |= dict(rope_interpolation=side) if side else {}
@@ -154,12 +159,15 @@ def _divisor(model: dict[str, Any], arch: Arch, levels: Levels, base: int) -> in
 
 def _set_preprocessors(model: dict[str, Any], checkpoint: Checkpoint, divisor: int) -> None:
     """Sets statistics and padding, also of a teacher, which gets the same images."""
+    if not (statistics := pixel_stats(checkpoint)):
+        print_log(f"{checkpoint.path} has no mean and std: ImageNet's are set", "current", WARNING)
+        statistics = _IMAGENET
     model.setdefault("data_preprocessor", dict(type="DetDataPreprocessor"))
     for path, settings in walk(model):
         if path[-1:] != ("data_preprocessor",) or "data_preprocessor" in settings:
             continue
         settings.pop("rgb_to_bgr", None)
-        settings.update(pixel_stats(checkpoint) or _IMAGENET)
+        settings.update(statistics)
         settings.update(bgr_to_rgb=True, pad_size_divisor=divisor)
         for _, augment in walk(settings.get("batch_augments")):
             divisors = {"size_divisor", "pad_size_divisor"} & augment.keys()

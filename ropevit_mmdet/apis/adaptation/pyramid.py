@@ -3,10 +3,12 @@
 import math
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
+from logging import WARNING
 from typing import Any, NamedTuple
 
 import torch
 from mmdet.registry import MODELS
+from mmengine.logging import print_log
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
 
@@ -63,8 +65,10 @@ def replace_neck(detector: dict[str, Any], arch: Arch, base: float) -> Levels:
         inputs, first, is_partial = _used(necks, inputs)
         width = first.get("out_channels")
         width = width if isinstance(width, int) else _CHANNELS
-        of_one = isinstance(first["in_channels"], int)
-        first["in_channels"] = width if of_one else [width] * len(inputs)
+        given = first.get("in_channels")
+        if given is None:
+            raise UserError(f"neck {type_name(first)} has no in_channels, which are to be set")
+        first["in_channels"] = width if isinstance(given, int) else [width] * len(inputs)
         necks, extra_convs = [first, *necks[1:]], False
     else:
         inputs, necks = _pyramid_levels(first, inputs) if necks else inputs, necks[1:]
@@ -84,22 +88,20 @@ def _backbone_levels(backbone: Mapping[str, Any], necks: list[dict[str, Any]]) -
     """The levels of a backbone; of one that cannot be built here, those that its neck expects."""
     try:
         return _run(backbone)
-    except Exception as error:  # of code of any kind: a missing package, op or file
+    except UserError as error:
         channels = as_list(necks[0].get("in_channels")) if necks else []
         if not channels:
-            cause = f"{type(error).__name__}: {error}".splitlines()[0]
-            raise UserError(
-                f"backbone {type_name(backbone)} cannot be built here ({cause}) and no neck shows "
-                "its levels: install what it needs"
-            ) from error
-        return [Level(32 / 2**i, c) for i, c in reversed(list(enumerate(reversed(channels))))]
+            raise
+        strides = [32 / 2**i for i in reversed(range(len(channels)))]
+        print_log(f"{error}; its strides are taken to be {strides}", "current", WARNING)
+        return list(map(Level, strides, channels))
 
 
 def _pyramid_levels(neck: dict[str, Any], inputs: list[Level]) -> list[Level]:
     """The levels of a neck that is replaced; of one that cannot be built, what its settings say."""
     try:
         return _run(neck, inputs)
-    except Exception:
+    except UserError:
         first = inputs[neck.get("start_level", 0)].stride
         return [Level(first * 2**i, neck["out_channels"]) for i in range(neck["num_outs"])]
 
@@ -117,7 +119,7 @@ def _used(
     try:
         if start and _run([trimmed, *necks[1:]], used):
             return used, trimmed, False
-    except Exception:  # it counts its inputs otherwise
+    except UserError:  # it counts its inputs otherwise
         return inputs, neck, True
     return inputs, neck, False
 
@@ -127,6 +129,9 @@ def _run(part: Any, inputs: Sequence[Level] = ()) -> list[Level]:
 
     On tensors without memory if possible: deformable convolutions crash on the NaN that weights
     without initialization may give.
+
+    Raises:
+        UserError: a part that cannot be built or run here, with the cause.
     """
     part = deepcopy(part)
     for _, settings in walk(part):
@@ -134,10 +139,14 @@ def _run(part: Any, inputs: Sequence[Level] = ()) -> list[Level]:
         if isinstance(settings.get("pretrained"), (str, bool)):
             settings["pretrained"] = False if settings["pretrained"] is True else None
     try:
-        with FakeTensorMode():
+        try:
+            with FakeTensorMode():
+                maps = _forward(part, inputs)
+        except Exception:  # a constructor or an op that needs values
             maps = _forward(part, inputs)
-    except Exception:  # a constructor or an op that needs values
-        maps = _forward(part, inputs)
+    except Exception as error:  # of code of any kind: a missing package, op or file
+        name, cause = " + ".join(map(type_name, as_list(part))), f"{type(error).__name__}: {error}"
+        raise UserError(f"{name} cannot be built here ({cause.splitlines()[0]})") from error
     return [Level(plain(_SIDE / one.shape[-1]), one.shape[1]) for one in maps]
 
 

@@ -15,7 +15,7 @@ from ropevit_mmdet.apis.adaptation.rules import as_list
 from ropevit_mmdet.compat.config import type_name
 from ropevit_mmdet.engine.config import build_detector, load_config
 from ropevit_mmdet.errors import UserError
-from ropevit_mmdet.weights.architectures import Arch, resolve_arch
+from ropevit_mmdet.weights.architectures import Arch, names_of, resolve_arch
 from ropevit_mmdet.weights.checkpoint import Checkpoint, check_arch, read_checkpoint
 from ropevit_mmdet.weights.hub import resolve_weights
 from ropevit_mmdet.weights.inspection import identify, pixel_stats, pretrain_size
@@ -170,8 +170,8 @@ def _architecture(checkpoint: Checkpoint, backbone: ConfigDict) -> tuple[Arch, A
     try:
         check_arch(checkpoint, arch)
     except ValueError:
-        name, arch = identify(checkpoint)  # the file's config may override the named one
-        return arch, name if resolve_arch(name) == arch else dataclasses.asdict(arch)
+        _, arch = identify(checkpoint)  # the file's config may override the named one
+        return arch, next(iter(names_of(arch)), dataclasses.asdict(arch))
     return arch, backbone.arch
 
 

@@ -182,10 +182,6 @@ class RoPEViT(BaseModule):
             module.eval()
         return self
 
-    def is_windowed(self, index: int) -> bool:
-        """Whether the block of an index attends within windows."""
-        return self.window_size is not None and index not in self.global_attn_indices
-
     def run_blocks(
         self,
         x: Tensor,
@@ -212,27 +208,17 @@ class RoPEViT(BaseModule):
         indices = self.out_indices if indices is None else indices
         outputs, is_split = [], False
         for i, block in zip(range(indices[-1] + 1), self.blocks):
-            windowed = self.is_windowed(i)
-            if windowed and not is_split:
-                x = split(x)
-            elif is_split and not windowed:
-                x = merge(x)
+            windowed = self.window_size is not None and i not in self.global_attn_indices
+            if windowed != is_split:
+                x = split(x) if windowed else merge(x)
             is_split = windowed
-            segments = window_segments if windowed else global_segments
-            x = block(x, segments)
+            x = block(x, window_segments if windowed else global_segments)
             if i in indices:
                 outputs.append(merge(x) if is_split else x)
         return outputs
 
     def add_special_tokens(self, tokens: Tensor) -> Tensor:
-        """Puts registers and class token, with their positions, before patch tokens.
-
-        Args:
-            tokens: [B, N, C].
-
-        Returns:
-            [B, S + N, C].
-        """
+        """Puts registers and class token, with their positions, before patches: [B, S + N, C]."""
         arch = self.arch
         names = [name for name in ("reg_tokens", "cls_token") if hasattr(self, name)]
         if not names:

@@ -52,12 +52,9 @@ def load_classifier(
     content = read_checkpoint(resolve_weights(checkpoint))
     if content.origin != "birder" or content.img_size is None:
         raise UserError(f"{content.path} is no classifier of birder with its signature")
-    if arch is None:
-        _, arch = identify(content)
-    elif isinstance(arch, str):
-        arch = content.with_config(resolve_arch(arch))
-    else:
-        arch = resolve_arch(arch)
+    if arch is None or isinstance(arch, str):
+        _, arch = identify(content, arch)
+    arch = resolve_arch(arch)
     check_arch(content, arch)
     check_img_size(content, arch, content.img_size)
     net = RoPEViTClassifier(content, arch)

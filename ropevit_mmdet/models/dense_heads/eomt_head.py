@@ -19,8 +19,8 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from ropevit_mmdet.models.layers.block import Block
+from ropevit_mmdet.models.layers.norm import LayerNorm2d
 from ropevit_mmdet.models.layers.rope import Segment
-from ropevit_mmdet.models.layers.scale_block import ScaleBlock
 from ropevit_mmdet.models.layers.windows import WindowGroup, to_grid, to_window_order
 
 
@@ -200,3 +200,22 @@ class EoMTHead(Mask2FormerHead):
         """(height, width) that mask logits cover: complete patches."""
         rows, columns = (side >> len(self.upscale) for side in mask_logits.shape[-2:])
         return rows * self.patch_size, columns * self.patch_size
+
+
+class ScaleBlock(nn.Module):
+    """Doubles rows and columns: deconvolution, GELU, depthwise convolution, layer norm.
+
+    Args:
+        dim: channels.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.conv1 = nn.ConvTranspose2d(dim, dim, 2, stride=2)
+        self.act = nn.GELU()
+        self.conv2 = nn.Conv2d(dim, dim, 3, padding=1, groups=dim, bias=False)
+        self.norm = LayerNorm2d(dim, eps=1e-6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, rows, columns] to [B, C, 2 rows, 2 columns]."""
+        return self.norm(self.conv2(self.act(self.conv1(x))))

@@ -30,19 +30,11 @@ _PLAIN = (Tensor, nn.Parameter, type(None))
 
 
 def linear(layer: nn.Module, x: Tensor, act: nn.Module | None = None) -> Tensor:
-    """`act(layer(x))`, by oneDNN where no gradient is needed.
+    """`act(layer(x))` of [..., in_features], by oneDNN where no gradient is needed.
 
     In float32 PyTorch calls the BLAS, which copies the bias first and leaves the activation to
     another pass; oneDNN fuses both. `torch.compile` picks the same operator (torch 2.7 to 2.15,
     `torch/_inductor/mkldnn_ir.py`). A module that is not plain is called, as are its hooks.
-
-    Args:
-        layer: `nn.Linear`, or what replaces it.
-        x: [..., in_features].
-        act: an activation; default: none.
-
-    Returns:
-        [..., out_features].
     """
     if not _uses_onednn(layer, x):
         x = layer(x)

@@ -24,10 +24,8 @@ from ropevit_mmdet.weights.architectures import Arch
 class Block(nn.Module):
     """A pre-norm transformer block: attention and MLP, each with a residual connection.
 
-    Args:
-        arch: settings of the network.
-        drop_path: rate at which an image skips attention or MLP in training, 0 to 1.
-        with_cp: in training, recompute activations in the backward pass instead of keeping them.
+    `drop_path` is the rate at which an image skips attention or MLP in training. With `with_cp`
+    activations are computed again in the backward pass instead of being kept.
     """
 
     def __init__(self, arch: Arch, drop_path: float, *, with_cp: bool = False) -> None:
@@ -45,15 +43,7 @@ class Block(nn.Module):
         self.has_dropout = max(arch.dropout, arch.attention_dropout, arch.projection_dropout) > 0
 
     def forward(self, x: Tensor, segments: Sequence[Segment]) -> Tensor:
-        """Runs the block.
-
-        Args:
-            x: [B, tokens, C].
-            segments: windows that attend within themselves; their tokens add up to `tokens`.
-
-        Returns:
-            [B, tokens, C].
-        """
+        """Tokens [B, tokens, C] to the same; each window of the segments attends within itself."""
         checkpointed = self.with_cp and self.training and torch.is_grad_enabled()
         if can_run_in_pieces(self, x, checkpointed=checkpointed):
             return run_in_pieces(self, x, segments, checkpointed=checkpointed)
@@ -84,11 +74,7 @@ class Block(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention with rotary queries and keys, window by window.
-
-    Args:
-        arch: settings of the network.
-    """
+    """Multi-head self-attention with rotary queries and keys, window by window."""
 
     def __init__(self, arch: Arch) -> None:
         super().__init__()
@@ -108,15 +94,7 @@ class Attention(nn.Module):
         self.proj_drop = nn.Dropout(arch.projection_dropout)
 
     def forward(self, x: Tensor, segments: Sequence[Segment]) -> Tensor:
-        """Attends within every window.
-
-        Args:
-            x: [B, tokens, C], normalized.
-            segments: as for `Block.forward`.
-
-        Returns:
-            [B, tokens, C].
-        """
+        """Normalized tokens [B, tokens, C] to the same, as for `Block.forward`."""
         qkv = linear(self.qkv, x)
         if len(segments) == 1:
             x = self._attend(qkv, segments[0])
@@ -127,11 +105,7 @@ class Attention(nn.Module):
         return self.proj_drop(linear(self.proj, self.norm(x)))
 
     def heads(self, qkv: Tensor, segment: Segment) -> tuple[Tensor, Tensor, Tensor]:
-        """Splits a segment into windows and heads, and applies RoPE.
-
-        Args:
-            qkv: [B, windows * tokens, 3 C].
-            segment: its windows and rope table.
+        """Splits the [B, windows * tokens, 3 C] of a segment, and applies RoPE.
 
         Returns:
             Rotated queries, rotated keys and values, each [B * windows, h, tokens, D].
@@ -167,11 +141,7 @@ class KeylessLinear(nn.Linear):
 
 
 class DropPath(nn.Module):
-    """Stochastic depth: drops a residual path in training, sampled per image (arXiv 1603.09382).
-
-    Args:
-        rate: probability of dropping, 0 to 1.
-    """
+    """Stochastic depth: drops a residual path in training, sampled per image (arXiv 1603.09382)."""
 
     def __init__(self, rate: float) -> None:
         super().__init__()
@@ -182,14 +152,7 @@ class DropPath(nn.Module):
         return self.sample(x)(x)
 
     def sample(self, x: Tensor) -> Callable[[Tensor], Tensor]:
-        """Samples which images are dropped, once for several parts of their tokens.
-
-        Args:
-            x: [B, ...]: gives the number of images, device and dtype.
-
-        Returns:
-            A function of [B, tokens, C].
-        """
+        """Samples which images of `x` are dropped: a function for any part of their tokens."""
         if not self.training or self.rate == 0.0:
             return _identity
         keep = x.new_empty(x.shape[0], 1, 1).bernoulli_(1.0 - self.rate)

@@ -14,11 +14,7 @@ from ropevit_mmdet.weights.architectures import Arch
 
 
 class Mlp(nn.Module):
-    """Linear, activation, linear.
-
-    Args:
-        arch: its `hidden_dim`, `mlp_dim`, `act_layer_type` (default GELU) and `dropout` count.
-    """
+    """Linear, activation (by default GELU), linear."""
 
     def __init__(self, arch: Arch) -> None:
         super().__init__()
@@ -34,12 +30,9 @@ class Mlp(nn.Module):
 
 
 class SwiGLU(nn.Module):
-    """Gated MLP (arXiv 2002.05202).
+    """Gated MLP (arXiv 2002.05202), by default with SiLU.
 
     `Norm_SwiGLU_FFN` normalizes the gated channels, as in NormFormer (arXiv 2110.09456).
-
-    Args:
-        arch: as for `Mlp`, with SiLU as the default activation.
     """
 
     def __init__(self, arch: Arch) -> None:

@@ -24,12 +24,7 @@ class LayerNorm2d(nn.LayerNorm):
 
 
 class LayerScale(nn.Module):
-    """A learned factor per channel (arXiv 2103.17239).
-
-    Args:
-        dim: channels.
-        init_value: initial value of every factor.
-    """
+    """A learned factor per channel (arXiv 2103.17239)."""
 
     def __init__(self, dim: int, init_value: float) -> None:
         super().__init__()

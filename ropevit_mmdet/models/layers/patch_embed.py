@@ -12,12 +12,7 @@ from ropevit_mmdet.weights.architectures import Arch
 
 
 class PatchEmbed(nn.Module):
-    """Embeds the patches of images.
-
-    Args:
-        arch: its `stem_type`, `stem_norm_layer_type`, `hidden_dim` and `pre_norm` count.
-        patch_size: pixels.
-    """
+    """Embeds the patches of images, of `patch_size` pixels, which may differ from `arch`'s."""
 
     def __init__(self, arch: Arch, patch_size: int) -> None:
         super().__init__()
@@ -30,10 +25,7 @@ class PatchEmbed(nn.Module):
             )
 
     def forward(self, images: Tensor) -> Tensor:
-        """Pads the right and the bottom with zeros to multiples of the patch size, then embeds.
-
-        Args:
-            images: [B, 3, H, W].
+        """[B, 3, H, W], padded at the right and bottom with zeros to complete patches, to a grid.
 
         Returns:
             [B, rows, columns, C].

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -81,24 +80,28 @@ class Rope:
             pair, as `apply_rope` expects. For `mixed`, whose angles `MixedRope` learns: column and
             row of every patch, [N, 1].
         """
+        coords = self._coords(grid, period or grid, noise or CoordNoise(), device)
         if self.style == "mixed":
-            return _columns_and_rows(grid, device)
+            return coords[:, 1:], coords[:, :1]
+        if self.style == "axial" or self.indexing == "xy":
+            coords = coords.flip(-1)
         num_bands = self.head_dim // 4
         exponents = torch.arange(num_bands, device=device, dtype=torch.float32) / num_bands
         periods = self.temperature**exponents
-        bands = 1.0 / periods  # radians per patch
-        if self.style == "default":
-            angles = self._default_angles(grid, period or grid, bands)
-        elif self.style == "axial":
-            angles = _axial_angles(grid, bands)
+        coords = coords.unsqueeze(-1)
+        is_divided = self.style == "centered_periods"
+        angles = coords / periods if is_divided else coords * (1.0 / periods)  # [N, 2, D/4]
+        angles = angles.flatten(1)
+        if self.style.startswith("centered"):
+            angles = angles.tile(2)
         else:
-            angles = _centered_angles(grid, bands, noise or CoordNoise())
-            if self.style == "centered_periods":
-                angles = angles / periods
-            else:
-                angles = angles * bands
-            angles = angles.flatten(1).tile(2)
-        return angles.cos(), angles.sin() * self._signs(device)
+            angles = angles.repeat_interleave(2, dim=-1)
+        signs = torch.ones(self.head_dim, device=device, dtype=torch.float32)
+        if self.rotation == "standard":
+            signs[: self.head_dim // 2] = -1
+        else:
+            signs[::2] = -1
+        return angles.cos(), angles.sin() * signs
 
     def sample_noise(self, device: torch.device | str | None = None) -> CoordNoise | None:
         """Samples shift, jitter and rescale for a training step; None if the settings have none."""
@@ -117,27 +120,32 @@ class Rope:
             rescale = sample(1, math.log(self.rescale)).exp()
         return CoordNoise(shift, jitter, rescale)
 
-    def _default_angles(
-        self, grid: tuple[int, int], period: tuple[float, float], bands: Tensor
+    def _coords(
+        self,
+        grid: tuple[int, int],
+        period: tuple[float, float],
+        noise: CoordNoise,
+        device: torch.device | str | None,
     ) -> Tensor:
-        span = self.pt_grid or grid
-        rows, columns = (  # x / s * s is not x
-            (torch.arange(n, device=bands.device, dtype=bands.dtype) + self.offset) / p * s
-            for n, p, s in zip(grid, period, span, strict=True)
-        )
-        coords = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), dim=-1)
-        if self.indexing == "xy":
-            coords = coords.flip(-1)
-        angles = coords.view(-1, 2, 1) * bands  # [N, 2, D/4]
-        return angles.flatten(1).repeat_interleave(2, dim=-1)
-
-    def _signs(self, device: torch.device | str | None) -> Tensor:
-        signs = torch.ones(self.head_dim, device=device, dtype=torch.float32)
-        if self.rotation == "standard":
-            signs[: self.head_dim // 2] = -1
-        else:
-            signs[::2] = -1
-        return signs
+        """Row and column of every patch, [N, 2], scaled and moved as the style does."""
+        axes = [torch.arange(n, device=device, dtype=torch.float32) for n in grid]
+        if self.style == "default":
+            span = self.pt_grid or grid  # x / s * s is not x
+            axes = [(x + self.offset) / p * s for x, p, s in zip(axes, period, span, strict=True)]
+        is_centered = self.style.startswith("centered")
+        if is_centered:
+            axes = [(x + 0.5) / n for x, n in zip(axes, grid, strict=True)]
+        coords = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).view(-1, 2)
+        if not is_centered:
+            return coords
+        coords = 2.0 * coords - 1.0  # from -1 to 1
+        if noise.shift is not None:
+            coords = coords + noise.shift
+        if noise.jitter is not None:
+            coords = coords * noise.jitter
+        if noise.rescale is not None:
+            coords = coords * noise.rescale
+        return 2.0 * math.pi * coords
 
 
 def apply_rope(x: Tensor, cos: Tensor, sin: Tensor, rotation: str) -> Tensor:
@@ -165,12 +173,8 @@ def apply_rope(x: Tensor, cos: Tensor, sin: Tensor, rotation: str) -> Tensor:
 class MixedRope(nn.Module):
     """The learned frequencies of a block, per head and axis (RoPE-Mixed, arXiv 2403.13298).
 
-    Reference implementation: timm 1.0.31, `timm/layers/pos_embed_sincos.py`.
-
-    Args:
-        num_heads: h.
-        head_dim: channels of a head, D; a multiple of 4.
-        temperature: base of the initial frequencies, whose direction is random for every head.
+    At first they have the lengths of bands and, for every head, a random direction. Reference
+    implementation: timm 1.0.31, `timm/layers/pos_embed_sincos.py`.
     """
 
     def __init__(self, num_heads: int, head_dim: int, temperature: float) -> None:
@@ -202,10 +206,7 @@ class Segment(NamedTuple):
 
     def with_leading(self, count: int) -> Segment:
         """The segment with `count` more tokens at the start of every window, not rotated."""
-        shape = (count, *self.cos.shape[1:])
-        is_position = self.cos.shape[-1] == 1
-        cos = torch.cat((self.cos.new_full(shape, 0.0 if is_position else 1.0), self.cos))
-        sin = torch.cat((self.sin.new_zeros(shape), self.sin))
+        cos, sin = _with_identity(self.cos, self.sin, count)
         return Segment(self.windows, self.tokens + count, cos, sin)
 
 
@@ -246,109 +247,71 @@ class RopeTables:
         device: torch.device,
         training: bool,
     ) -> tuple[list[Segment], list[Segment]]:
-        """The segments of a grid.
+        """The segments of a global block and those of a windowed block.
 
-        Args:
-            grid: (rows, columns) in patches.
-            groups: its windows.
-            device: device of the tables.
-            training: sample coordinate noise, where the settings have it.
-
-        Returns:
-            The segments of a global block and those of a windowed block.
+        `groups` are the windows of a grid of (rows, columns) patches. In training coordinate noise
+        is sampled, where the settings have it.
         """
         noise = self.global_rope.sample_noise(device) if training else None
-        cos, sin = self._cached(self._global_table, grid, groups, device, noise)
+        cos, sin = self._cached(grid, groups, device, noise)
         global_segments = [Segment(1, self.num_special + grid[0] * grid[1], cos, sin)]
         if self.window_size is None:
             return global_segments, global_segments
         windows = []
         for g in groups:
-            size = (g.height, g.width)
-            cos, sin = self._cached(self._window_table, size, groups, device, noise)
+            cos, sin = self._cached((g.height, g.width), None, device, noise)
             windows.append(Segment(g.windows, self.num_special + g.patches, cos, sin))
         return global_segments, windows
 
     def with_special(self, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-        """Adds the identity (1, 0), or position (0, 0), of special tokens: [S + N, 1, D]."""
-        first = 0.0 if self.global_rope.style == "mixed" else 1.0
-        cos = torch.cat((cos.new_full((self.num_special, cos.shape[-1]), first), cos))
-        sin = torch.cat((sin.new_zeros(self.num_special, sin.shape[-1]), sin))
-        return cos[:, None], sin[:, None]
+        """Tables [N, D] as [S + N, 1, D]: special tokens are not rotated."""
+        return _with_identity(cos[:, None], sin[:, None], self.num_special)
 
     def _cached(
         self,
-        build: Callable[..., tuple[Tensor, Tensor]],
         grid: tuple[int, int],
-        groups: tuple[WindowGroup, ...],
+        groups: tuple[WindowGroup, ...] | None,
         device: torch.device,
         noise: CoordNoise | None,
     ) -> tuple[Tensor, Tensor]:
         if noise is not None or is_traced():
-            return build(grid, groups, device, noise)
-        key = (build.__name__, grid, device)
+            return self._table(grid, groups, device, noise)
+        key = (grid, groups is None, device)
         table = self._cache.get(key)
         if table is None:
             # Training could not use a table that was built in inference mode.
             with torch.inference_mode(False), torch.no_grad():
                 # The cosines of a GPU and a CPU differ in the last digit: one table for all.
-                cos, sin = build(grid, groups, torch.device("cpu"), noise)
+                cos, sin = self._table(grid, groups, torch.device("cpu"), noise)
                 table = cos.to(device), sin.to(device)
             # A new dict, never a changed one: other threads may read it at this moment.
             self._cache = dict([*self._cache.items(), (key, table)][-_MAX_TABLES:])
         return table
 
-    def _global_table(
+    def _table(
         self,
         grid: tuple[int, int],
-        groups: tuple[WindowGroup, ...],
+        groups: tuple[WindowGroup, ...] | None,
         device: torch.device,
         noise: CoordNoise | None,
     ) -> tuple[Tensor, Tensor]:
-        cos, sin = self.global_rope.table(grid, period=self.period, noise=noise, device=device)
-        cos, sin = (to_window_order(t.view(1, *grid, -1), groups)[0] for t in (cos, sin))
-        return self.with_special(cos, sin)
+        """Of global attention, in the order of `groups`; of a window of that grid without them.
 
-    def _window_table(
-        self,
-        grid: tuple[int, int],
-        groups: tuple[WindowGroup, ...],
-        device: torch.device,
-        noise: CoordNoise | None,
-    ) -> tuple[Tensor, Tensor]:
-        """The top-left part of the table of an image of `window_size` x `window_size` patches."""
+        The latter is the top-left part of the table of `window_size` x `window_size` patches.
+        """
+        if groups is not None:
+            table = self.global_rope.table(grid, period=self.period, noise=noise, device=device)
+            cos, sin = (to_window_order(t.view(1, *grid, -1), groups)[0] for t in table)
+            return self.with_special(cos, sin)
         assert self.window_size is not None  # there are windowed blocks
         window = (self.window_size, self.window_size)
-        cos, sin = self.window_rope.table(window, noise=noise, device=device)
-        cos, sin = (t.view(*window, -1)[: grid[0], : grid[1]].flatten(0, 1) for t in (cos, sin))
+        table = self.window_rope.table(window, noise=noise, device=device)
+        cos, sin = (t.view(*window, -1)[: grid[0], : grid[1]].flatten(0, 1) for t in table)
         return self.with_special(cos, sin)
 
 
-def _columns_and_rows(
-    grid: tuple[int, int], device: torch.device | str | None
-) -> tuple[Tensor, Tensor]:
-    """Column and row of every patch, each [N, 1]."""
-    axes = [torch.arange(n, device=device, dtype=torch.float32) for n in grid]
-    rows, columns = torch.meshgrid(*axes, indexing="ij")
-    return columns.reshape(-1, 1), rows.reshape(-1, 1)
-
-
-def _axial_angles(grid: tuple[int, int], bands: Tensor) -> Tensor:
-    angles = torch.stack(_columns_and_rows(grid, bands.device), dim=1) * bands  # columns come first
-    return angles.flatten(1).repeat_interleave(2, dim=-1)
-
-
-def _centered_angles(grid: tuple[int, int], bands: Tensor, noise: CoordNoise) -> Tensor:
-    """Two pi times the coordinates of patches, [N, 2, 1]."""
-    rows, columns = (
-        (torch.arange(n, device=bands.device, dtype=bands.dtype) + 0.5) / n for n in grid
-    )
-    coords = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), dim=-1).view(-1, 2)
-    coords = 2.0 * coords - 1.0  # [N, 2], from -1 to 1
-    if noise.shift is not None:
-        coords = coords + noise.shift
-    if noise.jitter is not None:
-        coords = coords * noise.jitter
-    if noise.rescale is not None:
-        coords = coords * noise.rescale
-    return 2.0 * math.pi * coords.unsqueeze(-1)
+def _with_identity(cos: Tensor, sin: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Tables, or positions of `MixedRope`, after those of `count` tokens that are not rotated."""
+    shape = (count, *cos.shape[1:])
+    first = cos.new_full(shape, 0.0 if cos.shape[-1] == 1 else 1.0)
+    return torch.cat((first, cos)), torch.cat((sin.new_zeros(shape), sin))

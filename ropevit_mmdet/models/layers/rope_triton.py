@@ -95,22 +95,10 @@ if triton is not None:
 
     @triton.jit
     def _rope_kernel(
-        x,
-        out,
-        cos,
-        sin,
-        tokens,
-        image_stride,
-        token_stride,
-        head_stride,
-        heads,
-        dim: tl.constexpr,
-        half: tl.constexpr,
-        heads_block: tl.constexpr,
-        dim_block: tl.constexpr,
-        interleaved: tl.constexpr,
-        transposed: tl.constexpr,
-    ):
+        x, out, cos, sin, tokens, image_stride, token_stride, head_stride, heads,
+        dim: tl.constexpr, half: tl.constexpr, heads_block: tl.constexpr, dim_block: tl.constexpr,
+        interleaved: tl.constexpr, transposed: tl.constexpr,
+    ):  # fmt: skip
         """One token: the channels of all its heads."""
         row = tl.program_id(0).to(tl.int64)
         token = row % tokens

@@ -7,6 +7,7 @@ Paper: ViTDet, arXiv 2203.16527, section 3 and appendix A.2. Reference implement
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import reduce
 from typing import Any
 
 import torch
@@ -16,7 +17,6 @@ from mmengine.model import BaseModule
 from mmengine.registry import MODELS as ROOT_MODELS
 from torch import Tensor, nn
 
-from ropevit_mmdet.models.layers.map_fusion import MapFusion
 from ropevit_mmdet.models.layers.norm import LayerNorm2d
 from ropevit_mmdet.models.layers.patch_embed import StridedConv
 from ropevit_mmdet.weights.architectures import check_values
@@ -69,6 +69,8 @@ class SimpleFeaturePyramid(BaseModule):
         scales, count = tuple(scale_factors), len(scale_factors)
         widths = (in_channels,) if isinstance(in_channels, int) else tuple(in_channels)
         is_equal = fuse != "sum" or len(set(widths)) == 1
+        is_extra = add_extra_convs in (False, "on_output")
+        is_out = out_strides is None or len(out_strides) == num_outs
         check_values(
             (len(widths) > 0, "in_channels", "the channels of one map or more", in_channels),
             (fuse in (None, "concat", "sum"), "fuse", "None, 'concat' or 'sum'", fuse),
@@ -76,35 +78,24 @@ class SimpleFeaturePyramid(BaseModule):
             (is_equal, "in_channels for fuse='sum'", "equal", in_channels),
             (all(map(_is_scale, scales)), "scale_factors", "4, 2, 1 or 1 / a power of 2", scales),
             (num_outs >= count, "num_outs", f"{count} or more for {scales}", num_outs),
-            (
-                add_extra_convs in (False, "on_output"),
-                "add_extra_convs", "False or 'on_output'", add_extra_convs,
-            ),
-            (
-                out_strides is None or len(out_strides) == num_outs,
-                "out_strides", f"None or {num_outs} strides", out_strides,
-            ),
-        )  # fmt: skip
-        num_extra = num_outs - len(scale_factors)
-        self.in_stride = in_stride
-        self.own_strides = tuple(_plain(in_stride / scale) for scale in scale_factors)
+            (is_extra, "add_extra_convs", "False or 'on_output'", add_extra_convs),
+            (is_out, "out_strides", f"None or {num_outs} strides", out_strides),
+        )
+        num_extra = num_outs - count
+        self.in_stride, self.in_channels = in_stride, widths
+        self.own_strides = tuple(_plain(in_stride / scale) for scale in scales)
         self.own_strides += tuple(self.own_strides[-1] * 2 ** (i + 1) for i in range(num_extra))
         self.strides = self.own_strides if out_strides is None else tuple(out_strides)
 
-        self.in_channels = widths
         norm_cfg = None if norm_cfg is None else dict(norm_cfg)
+        plain: dict[str, Any] = dict(norm_cfg=norm_cfg, act_cfg=None)
         self.scales, self.convs = nn.ModuleList(), nn.ModuleList()
-        for scale in scale_factors:
+        for scale in scales:
             layers, channels = _scaling(widths[-1], scale, norm_cfg)
             self.scales.append(layers)
-            self.convs.append(
-                nn.Sequential(
-                    ConvModule(channels, out_channels, 1, norm_cfg=norm_cfg, act_cfg=None),
-                    ConvModule(
-                        out_channels, out_channels, 3, padding=1, norm_cfg=norm_cfg, act_cfg=None
-                    ),
-                )
-            )
+            first = ConvModule(channels, out_channels, 1, **plain)
+            second = ConvModule(out_channels, out_channels, 3, padding=1, **plain)
+            self.convs.append(nn.Sequential(first, second))
         extra: Iterable[nn.Module]
         if add_extra_convs:
             extra = (StridedConv(out_channels, out_channels, 3, 2, 1) for _ in range(num_extra))
@@ -136,8 +127,33 @@ class SimpleFeaturePyramid(BaseModule):
             levels.append(layer(levels[-1]))
         if torch.is_autocast_enabled(inputs.device.type):  # RoIs take the dtype of the levels
             levels = [level.float() for level in levels]
-        factors = [own / out for own, out in zip(self.own_strides, self.strides)]
-        return tuple(_resample(*pair) for pair in zip(levels, factors, strict=True))
+        pairs = zip(self.own_strides, self.strides, strict=True)
+        return tuple(_resample(level, *pair) for level, pair in zip(levels, pairs))
+
+
+class MapFusion(nn.Module):
+    """Normalizes every map over its channels, joins the maps and projects to the last one's width.
+
+    After DINOv3's detector (arXiv 2508.10104; facebookresearch/dinov3, `eval/detection/models/
+    backbone.py` and `hub/detectors.py`).
+
+    Args:
+        in_channels: channels of every map; equal ones for 'sum'.
+        mode: 'concat' or 'sum'.
+    """
+
+    def __init__(self, in_channels: Sequence[int], mode: str) -> None:
+        super().__init__()
+        self.mode = mode
+        width = sum(in_channels) if mode == "concat" else in_channels[-1]
+        self.norms = nn.ModuleList(LayerNorm2d(channels, eps=1e-6) for channels in in_channels)
+        self.projection = nn.Conv2d(width, in_channels[-1], 1)
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        """Maps [B, in_channels[i], rows, columns] of one grid to [B, in_channels[-1], ...]."""
+        normed = [norm(one) for norm, one in zip(self.norms, maps, strict=True)]
+        joined = torch.cat(normed, dim=1) if self.mode == "concat" else reduce(torch.add, normed)
+        return self.projection(joined)
 
 
 def _is_scale(scale: float) -> bool:
@@ -166,15 +182,15 @@ def _scaling(channels: int, scale: float, norm_cfg: dict | None) -> tuple[nn.Mod
     return nn.MaxPool2d(kernel, stride=kernel, ceil_mode=True), channels
 
 
-def _resample(level: Tensor, factor: float) -> Tensor:
-    """Bilinear by exactly `factor`: the centers of cells keep their positions, sizes round up."""
-    if factor == 1:
+def _resample(level: Tensor, own: float, out: float) -> Tensor:
+    """Bilinear from stride `own` to `out`: centers of cells stay, sizes round up."""
+    if own == out:
         return level
-    size = [-int(-(side * factor) // 1) for side in level.shape[-2:]]
+    size = [int(-(-side * own // out)) for side in level.shape[-2:]]  # own / out would be rounded
     # F.interpolate takes a size or a factor, and a size would stretch the rounded-up part. Where a
     # side stays the same, the operator copies and ignores the factor: compute a cell more, cut it.
     padded = [new + (new == old) for new, old in zip(size, level.shape[-2:])]
-    resampled = torch.ops.aten.upsample_bilinear2d(level, padded, False, factor, factor)
+    resampled = torch.ops.aten.upsample_bilinear2d(level, padded, False, own / out, own / out)
     return resampled[:, :, : size[0], : size[1]].contiguous()  # heads of mmdet use `view`
 
 

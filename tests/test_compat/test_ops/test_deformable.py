@@ -12,7 +12,6 @@ from mmcv.ops.multi_scale_deform_attn import (
     MultiScaleDeformableAttnFunction,
     multi_scale_deformable_attn_pytorch,
 )
-from mmdet.models.necks.dyhead import DyHeadBlock
 from torch.testing import assert_close
 
 FALLBACK = compat.ops.fallback_module()
@@ -107,16 +106,6 @@ def test_modulated_convolution_with_offsets_of_a_larger_map():
     for expected, result in zip(*results):
         unused = result[0].numel() - expected[0].numel()
         assert_close(result.flatten(1), F.pad(expected.flatten(1), (0, unused)), rtol=0, atol=0)
-
-
-def test_dyhead_block():
-    maps = [torch.randn(2, 16, 4 * size, 5 * size, requires_grad=True) for size in (4, 2, 1)]
-    block = DyHeadBlock(16, 16, zero_init_offset=False)
-    outs = block(maps)
-    assert [out.shape for out in outs] == [level.shape for level in maps]
-    sum(out.square().sum() for out in outs).backward()
-    assert all(level.grad.isfinite().all() and level.grad.any() for level in maps)
-    assert block.spatial_conv_offset.weight.grad.any()
 
 
 def test_modulated_convolution_layer_of_half_precision():

@@ -87,18 +87,6 @@ def test_roi_align_gradcheck(aligned, sampling_ratio):
     assert torch.autograd.gradcheck(pool, leaf, fast_mode=True)
 
 
-def test_roi_align_takes_a_gradient_that_is_not_contiguous():
-    maps, rois = maps_and_rois(torch.float32)
-    gradients = []
-    for order in ((0, 1, 2, 3), (3, 2, 1, 0)):
-        leaf = maps.clone().requires_grad_()
-        pooled = mmcv.ops.roi_align(leaf, rois, (3, 2), SCALE, 0, "avg", True)
-        weight = torch.arange(pooled.numel(), dtype=torch.float32).view(pooled.shape)
-        (pooled.permute(order) * weight.permute(order)).sum().backward()
-        gradients.append(leaf.grad)
-    assert_close(*gradients)
-
-
 @pytest.mark.parametrize("num_images", [0, 2])
 @pytest.mark.parametrize("sampling_ratio", [0, 2])
 def test_roi_align_without_boxes(num_images, sampling_ratio):

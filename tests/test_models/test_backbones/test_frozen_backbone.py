@@ -1,7 +1,6 @@
 """FrozenBackbone: the plain backbone's features, computed once and then read from disk."""
 
 import copy
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -9,16 +8,11 @@ import torch
 from mmdet.registry import MODELS
 from mmengine.logging import MMLogger
 from mmengine.model import BaseModule
-from mmengine.runner import Runner
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_model_state_dict
 
 from ropevit_mmdet import FrozenBackbone
-from ropevit_mmdet.engine.config import load_config
-from ropevit_mmdet.models.backbones._feature_cache import FeatureCache
-from ropevit_mmdet.visualization.run_log import read_run
-from tests.processes import ROOT
-from tests.tiny_coco import write_tiny
+from ropevit_mmdet.models.backbones.frozen_backbone import FeatureCache
 
 PLAIN = dict(type="RoPEViT", arch="rope_vit_t14", window_size=4, out_indices=(5, 11))
 FILES = "*.safetensors"
@@ -213,11 +207,6 @@ def test_a_damaged_file_is_written_again(tmp_path):
     assert torch.equal(cache.read("a")[0], torch.ones(2, 3, 3))
 
 
-def test_arguments_are_checked():
-    with pytest.raises(ValueError, match="max_gb must be positive, got 0"):
-        FrozenBackbone(PLAIN, max_gb=0)
-
-
 def test_the_limit_counts_files_of_other_weights(tmp_path):
     level = torch.zeros(10, 10)
     FeatureCache(tmp_path, "other", 10**6).write("image", [level])
@@ -226,50 +215,3 @@ def test_the_limit_counts_files_of_other_weights(tmp_path):
         cache = FeatureCache(tmp_path, "ours", limit)
         cache.write("image", [level])
         assert (cache.read("image") is not None) == stored
-
-
-def test_a_run_with_cache_has_the_losses_of_one_without(tmp_path):
-    config = write_tiny(tmp_path)
-    losses = []
-    for name, directory in (("plain", None), ("cached", str(tmp_path / "maps"))):
-        backbone = dict(PLAIN, out_indices=1, window_size=None)
-        changes = {
-            "model.backbone": dict(
-                _delete_=True, type="FrozenBackbone", backbone=backbone, cache_dir=directory
-            ),
-            "model.neck": dict(
-                _delete_=True,
-                type="SimpleFeaturePyramid",
-                in_channels=192,
-                out_channels=16,
-                scale_factors=(1, 0.5),
-                num_outs=2,
-            ),
-            "model.bbox_head.anchor_generator.strides": [14, 28],
-            "train_cfg.max_iters": 6,  # three times through the four images
-            "default_hooks.logger": dict(type="LoggerHook", interval=1),
-        }
-        loaded = load_config(config, changes, work_dir=str(tmp_path / name))
-        runner = Runner.from_cfg(loaded)
-        calls = spy(runner.model.backbone)
-        runner.train()
-        assert calls.count(2) == (6 if directory is None else 2)  # single ones are validation
-        losses.append([entry["loss"] for entry in read_run(tmp_path / name).train])
-    assert len(losses[0]) == 6 and losses[0][0] != losses[0][4]
-    torch.testing.assert_close(losses[1], losses[0], rtol=1e-6, atol=1e-6)
-
-
-@pytest.mark.slow  # of wall time: other programs disturb it
-def test_reading_takes_less_than_a_tenth_of_the_time_of_computing(tmp_path):
-    """20 batches through the backbone of shapes_frozen.py."""
-    settings = load_config(ROOT / "configs" / "shapes_frozen.py").model.backbone.backbone
-    model = FrozenBackbone({**settings, "init_cfg": None}, cache_dir=tmp_path).train()
-    batches = torch.randn(20, 2, 3, 224, 224)
-    model(torch.randn(2, 3, 224, 224))  # the first call hashes the weights
-    seconds = []
-    for _ in range(3):
-        start = time.perf_counter()
-        for images in batches:
-            model(images)
-        seconds.append(time.perf_counter() - start)
-    assert min(seconds[1:]) < 0.1 * seconds[0]

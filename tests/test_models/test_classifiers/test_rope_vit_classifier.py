@@ -131,13 +131,6 @@ def test_a_file_without_classes_has_an_embedding_and_a_feature_map(tmp_path):
     assert ours.detection_features(images)["neck"].shape == (1, 192, 5, 5)
 
 
-def test_an_ambiguous_architecture_needs_a_name(tmp_path):
-    net, path = written(tmp_path, "rope_a_vit_s16", config=CUT, size=(80, 80))
-    with pytest.raises(ValueError, match="one of 'rope_vit_t16', 'rope_a_vit_s16'"):
-        load_classifier(path)
-    check_three_uses(load_classifier(path, "rope_a_vit_s16"), net, [(80, 80)])
-
-
 def test_an_architecture_without_a_name_needs_a_dict(tmp_path):
     net, path = written(tmp_path, config=SMALL | CUT)
     content = torch.load(path, weights_only=True)

@@ -1,7 +1,5 @@
 """EoMT as a detector: predictions, frozen parts, and as one graph."""
 
-import io
-
 import pytest
 import torch
 from mmdet.registry import MODELS
@@ -82,31 +80,3 @@ def test_compiles_as_one_graph(training, windows):
             assert len(one) == (2 if training else 1)
             for a, b in zip(one, other, strict=True):
                 assert relative_error(a, b) <= 1e-5
-
-
-def test_exports_to_onnx():
-    onnxruntime = pytest.importorskip("onnxruntime")
-    pytest.importorskip("onnxscript")
-    model = Logits(build(**SMALLER, **WINDOWS)).eval()
-    images = torch.randn(1, 3, 70, 56)
-    program = torch.onnx.export(model, (images,), dynamo=True, verbose=False)
-    file = io.BytesIO()
-    program.save(file)
-    session = onnxruntime.InferenceSession(file.getvalue(), providers=["CPUExecutionProvider"])
-    with torch.no_grad():
-        expected = model(images)
-    actual = session.run(None, {session.get_inputs()[0].name: images.numpy()})
-    for a, b in zip(actual, expected, strict=True):
-        assert relative_error(torch.from_numpy(a), b) <= 1e-5
-
-
-class Logits(torch.nn.Module):
-    """Class and mask logits of the last prediction."""
-
-    def __init__(self, model):
-        super().__init__()
-        self.model = model
-
-    def forward(self, images):
-        (classes,), (masks,) = self.model._forward(images)
-        return classes, masks

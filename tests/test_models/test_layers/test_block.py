@@ -11,7 +11,7 @@ from torch.nn.modules.module import register_module_forward_hook
 
 from ropevit_mmdet import RoPEViT
 from tests.oracle import SMALL, fill, relative_error, seeded_images
-from tests.test_models.test_layers.test_cpu import Lora
+from tests.peft_substitute import BaseTunerLayer, LoraConfig, inject_adapter_in_model
 
 GATED = SMALL | dict(mlp_layer_type="SwiGLU_FFN", layer_scale_init_value=0.1, qk_norm=True)
 TWICE = ("drop_path", "mlp.drop")
@@ -68,17 +68,18 @@ def test_a_hook_gets_all_windows_in_one_call(kind, arch, window_size, images):
 
 @pytest.mark.parametrize("arch", [SMALL, GATED], ids=["plain", "gated"])
 def test_adapters_equal_their_merged_twin(arch, images):
-    torch.manual_seed(0)
     model = small(arch)
     plain = copy.deepcopy(model)
+    layers = rf"blocks\..*\.({'|'.join(LINEAR[model.arch.mlp_layer_type])})"
+    inject_adapter_in_model(LoraConfig(2, 2, layers), model)
     with torch.no_grad():
         before = plain(images)[0]
-        for name, module in list(plain.blocks.named_modules()):
-            parent, _, last = name.rpartition(".")
-            if last in LINEAR[model.arch.mlp_layer_type]:
-                lora = Lora(module)
-                setattr(model.blocks.get_submodule(parent), last, lora)
-                setattr(plain.blocks.get_submodule(parent), last, lora.merged())
+        for name, layer in list(model.named_modules()):
+            if isinstance(layer, BaseTunerLayer):
+                torch.nn.init.uniform_(layer.lora_B, -0.5, 0.5)
+                merged = copy.deepcopy(layer)
+                merged.merge()
+                plain.set_submodule(name, merged.get_base_layer())
         actual, expected = model(images)[0], plain(images)[0]
     assert relative_error(actual, expected) < 1e-4 < 0.1 < relative_error(actual, before)
 

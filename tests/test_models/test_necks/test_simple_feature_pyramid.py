@@ -5,7 +5,7 @@ import torch
 from mmdet.registry import MODELS
 
 from ropevit_mmdet import LayerNorm2d, SimpleFeaturePyramid
-from ropevit_mmdet.models.necks.simple_feature_pyramid import _resample
+from ropevit_mmdet.models.necks.simple_feature_pyramid import MapFusion, _resample
 
 FUSE = ("concat", "sum")
 
@@ -14,21 +14,19 @@ def pyramid(**arguments) -> SimpleFeaturePyramid:
     return SimpleFeaturePyramid(**dict(in_channels=16, out_channels=8) | arguments)
 
 
+def normed(x, layer):
+    """Layer norm over channels, by plain functions."""
+    mean, var = x.mean(1, keepdim=True), x.var(1, unbiased=False, keepdim=True)
+    x = (x - mean) / (var + 1e-6).sqrt()
+    return x * layer.weight[:, None, None] + layer.bias[:, None, None]
+
+
 def test_registered_with_the_published_shape():
     neck = MODELS.build(dict(type="SimpleFeaturePyramid"))
     assert neck.strides == (3.5, 7, 14, 28, 56)
     assert MODELS.get("LayerNorm2d") is LayerNorm2d
     eps = {m.eps for m in neck.modules() if isinstance(m, LayerNorm2d)}
     assert eps == {1e-6}
-
-
-@pytest.mark.parametrize("extra", [False, "on_output"])
-@pytest.mark.parametrize("grid", [(16, 16), (16, 24), (13, 7), (1, 1)])
-def test_sizes_follow_the_strides(grid, extra):
-    neck = pyramid(add_extra_convs=extra)
-    levels = neck((torch.randn(2, 16, *grid),))
-    for level, stride in zip(levels, neck.strides):
-        assert level.shape == (2, 8, *(-int(-(n * 14 / stride) // 1) for n in grid))
 
 
 def test_the_max_pooled_level_takes_every_second_cell():
@@ -44,17 +42,12 @@ def test_layers_are_those_of_the_simple_feature_pyramid():
     x = torch.randn(1, 16, 6, 9, dtype=torch.float64)
     f = torch.nn.functional
 
-    def norm(y, layer):
-        mean, var = y.mean(1, keepdim=True), y.var(1, unbiased=False, keepdim=True)
-        y = (y - mean) / (var + 1e-6).sqrt()
-        return y * layer.weight[:, None, None] + layer.bias[:, None, None]
-
     def deconv(y, layer):
         return f.conv_transpose2d(y, layer.weight, layer.bias, stride=2)
 
     up4, up2 = neck.scales[0], neck.scales[1]
     scaled = [
-        deconv(f.gelu(norm(deconv(x, up4[0]), up4[1])), up4[3]),
+        deconv(f.gelu(normed(deconv(x, up4[0]), up4[1])), up4[3]),
         deconv(x, up2),
         x,
         f.max_pool2d(x, 2, ceil_mode=True),
@@ -62,7 +55,7 @@ def test_layers_are_those_of_the_simple_feature_pyramid():
     for level, y, convs in zip(neck(x), scaled, neck.convs):
         for conv, padding in zip(convs, (0, 1)):
             assert conv.conv.bias is None
-            y = norm(f.conv2d(y, conv.conv.weight, padding=padding), conv.norm)
+            y = normed(f.conv2d(y, conv.conv.weight, padding=padding), conv.norm)
         torch.testing.assert_close(level, y)
 
 
@@ -92,7 +85,7 @@ def test_resampling_keeps_positions():
     assert neck.strides == (4, 8, 16, 32, 64)
     columns = (torch.arange(65, dtype=torch.float64) + 0.5) * 3.5  # pixels
     level = columns.expand(1, 1, 33, 65)
-    resampled = _resample(level, 3.5 / 4)
+    resampled = _resample(level, 3.5, 4)
     assert resampled.shape[-2:] == (29, 57)
     centres = (torch.arange(57, dtype=torch.float64) + 0.5) * 4
     inner = slice(1, -1)  # at the border bilinear resampling repeats the last cell
@@ -106,18 +99,39 @@ def test_resampling_keeps_positions_where_rounding_keeps_the_size():
     """7 cells at stride 56 are 7 at 64, elsewhere: PyTorch's operator would copy them."""
     for old, new in ((7, 7), (9, 8)):
         columns = (torch.arange(old, dtype=torch.float64) + 0.5) * 56  # pixels
-        resampled = _resample(columns.expand(1, 1, 5, old), 56 / 64)
+        resampled = _resample(columns.expand(1, 1, 5, old), 56, 64)
         centres = ((torch.arange(new, dtype=torch.float64) + 0.5) * 64).clamp(max=columns[-1])
         torch.testing.assert_close(resampled, centres.expand(1, 1, 5, new))
 
 
-def test_layer_norm_2d_is_layer_norm_over_channels():
-    norm, x = LayerNorm2d(8, eps=1e-6), torch.randn(2, 8, 3, 5)
-    torch.nn.init.normal_(norm.weight)
-    expected = torch.nn.functional.layer_norm(
-        x.permute(0, 2, 3, 1), (8,), norm.weight, norm.bias, 1e-6
-    )
-    assert torch.equal(norm(x), expected.permute(0, 3, 1, 2))
+@pytest.mark.parametrize(("own", "out", "cells"), [(14, 12, 63), (3.5, 3, 63), (8, 7, 62)])
+def test_sizes_of_resampled_levels_are_exact(own, out, cells):
+    """54 x 14 pixels are 63 x 12; 54 * (14 / 12) is above 63 and would be rounded up to 64."""
+    assert _resample(torch.zeros(1, 1, 54, 1), own, out).shape[2] == cells
+
+
+@pytest.mark.parametrize("grid", [(5, 9), (1, 3)])
+@pytest.mark.parametrize(("channels", "mode"), [((8, 4, 6), "concat"), ((6, 6, 6), "sum")])
+def test_fusion_equals_a_plain_computation(channels, mode, grid):
+    fusion = MapFusion(channels, mode).double()
+    for parameter in fusion.parameters():
+        torch.nn.init.normal_(parameter)
+    maps = [100**i * torch.randn(2, c, *grid).double() + i for i, c in enumerate(channels)]
+    parts = [normed(one, norm) for one, norm in zip(maps, fusion.norms)]
+    joined = torch.cat(parts, 1) if mode == "concat" else parts[0] + parts[1] + parts[2]
+    projection = fusion.projection
+    expected = torch.einsum("oc,bchw->bohw", projection.weight[:, :, 0, 0], joined)
+    expected += projection.bias[:, None, None]
+    torch.testing.assert_close(fusion(maps), expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("fuse", FUSE)
+def test_fusion_and_pyramid_compile_as_one_graph(fuse):
+    neck = pyramid(in_channels=[16] * 4, fuse=fuse)
+    maps = [torch.randn(1, 16, 5, 7) for _ in range(4)]
+    compiled = torch.compile(neck, backend="eager", fullgraph=True)
+    for actual, expected in zip(compiled(maps), neck(maps), strict=True):
+        torch.testing.assert_close(actual, expected)
 
 
 @pytest.mark.parametrize(
