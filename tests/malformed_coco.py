@@ -120,6 +120,10 @@ def _more_categories(content: Document) -> None:
     content["annotations"][0]["category_id"] = 6
 
 
+def _repeated(content: Document) -> None:
+    content["annotations"].append({**content["annotations"][-1], "id": 7})
+
+
 def _box_without_size(content: Document) -> None:
     """As one of the blood cells of https://github.com/Shenggan/BCCD_Dataset."""
     last = content["annotations"][-1]
@@ -185,6 +189,8 @@ ANNOTATION_CASES = {
     "heading of the name of a class": Case(
         _heading(name="ring", supercategory="none"), "duplicate ids", "have another order"
     ),
+    "two entries of a file": Case(_set("images", file_name="2.png"), "same file"),
+    "repeated object": Case(_repeated, "repeated objects"),
     "backslash": Case(_set("images", file_name=r".\1.png"), "file names"),
     "mostly crowds": Case(_crowds, "mostly crowds"),
     "one other image id": Case(_set(image_id="1"), "other ids"),

@@ -63,6 +63,7 @@ def test_inspect_timm(tmp_path, capsys):
 
 
 def test_weights_lists_timm(capsys):
+    assert ropevit("weights", "nothing", "--source", "timm") == 2
     assert ropevit("weights", "--source", "timm") == 0
     assert capsys.readouterr().out.count(" pixels ") == len(TIMM) == 51
 

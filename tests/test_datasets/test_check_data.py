@@ -63,11 +63,11 @@ def test_the_datasets_of_a_config(tmp_path, capsys):
     assert "include 'square', 'triangle', with objects" in capsys.readouterr().out
 
 
-def test_findings_of_every_dataset_of_a_split_count(tmp_path):
+def test_findings_of_every_dataset_of_a_split_count(tmp_path, capsys):
     config, parts = load_config(CONFIG), []
     for name, image_id in (("bad", 99), ("good", 1)):
         content = document()
-        content["annotations"][0]["image_id"] = image_id
+        content["annotations"][0].update(image_id=image_id, id=2 if name == "bad" else 1)
         write(tmp_path / name, content)
         part = dict(config.train_dataloader.dataset, data_root=f"{tmp_path / name}/")
         parts.append(part | dict(ann_file="annotations.json", data_prefix=dict(img="images/")))
@@ -77,7 +77,9 @@ def test_findings_of_every_dataset_of_a_split_count(tmp_path):
     main([str(tmp_path / "config.py"), "--split", "train", "--json", str(tmp_path / "r.json")])
     content = json.loads((tmp_path / "r.json").read_text())
     assert [one["split"] for one in content["datasets"]] == ["train", "train"]
-    assert content["warnings"] + content["errors"] == 1
+    assert content["warnings"] + content["errors"] == 2
+    path = tmp_path / "bad" / "annotations.json"  # --split would mean both
+    assert f"to fix: ropevit check-data --ann-file {path}" in capsys.readouterr().out
     with pytest.raises(UserError, match="no val_dataloader"):
         main([str(tmp_path / "config.py"), "--split", "val"])
 

@@ -113,7 +113,7 @@ def write_voc(root):
             for one, polygon, difficult in objects:
                 x, y, w, h = box(polygon)
                 rows.append(
-                    f"<object><name>{one}</name><difficult>{int(difficult)}</difficult><bndbox>"
+                    f"<object><name> {one}\n</name><difficult>{int(difficult)}</difficult><bndbox>"
                     f"<xmin>{x}</xmin><ymin>{y}</ymin><xmax>{x + w}</xmax><ymax>{y + h}.0</ymax>"
                     "</bndbox></object>"
                 )
@@ -153,6 +153,23 @@ def write_voc_subsets(root):
     image(root / "JPEGImages/other/e.jpg")
 
 
+def write_voc_renamed(root):
+    """The file names inside are those of before."""
+    write_voc(root)
+    for name, other in (("a", "e"), ("e", "a"), ("d", "gone")):
+        path = root / f"Annotations/{name}.xml"
+        path.write_text(path.read_text().replace(f">{name}.jpg", f">{other}.jpg"))
+
+
+def write_yolo_links(root):
+    """Its directories are on another disk."""
+    write_yolo(root.with_name("disk"))
+    root.mkdir()
+    for name in ("images", "labels", "data.yaml"):
+        (root / name).symlink_to(root.with_name("disk") / name)
+    (root / "loop").symlink_to(root)
+
+
 def write_yolo_windows(root):
     write_yolo(root)
     content = (root / "data.yaml").read_text()
@@ -184,7 +201,8 @@ def write_createml(root, keys=("image", "annotations"), space=" "):
                 coordinates = dict(x=x + w / 2, y=y + h / 2, width=w, height=h)
                 labels.append(dict(label=one, coordinates=coordinates))
             rows.append({keys[0]: f"{name}.jpg".replace(" ", space), keys[1]: labels})
-        (root / directory / "_annotations.createml.json").write_text(json.dumps(rows))
+        path = root / directory / "_annotations.createml.json"
+        path.write_text(json.dumps(rows), encoding="utf-8-sig")  # as programs on Windows write it
 
 
 def write_createml_of_2018(root):
@@ -200,9 +218,11 @@ FORMATS = {
     "yolo with lists": (write_yolo_lists, False, False, True),
     "yolo of Darknet": (write_darknet, False, False, True),
     "yolo of Windows": (write_yolo_windows, False, False, True),
+    "yolo with links": (write_yolo_links, False, False, True),
     "voc": (write_voc, False, True, False),
     "voc of a devkit": (write_voc_devkit, False, True, False),
     "voc in subsets": (write_voc_subsets, False, True, False),
+    "voc of renamed files": (write_voc_renamed, False, True, False),
     "labelme": (write_labelme, True, True, False),
     "createml": (write_createml, False, False, False),
     "createml of 2018": (write_createml_of_2018, False, False, False),
@@ -333,6 +353,7 @@ def test_voc_corners_are_taken_as_they_are_and_boxes_without_size_reported(tmp_p
         (write_yolo, "yolo", "labels/train/a.txt", "7 .5 .5 .1 .1", "a.txt: .* one of 2 classes"),
         (write_yolo, "yolo", "labels/train/a.txt", "-1 .5 .5 .1 .1", "a.txt: .* is not `class x y"),
         (write_voc, "voc", "JPEGImages/a.jpg", None, "1 label files have no image in .*a.xml"),
+        (write_voc, "voc", "Annotations/old/a.xml", "", "a in .*train.txt, which has 2 XML files"),
         (write_voc, "voc", "JPEGImages", None, "has no images: name their directory by --images"),
         (write_voc, "voc", "Annotations/a.xml", "<annotation><object>", "a.xml has no valid voc"),
         (write_createml, "createml", "train/x.json", '[{"image": "a.jpg", "annotations": [{}]}]',
@@ -348,6 +369,7 @@ def test_invalid_labels_are_named_and_nothing_is_written(
     write(tmp_path / "src")
     path = tmp_path / "src" / file
     if text is not None:
+        path.parent.mkdir(exist_ok=True)
         path.write_text(text)
     elif path.is_dir():
         shutil.rmtree(path)
@@ -358,6 +380,27 @@ def test_invalid_labels_are_named_and_nothing_is_written(
     line = fails(capsys, "convert", label_format, tmp_path / "src", "-o", tmp_path / "out")
     assert len(line) < 400
     assert [path.name for path in tmp_path.iterdir()] == ["src"]
+
+
+def test_notes_say_what_is_lost(tmp_path):
+    write_yolo_lists(tmp_path / "src")
+    root = tmp_path / "src"
+    (root / "val.txt").unlink()
+    content = (root / "data.yaml").read_text().replace("val: val.txt\n", "")
+    (root / "data.yaml").write_text(content)
+    with (root / "train.txt").open("a") as file:
+        file.write("images/train/gone.jpg\n")
+    label = root / "labels/train/a.txt"
+    label.write_text(2 * (label.read_text().splitlines()[0] + "\n"))
+    result = convert("yolo", root, tmp_path / "out")
+    assert result.images == dict(train=3) and result.objects.total() == 2
+    for words in (
+        "trains and evaluates on the same images: the only splits are train",
+        "1 images of",
+        "train.txt that do not exist are skipped",
+        "1 objects that repeat another are skipped",
+    ):
+        assert any(words in note for note in result.notes), words
 
 
 def test_classes_and_the_directory_must_fit(tmp_path):

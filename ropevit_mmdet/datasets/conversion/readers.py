@@ -27,6 +27,7 @@ from ropevit_mmdet.datasets.conversion.labels import (
 from ropevit_mmdet.errors import UserError
 
 Reader = Callable[[Path, ImageIndex], Iterable[Labels]]
+_VOC_LISTS = ("ImageSets", "Main")
 _NAME_FILES = ("classes.txt", "obj.names", "_darknet.labels", "predefined_classes.txt")
 
 
@@ -82,8 +83,9 @@ def _yolo_splits(
         for value in values if isinstance(values, list) else [values]:
             path = _yolo_path(value, src, settings)
             if path and path.is_file():
-                found = filter(None, (_yolo_path(one, src, settings) for one in read_lines(path)))
-                paths = dict.fromkeys(found)
+                listed = [_yolo_path(one, src, settings) for one in read_lines(path)]
+                paths = dict.fromkeys(filter(None, listed))
+                images.skipped[f"images of {path} that do not exist"] += listed.count(None)
             else:
                 paths = dict.fromkeys(find_files(path, *SUFFIXES) if path else ())
             if not paths and split == "test":  # Roboflow names it where it has none
@@ -152,22 +154,25 @@ def read_voc(src: Path, images: ImageIndex) -> Iterator[Labels]:
 
     Corners are taken as they are; difficult objects are crowds, which no evaluation counts.
     """
-    lists = sorted(src.rglob("ImageSets/Main/*.txt"))
+    lists = sorted(path for path in find_files(src, ".txt") if path.parts[-3:-1] == _VOC_LISTS)
     for root in dict.fromkeys(path.parents[2] for path in lists) or [src]:
         files = find_files(root, ".xml")
-        by_name: dict[Path, Path] = {}  # a file by each end of its path, without suffix
+        by_name: dict[Path, list[Path]] = {}  # files by each end of their paths, without suffix
         for path in files:
             parts = path.relative_to(root).with_suffix("").parts
-            by_name |= {Path(*parts[start:]): path for start in range(len(parts))}
+            for start in range(len(parts)):
+                by_name.setdefault(Path(*parts[start:]), []).append(path)
         named = {path.stem: path for path in lists if path.parents[2] == root}
         names = [name for name in ("train", "trainval", "val", "test") if name in named]
         for name in [one for one in names if one != "trainval" or "train" not in named]:
             for line in read_lines(named[name]):
                 stem = Path(line) if Path(line) in by_name else Path(line.split()[0])
-                if found := by_name.get(stem) or by_name.get(stem.with_suffix("")):
-                    yield from _voc_file(found, split_of(Path(name)), images)
+                found = by_name.get(stem) or by_name.get(stem.with_suffix(""), [])
+                if len(found) == 1:
+                    yield from _voc_file(found[0], split_of(Path(name)), images)
                 else:
-                    images.missing.append(f"{stem} in {named[name]}, which has no XML file")
+                    number_found = f"{len(found) or 'no'} XML files"
+                    images.missing.append(f"{stem} in {named[name]}, which has {number_found}")
         for path in [] if names else files:
             yield from _voc_file(path, split_of(path.relative_to(src).parent), images)
 
@@ -262,7 +267,7 @@ def read_createml(src: Path, images: ImageIndex) -> Iterator[Labels]:
 def _json_files(src: Path, images: ImageIndex, content_type: type) -> Iterator[tuple[Path, Any]]:
     for path in find_files(src, ".json"):
         images.reading = path
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_bytes())  # UTF-8 or 16, as its start shows
         if isinstance(content, content_type):
             yield path, content
 

@@ -233,14 +233,20 @@ def _check_ids(
     part: str, entries: Sequence[dict[str, Any]], evaluated: bool, findings: Findings
 ) -> None:
     what = SINGULAR[part]
-    for key in ("id", "name") if part == "categories" else ("id",):
+    for key in {"images": ("id", "file_name"), "categories": ("id", "name")}.get(part, ("id",)):
+        check = "same file" if key == "file_name" else "duplicate ids"
         for value, count in Counter(one[key] for one in entries).items():
             if count > 1:
-                findings.add("duplicate ids", f"{what} {key} {value!r}, {count} times")
+                findings.add(check, f"{what} {key} {value!r}, {count} times")
             if evaluated and key == "id" and isinstance(value, str):
                 findings.add("text ids", f"{what} {value!r}")
             if evaluated and part == "annotations" and value == 0:
                 findings.add("id 0", f"{what} {value!r}")
+    if part == "annotations":
+        objects = ((one["image_id"], one["category_id"], *one["bbox"]) for one in entries)
+        for (image_id, _, *box), count in Counter(objects).items():
+            if count > 1:
+                findings.add("repeated objects", f"image {image_id!r}, bbox {box}: {count} times")
 
 
 def _listed(names: Sequence[Any]) -> str:

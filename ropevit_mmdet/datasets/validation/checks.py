@@ -67,6 +67,14 @@ CHECKS = {
     "unknown ids": Check(
         WARNING, "annotations of images or categories that the file lacks: ignored", _EXPORT
     ),
+    "same file": Check(
+        WARNING, "images that are listed several times: each has only its own objects",
+        "give all annotations of a file to one image",
+    ),
+    "repeated objects": Check(
+        WARNING, "objects of one class and box: an evaluation counts all but one as missed",
+        _CORRECT,
+    ),
     "file names": Check(
         WARNING, "file names that are found only with / for \\, decoded or in part",
         f"{FIXED} writes the names of the files",
