@@ -144,9 +144,8 @@ def _notes(labels: list[Labels], objects: list[dict], index: ImageIndex) -> Iter
     if "train" not in splits or len(splits) == 1:
         there = ", ".join(sorted(splits))
         yield f"the config trains and evaluates on the same images: the only splits are {there}"
-    yield from (
-        f"{number:,} {what} are skipped" for what, number in index.skipped.items() if number
-    )
+    skipped = +index.skipped  # what is more than 0
+    yield from (f"{number:,} {what} are skipped" for what, number in skipped.items())
 
 
 def _write_split(directory: Path, split: str, labels: list[Labels], result: Conversion) -> None:
