@@ -5,6 +5,7 @@ import io
 import json
 import os
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -51,7 +52,8 @@ def yolo_line(name, polygon, segments):
     return " ".join(map(str, [NAMES.index(name), *scaled]))
 
 
-def write_yolo(root, segments=False):
+def write_yolo(root, segments=False, **content):
+    """`content` replaces keys of its data.yaml."""
     for split, images in IMAGES.items():
         for name, objects in images.items():
             image(root / f"images/{split}/{name}.JPG", rotated=name == "a")
@@ -60,39 +62,25 @@ def write_yolo(root, segments=False):
             path.parent.mkdir(parents=True, exist_ok=True)
             if lines:
                 path.write_text("\n".join(lines) + "\n")
-    content = dict(path="/content/elsewhere", train="images/train", val=["images/val"])
-    (root / "data.yaml").write_text(yaml.safe_dump(content | dict(names=dict(enumerate(NAMES)))))
-
-
-def write_yolo_segments(root):
-    write_yolo(root, segments=True)
+    default = dict(path="/content/elsewhere", train="images/train", val=["images/val"])
+    default["names"] = dict(enumerate(NAMES))
+    (root / "data.yaml").write_text(yaml.safe_dump(default | content))
 
 
 def write_yolo_roboflow(root):
-    write_yolo(root)
+    paths = {split: f"../{split}/images" for split in ("train", "valid", "test")}
+    write_yolo(root, names=list(NAMES), **paths, val=paths["valid"])
     for split, name in (("train", "train"), ("val", "valid")):
         (root / name).mkdir()
         for part in ("images", "labels"):
             (root / part / split).rename(root / name / part)
-    content = dict(train="../train/images", val="../valid/images", test="../test/images")
-    content |= dict(nc=2, names=list(NAMES))
-    (root / "data.yaml").write_text(yaml.safe_dump(content))
-
-
-def write_yolo_ultralytics(root):
-    """The path of its data.yaml is relative to another directory."""
-    write_yolo(root)
-    content = dict(path=f"../{root.name}", train="images/train", val="images/val")
-    (root / "data.yaml").write_text(yaml.safe_dump(content | dict(names=list(NAMES))))
 
 
 def write_yolo_lists(root):
-    write_yolo(root)
+    write_yolo(root, train="train.txt", val="val.txt")
     for split in IMAGES:
         paths = sorted((root / "images" / split).glob("*"))
         (root / f"{split}.txt").write_text("".join(f"./images/{split}/{p.name}\n" for p in paths))
-    content = dict(train="train.txt", val="val.txt", names=list(NAMES))
-    (root / "data.yaml").write_text(yaml.safe_dump(content))
 
 
 def write_darknet(root):
@@ -170,12 +158,6 @@ def write_yolo_links(root):
     (root / "loop").symlink_to(root)
 
 
-def write_yolo_windows(root):
-    write_yolo(root)
-    content = (root / "data.yaml").read_text()
-    (root / "data.yaml").write_text(content.replace("images/", "images\\"))
-
-
 def write_labelme(root):
     for split, images in IMAGES.items():
         for name, objects in images.items():
@@ -212,12 +194,12 @@ def write_createml_of_2018(root):
 # Writer, and whether the format has polygons, flags of difficult objects, an order of classes.
 FORMATS = {
     "yolo": (write_yolo, False, False, True),
-    "yolo segments": (write_yolo_segments, True, False, True),
+    "yolo segments": (partial(write_yolo, segments=True), True, False, True),
     "yolo of Roboflow": (write_yolo_roboflow, False, False, True),
-    "yolo of ultralytics": (write_yolo_ultralytics, False, False, True),
+    "yolo of ultralytics": (partial(write_yolo, path="../src"), False, False, True),
     "yolo with lists": (write_yolo_lists, False, False, True),
     "yolo of Darknet": (write_darknet, False, False, True),
-    "yolo of Windows": (write_yolo_windows, False, False, True),
+    "yolo of Windows": (partial(write_yolo, train=r"images\train"), False, False, True),
     "yolo with links": (write_yolo_links, False, False, True),
     "voc": (write_voc, False, True, False),
     "voc of a devkit": (write_voc_devkit, False, True, False),
@@ -383,11 +365,9 @@ def test_invalid_labels_are_named_and_nothing_is_written(
 
 
 def test_notes_say_what_is_lost(tmp_path):
-    write_yolo_lists(tmp_path / "src")
     root = tmp_path / "src"
-    (root / "val.txt").unlink()
-    content = (root / "data.yaml").read_text().replace("val: val.txt\n", "")
-    (root / "data.yaml").write_text(content)
+    write_yolo_lists(root)
+    write_yolo(root, train="train.txt", val=None)
     with (root / "train.txt").open("a") as file:
         file.write("images/train/gone.jpg\n")
     label = root / "labels/train/a.txt"

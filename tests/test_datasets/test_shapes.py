@@ -79,26 +79,6 @@ def test_annotations_are_valid_coco(made, train):
         assert taken.max() <= 1
 
 
-@pytest.mark.parametrize("quarters", [0, 1])
-def test_masks_are_where_shapes_are_rendered(quarters):
-    """The color changes most between a mask's last pixel and the next one, on every side."""
-    profiles = []
-    for index in range(30):
-        image, objects = draw_scene(np.random.default_rng(index), 224, 224)
-        masks = [np.rot90(one.mask, quarters) for one in objects if not one.is_crowd]
-        step = np.abs(np.diff(np.rot90(image, quarters).astype(np.float64), axis=1)).max(axis=2)
-        taken = np.any([np.rot90(one.mask, quarters) for one in objects], axis=0)
-        for mask in masks:
-            rows, columns = np.nonzero(mask[:, :-1] & ~taken[:, 1:])
-            inner = (columns > 2) & (columns < 220)
-            rows, columns = rows[inner], columns[inner]
-            if rows.size >= 10:
-                profiles.append([step[rows, columns + shift].mean() for shift in range(-2, 3)])
-    inside, edge, outside = np.split(np.mean(profiles, axis=0), (2, 3))
-    assert len(profiles) > 50
-    assert edge > 1.7 * max(inside.max(), outside.max())
-
-
 def test_a_complete_dataset_is_kept(tmp_path):
     root = tmp_path / "set"
     root.mkdir()
