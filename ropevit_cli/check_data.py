@@ -12,11 +12,11 @@ HELP = "check datasets in COCO's format before training"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("config", nargs="?", help="config file or packaged name")
+    data, add = parser.add_mutually_exclusive_group(required=True), parser.add_argument
+    data.add_argument("config", nargs="?", help="config file or packaged name")
+    data.add_argument("--ann-file", metavar="COCO.json", help="file to check instead of a config")
     help = "splits of the config to check (default: all)"
     add("--split", nargs="+", choices=("train", "val", "test"), help=help)
-    add("--ann-file", metavar="COCO.json", help="file to check instead of a config")
     help = "the images of --ann-file (default: next to it)"
     add("--img-dir", metavar="DIRECTORY", help=help)
     help = "write a copy of the annotation file with ids, headings and file names corrected"
@@ -65,8 +65,6 @@ def _datasets(args: argparse.Namespace) -> dict:
     from ropevit_mmdet.datasets.validation.config import coco_files
     from ropevit_mmdet.engine.config import load_config
 
-    if (args.config is None) == (args.ann_file is None):
-        args.error("give a config, or --ann-file")
     if args.config:
         if args.img_dir:
             args.error("--img-dir belongs to --ann-file")

@@ -87,7 +87,7 @@ def test_findings_of_every_dataset_of_a_split_count(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["CONFIG", "--ann-file", "x.json"], "give a config, or --ann-file"),
+        (["CONFIG", "--ann-file", "x.json"], "not allowed with argument"),
         (["CONFIG", "--img-dir", "x"], "--img-dir belongs to --ann-file"),
         (["CONFIG", "--fix", "x.json"], "--fix corrects one of the 3 annotation files"),
     ],
