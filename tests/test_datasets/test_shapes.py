@@ -19,7 +19,7 @@ SMALL = {"num_train": 9, "num_val": 4, "num_test": 3, "size": 96}
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     root = tmp_path_factory.mktemp("shapes") / "set"
-    summary = generate(root, num_train=240, num_val=20, num_test=20, seed=3, workers=2)
+    summary = generate(root, num_train=60, num_val=4, num_test=4, seed=3, workers=2)
     return root, summary
 
 
@@ -63,7 +63,7 @@ def test_an_image_depends_only_on_seed_split_and_index(tmp_path):
 def test_annotations_are_valid_coco(made, train):
     """Boxes and areas fit masks, which share no pixel."""
     assert [one["name"] for one in train.dataset["categories"]] == list(CLASSES)
-    assert [*train.cats] == [1, 2, 3, 4, 5] and len(train.imgs) == 240
+    assert [*train.cats] == [1, 2, 3, 4, 5] and len(train.imgs) == 60
     assert [*train.anns] == [*range(1, len(train.dataset["annotations"]) + 1)]
     for image_id, image in train.imgs.items():
         with Image.open(made[0] / "train" / image["file_name"]) as opened:
