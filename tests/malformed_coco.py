@@ -143,7 +143,7 @@ ANNOTATION_CASES = {
         _set("categories", name="square"), "duplicate ids", "lack 'circle'"
     ),
     "category gaps": Case(_renumbered("categories", "category_id", lambda i: 10 * i), ""),
-    "additional category": Case(_more_categories, "classes", "include 'more', with objects"),
+    "additional category": Case(_more_categories, "other classes"),
     "no bbox": Case(_set(bbox=None), "fields", "annotation 1 of image 1: no 'bbox'"),
     "three numbers": Case(_set(bbox=[1, 2, 3]), "fields", r"bbox \[1, 2, 3\]"),
     "NaN in a box": Case(_set(bbox=[NAN, 2, 30, 40]), "fields", "annotation 1 of image 1: bbox"),

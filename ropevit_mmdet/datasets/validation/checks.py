@@ -48,6 +48,10 @@ CHECKS = {
         ERROR, "categories in another order than the config's classes: labels follow the file",
         f"{FIXED} orders the file; for a new training, classes in the order of the file do, too",
     ),
+    "other classes": Check(
+        WARNING, "objects of other classes than the config's: neither trained nor evaluated",
+        "to use them, list their classes in metainfo.classes, in the order of the file",
+    ),
     "nothing usable": Check(ERROR, "no usable objects", "use another annotation file"),
     "mostly crowds": Check(
         WARNING, "most objects are crowds or ignored: not trained",

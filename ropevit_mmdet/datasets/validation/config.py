@@ -193,7 +193,7 @@ def _findings(content: Mapping[str, Any], files: CocoFiles, required: bool) -> F
     """All findings for a CheckedCocoDataset; LVIS and others read entries of another form."""
     findings = check_annotations(content, files, required)
     if not files.searched:
-        general = ("classes", "class order", "nothing usable")
+        general = ("classes", "class order", "other classes", "nothing usable")
         findings.places = {key: findings.places[key] for key in general if key in findings.places}
     return findings
 
