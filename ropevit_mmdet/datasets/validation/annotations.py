@@ -85,7 +85,7 @@ def check_annotations(
         text = f"nothing to {task}: {len(images):,} images, 0 usable objects: {why}"
         findings.add("nothing usable", text)
     known = files.classes and "categories" in content
-    if known and (issue := _classes_issue(content, files.classes)):
+    if known and (issue := _classes_issue(content, files)):
         findings.add(*issue)
     return findings
 
@@ -138,15 +138,17 @@ def _why_unused(one: Mapping[str, Any], box_check: str, files: CocoFiles) -> str
     return "have polygons of less than three points" if short_parts else ""
 
 
-def _classes_issue(content: Mapping[str, Any], classes: Sequence[str]) -> tuple[str, str] | None:
+def _classes_issue(content: Mapping[str, Any], files: CocoFiles) -> tuple[str, str] | None:
     """Why the categories of a file do not give the labels of a config's classes; None if they do.
 
     mmdet numbers classes in the file's order and ignores objects of other categories; those without
     objects, such as a heading, do no harm. Returns the name of the check, and the details.
     """
+    classes = files.classes
     entries = [one for one in content.get("annotations") or () if isinstance(one, dict)]
     used = {str(one.get("category_id")) for one in entries}
     categories = [one for one in content["categories"] if isinstance(one, dict) and "name" in one]
+    categories.sort(key=lambda one: one.get("id") if files.by_id else 0)
     names = [one["name"] for one in categories]
     extra = [one["name"] for one in categories
              if one["name"] not in classes and str(one.get("id")) in used]  # fmt: skip

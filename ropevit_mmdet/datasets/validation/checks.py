@@ -23,6 +23,7 @@ class CocoFiles(NamedTuple):
     searched: bool = True  # whether the dataset finds images that are not in img_dir
     partial: bool = False  # whether only some of its images are evaluated
     local: bool = True  # whether it is read without another storage backend
+    by_id: bool = False  # whether labels follow the ids of the categories, and not their order
 
 
 class Check(NamedTuple):

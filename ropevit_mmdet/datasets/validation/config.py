@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from mmdet.datasets import CocoDataset
+from mmdet.datasets import CocoDataset, Objects365V1Dataset, Objects365V2Dataset
 from mmdet.evaluation import CocoMetric
 from mmdet.registry import DATASETS, METRICS
 from mmengine.config import Config
@@ -89,6 +89,7 @@ def dataset_files(dataset: CocoDataset) -> CocoFiles:
         searched=getattr(dataset, "finds_images", False),
         partial=bool(dataset._indices or filters and not dataset.test_mode),
         local=is_local(vars(dataset), dataset.ann_file, img_dir),
+        by_id=isinstance(dataset, (Objects365V1Dataset, Objects365V2Dataset)),
     )
 
 
@@ -210,6 +211,7 @@ def _metric_issues(
     if not is_coco or metric.get("format_only") or not datasets:
         return
     files = datasets[0]._replace(ann_file=path, trained=False, local=False, searched=False)
+    files = files._replace(by_id=bool(metric.get("sort_categories")))
     yield from content_issues(read(path), files, _findings(read(path), files, True))
     yield from _image_issues(path, datasets, read)
     if any(files.partial for files in datasets) and type_name(metric) != "FastCocoMetric":
