@@ -64,6 +64,13 @@ def write(
     return directory
 
 
+def settings(directory: Path, **options: Any) -> dict[str, Any]:
+    """A CheckedCocoDataset of what `write` has written, without a pipeline."""
+    given = dict(type="CheckedCocoDataset", data_root=f"{directory}/", pipeline=[])
+    given |= dict(ann_file="annotations.json", data_prefix=dict(img="images/"))
+    return given | dict(metainfo=dict(classes=CLASSES)) | options
+
+
 def _set(part: str = "annotations", number: int | None = 1, **fields: Any) -> Spoil:
     """Changes fields of the first entries, or all; None removes one, functions get its value."""
 

@@ -73,10 +73,8 @@ def inner_backbone(model: nn.Module) -> Any:
 
 def has_backbone(model: nn.Module, checkpoint: Mapping[str, Any]) -> bool:
     """Whether a checkpoint has all weights of the model's backbone: see `skip_init`."""
-    targets = _backbone_targets(model)
-    return bool(targets) and number_fitting(targets, checkpoint.get("state_dict", {})) == len(
-        targets
-    )
+    targets, weights = _backbone_targets(model), checkpoint.get("state_dict", {})
+    return bool(targets) and number_fitting(targets, weights) == len(targets)
 
 
 def skip_init(model: Any) -> None:
