@@ -166,7 +166,7 @@ def exif_orientation(image: Image.Image) -> int:
     if image.format == "PNG":
         image.info.setdefault("exif", b"")  # without it Pillow decodes the image to find one
     try:
-        value = image.getexif().get(ExifTags.Base.Orientation)
+        value: Any = image.getexif().get(ExifTags.Base.Orientation)
     except Exception:  # SyntaxError, struct.error and others
         return 1
     return value if value in range(1, 9) else 1  # cameras write 0 for "unknown"

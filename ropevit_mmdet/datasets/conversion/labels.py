@@ -90,7 +90,7 @@ def object_fields(
     if mask is not None:
         code = rle.encode(np.asfortranarray(mask, np.uint8))
         fields |= {"segmentation": code | {"counts": code["counts"].decode()}}
-        area, around = int(rle.area(code)), rle.toBbox(code)
+        area, around = number(rle.area(code)), rle.toBbox(code)
     elif polygons:
         fields["segmentation"] = [list(map(number, polygon)) for polygon in polygons]
         contours = [np.array(polygon).reshape(-1, 2) for polygon in fields["segmentation"]]

@@ -147,11 +147,12 @@ def _classes_issue(content: Mapping[str, Any], files: CocoFiles) -> tuple[str, s
     classes = files.classes
     entries = [one for one in content.get("annotations") or () if isinstance(one, dict)]
     used = {str(one.get("category_id")) for one in entries}
-    categories = [one for one in content["categories"] if isinstance(one, dict) and "name" in one]
-    categories.sort(key=lambda one: one.get("id") if files.by_id else 0)
+    categories = [one for one in content["categories"] if not field_issue(one, ("id", "name"))]
+    if files.by_id:
+        categories.sort(key=lambda one: one["id"])
     names = [one["name"] for one in categories]
     extra = [one["name"] for one in categories
-             if one["name"] not in classes and str(one.get("id")) in used]  # fmt: skip
+             if one["name"] not in classes and str(one["id"]) in used]  # fmt: skip
     missing = [name for name in classes if name not in names]
     others = f"include {_listed(extra)}, with objects, which the config's classes lack"
     if missing:
