@@ -93,6 +93,18 @@ def write_darknet(root):
     (root / "obj.names").write_text("\n".join(NAMES))
 
 
+def write_darknet_lists(root):
+    """As its own manual has it: one directory, and lists."""
+    write_darknet(root)
+    (root / "obj").mkdir()
+    for split, images in IMAGES.items():
+        for path in (root / f"obj_{split}_data").iterdir():
+            path.rename(root / "obj" / path.name)
+        lines = [f"data/obj/{name}.jpg\n" for name in images]
+        (root / f"{split}.txt").write_text("".join(lines))
+    (root / "obj.data").write_text("classes = 2\ntrain = data/train.txt\nvalid = data/val.txt\n")
+
+
 def write_voc(root):
     for images in IMAGES.values():
         for name, objects in images.items():
@@ -199,6 +211,7 @@ FORMATS = {
     "yolo of ultralytics": (partial(write_yolo, path="../src"), False, False, True),
     "yolo with lists": (write_yolo_lists, False, False, True),
     "yolo of Darknet": (write_darknet, False, False, True),
+    "yolo of Darknet, lists": (write_darknet_lists, False, False, True),
     "yolo of Windows": (partial(write_yolo, train=r"images\train"), False, False, True),
     "yolo with links": (write_yolo_links, False, False, True),
     "voc": (write_voc, False, True, False),

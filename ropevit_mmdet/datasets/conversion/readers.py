@@ -34,8 +34,8 @@ _NAME_FILES = ("classes.txt", "obj.names", "_darknet.labels", "predefined_classe
 def read_yolo(src: Path, images: ImageIndex) -> Iterator[Labels]:
     """YOLO: text files with `class x y width height` or `class x y x y x y ...` in 0..1.
 
-    Classes and splits come from `data.yaml`, else from a file of names and the directories. An
-    image without a label file has no objects.
+    Classes and splits come from `data.yaml`, else from a file of names and, without a `*.data`, the
+    directories. An image without a label file has no objects.
     """
     settings = _yolo_settings(src)
     images.classes = settings["names"]
@@ -58,7 +58,7 @@ def read_yolo(src: Path, images: ImageIndex) -> Iterator[Labels]:
 
 
 def _yolo_settings(src: Path) -> dict[str, Any]:
-    """The content of `data.yaml` with a list of `names`, or that of a file of names."""
+    """The content of `data.yaml` with a list of `names`, or that of Darknet's files."""
     for path in [*sorted(src.glob("*.yaml")), *sorted(src.glob("*.yml"))]:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
         if isinstance(content, dict) and (names := content.get("names")):
@@ -70,7 +70,19 @@ def _yolo_settings(src: Path) -> dict[str, Any]:
             f"{src} has no class names: add data.yaml with `names: [...]`, or classes.txt with a "
             "name per line"
         )
-    return {"names": list(read_lines(files[0]))}
+    return {"names": list(read_lines(files[0]))} | _darknet_splits(src)
+
+
+def _darknet_splits(src: Path) -> dict[str, str]:
+    """The lists of images that a file `*.data` names, if there are such images."""
+    lines = [line.partition("=") for path in find_files(src, ".data") for line in read_lines(path)]
+    values = {key.strip(): value.strip() for key, _, value in lines}
+    splits = {}
+    for split, key in (("train", "train"), ("val", "valid")):
+        path = _yolo_path(values[key], src, {}) if key in values else None
+        if path and path.is_file() and any(_yolo_path(one, src, {}) for one in read_lines(path)):
+            splits[split] = values[key]
+    return splits
 
 
 def _yolo_splits(
