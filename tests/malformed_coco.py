@@ -140,7 +140,6 @@ def _box_without_size(content: Document) -> None:
 ANNOTATION_CASES = {
     "valid": Case(lambda content: None, ""),
     "no height": Case(_set("images", height=None), "fields", r"1\.png.*no 'height'"),
-    "half a pixel": Case(_set("images", height=83.5), "fields", r"1\.png.*height 83\.5"),
     "number as image": Case(lambda c: c["images"].append(3), "fields", "index 3.*: 3"),
     "duplicate image id": Case(_set("images", id=2), "duplicate ids", "image id 2, 2 times"),
     "text as image id": Case(
@@ -152,7 +151,6 @@ ANNOTATION_CASES = {
     "category gaps": Case(_renumbered("categories", "category_id", lambda i: 10 * i), ""),
     "additional category": Case(_more_categories, "other classes"),
     "no bbox": Case(_set(bbox=None), "fields", "annotation 1 of image 1: no 'bbox'"),
-    "three numbers": Case(_set(bbox=[1, 2, 3]), "fields", r"bbox \[1, 2, 3\]"),
     "NaN in a box": Case(_set(bbox=[NAN, 2, 30, 40]), "fields", "annotation 1 of image 1: bbox"),
     "duplicate id": Case(_set(id=2), "duplicate ids", "annotation id 2, 2 times"),
     "text as id": Case(_set(id="first"), "", None, "text ids"),
@@ -165,7 +163,6 @@ ANNOTATION_CASES = {
     "box beyond": Case(_set(bbox=[-30, -30, 400, 400]), "boxes beyond"),
     "crowd": Case(_set(iscrowd=1, segmentation=run_lengths()), ""),
     "no segmentation": Case(_masks(None), "no masks", "annotation 1"),
-    "flat list": Case(_masks(SQUARE), "invalid masks", "invalid polygons"),
     "text in polygons": Case(_masks([["a"] * 6]), "invalid masks", "invalid polygons"),
     "two points": Case(_masks([[10, 12, 50, 60]]), "short polygons", None, "invalid masks"),
     "two points first": Case(
@@ -188,9 +185,6 @@ ANNOTATION_CASES = {
     ),
     "garbage as run lengths": Case(
         _masks(dict(size=SIZE, counts="zz~~é")), "invalid masks", "not run lengths"
-    ),
-    "negative run lengths": Case(
-        _masks(dict(size=SIZE, counts=[30, -4, 9382])), "invalid masks", "not run lengths"
     ),
     "heading": Case(_heading(name="shapes", supercategory="none"), ""),
     "heading of the name of a class": Case(

@@ -85,14 +85,13 @@ def test_findings_of_every_dataset_of_a_split_count(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("argv", "message"),
+    ("options", "message"),
     [
-        (["CONFIG", "--ann-file", "x.json"], "not allowed with argument"),
-        (["CONFIG", "--img-dir", "x"], "--img-dir belongs to --ann-file"),
-        (["CONFIG", "--fix", "x.json"], "--fix corrects one of the 3 annotation files"),
+        (["--img-dir", "x"], "--img-dir belongs to --ann-file"),
+        (["--fix", "x.json"], "--fix corrects one of the 3 annotation files"),
     ],
 )
-def test_arguments_that_exclude_each_other(argv, message, capsys):
+def test_arguments_that_exclude_each_other(options, message, capsys):
     with pytest.raises(SystemExit, match="2"):
-        main([str(CONFIG) if word == "CONFIG" else word for word in argv])
+        main([str(CONFIG), *options])
     assert message in capsys.readouterr().err
