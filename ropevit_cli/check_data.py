@@ -12,11 +12,11 @@ HELP = "check datasets in COCO's format before training"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("config", nargs="?", help="config file or packaged name")
+    data, add = parser.add_mutually_exclusive_group(required=True), parser.add_argument
+    data.add_argument("config", nargs="?", help="config file or packaged name")
+    data.add_argument("--ann-file", metavar="COCO.json", help="file to check instead of a config")
     help = "splits of the config to check (default: all)"
     add("--split", nargs="+", choices=("train", "val", "test"), help=help)
-    add("--ann-file", metavar="COCO.json", help="file to check instead of a config")
     help = "the images of --ann-file (default: next to it)"
     add("--img-dir", metavar="DIRECTORY", help=help)
     help = "write a copy of the annotation file with ids, headings and file names corrected"
@@ -42,7 +42,10 @@ def run(args: argparse.Namespace) -> int:
         reports.append((title, report))
         print(f"{title}:", "\n".join(report.lines(args.show)))
         if report.findings.fixable and not args.fix:
-            print(f"  to fix: {_fix_command(args, report.files, title)}")
+            split = title.split(", ")[0]
+            alone = sum(split in other.split(", ") for other in datasets.values()) == 1
+            options = [args.config, "--split", split] if args.config and alone else []
+            print(f"  to fix: {_fix_command(report.files, options, args.cfg_options)}")
     totals = {key: sum(one.findings.count(key) for _, one in reports) for key in SEVERITIES}
     if args.json:
         counts = {f"{key}s": number for key, number in totals.items()}
@@ -62,8 +65,6 @@ def _datasets(args: argparse.Namespace) -> dict:
     from ropevit_mmdet.datasets.validation.config import coco_files
     from ropevit_mmdet.engine.config import load_config
 
-    if (args.config is None) == (args.ann_file is None):
-        args.error("give a config, or --ann-file")
     if args.config:
         if args.img_dir:
             args.error("--img-dir belongs to --ann-file")
@@ -89,15 +90,14 @@ def _fixed(args: argparse.Namespace, datasets: dict) -> dict:
     return {files._replace(ann_file=Path(args.fix), img_dir=directory): title}
 
 
-def _fix_command(args: argparse.Namespace, files: tuple, title: str) -> str:
-    """The command that corrects a dataset."""
+def _fix_command(files: tuple, config: list[str], cfg_options: list[str] | None) -> str:
+    """The command that corrects an annotation file, which a split of `config` has alone."""
     import shlex
 
     ann_file, img_dir = files[:2]
     words = ["--ann-file", ann_file, "--img-dir", img_dir]
-    if args.config:
-        words = [args.config, "--split", title.split(",")[0]]
-        words += ["--cfg-options", *args.cfg_options] if args.cfg_options else []
+    if config:
+        words = [*config, *(["--cfg-options", *cfg_options] if cfg_options else [])]
     words += ["--fix", ann_file.with_name(f"{ann_file.stem}_fixed.json")]
     return shlex.join(["ropevit", "check-data", *map(str, words)])
 

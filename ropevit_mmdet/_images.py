@@ -18,7 +18,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from ropevit_mmdet.errors import UserError
 
-SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+SUFFIXES = (".bmp", ".jfif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM")  # not EPS: it runs Ghostscript
 MAX_ASPECT = 100  # of the sides: smaller than this, resizing can leave no pixel
 VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm")
@@ -145,41 +145,31 @@ def open_image(path: str | os.PathLike[str]) -> Image.Image:
     return Image.open(path, formats=FORMATS)
 
 
-def read_image(path: str | os.PathLike[str]) -> np.ndarray:
-    """Reads an image file as RGB [H, W, 3], uint8, like mmcv's `LoadImageFromFile` with OpenCV.
+def read_image(source: str | os.PathLike[str] | Image.Image, name: object = None) -> np.ndarray:
+    """Reads an image as RGB [H, W, 3], uint8, like mmcv's `LoadImageFromFile` with OpenCV.
 
     Alpha is dropped, 16 bits are reduced to their upper 8, and the EXIF orientation is applied.
-    Raises `UserError` if the file cannot be decoded.
+    Raises `UserError`, with the image's `name` or path, if the file cannot be decoded.
     """
     try:
-        image = open_image(path)
+        if isinstance(source, Image.Image):
+            return _to_rgb(source)
+        with open_image(source) as image:
+            return _to_rgb(image)
     except Exception as error:  # Pillow's decoders raise many types
-        raise UserError(f"image {path} cannot be read: {why_unreadable(error)}") from error
-    with image:
-        return to_rgb(image, path)
-
-
-def to_rgb(image: Image.Image, name: object) -> np.ndarray:
-    """The pixels of an open image as `read_image` returns them."""
-    try:
-        image.load()
-        if exif_orientation(image) != 1:
-            image = ImageOps.exif_transpose(image)
-        if image.mode.startswith("I;16"):  # Pillow's own conversion would clip
-            return np.repeat((np.asarray(image) >> 8).astype(np.uint8)[..., None], 3, axis=2)
-        return np.array(image.convert("RGB"))
-    except Exception as error:
+        name = source if name is None else name
         raise UserError(f"image {name} cannot be read: {why_unreadable(error)}") from error
 
 
 def exif_orientation(image: Image.Image) -> int:
-    """EXIF orientation of an open image, 1 (upright) to 8; 1 if its EXIF data is corrupted."""
+    """EXIF orientation of an open image, 1 (upright) to 8; 1 if its EXIF data is invalid."""
     if image.format == "PNG":
         image.info.setdefault("exif", b"")  # without it Pillow decodes the image to find one
     try:
-        return image.getexif().get(ExifTags.Base.Orientation, 1)
+        value: Any = image.getexif().get(ExifTags.Base.Orientation)
     except Exception:  # SyntaxError, struct.error and others
         return 1
+    return value if value in range(1, 9) else 1  # cameras write 0 for "unknown"
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
@@ -238,13 +228,23 @@ class VideoWriter:
         self._writer.release()
 
 
+def _to_rgb(image: Image.Image) -> np.ndarray:
+    image.load()
+    if exif_orientation(image) != 1:
+        image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I;16"):  # Pillow's own conversion would clip
+        return np.repeat((np.asarray(image) >> 8).astype(np.uint8)[..., None], 3, axis=2)
+    return np.array(image.convert("RGB"))
+
+
 def _expand(path: Path, suffixes: tuple[str, ...]) -> list[Path]:
     """The files that a path stands for: a file of any suffix, a directory or a pattern."""
     if path.is_file() and (".mp4" in suffixes or not is_video(path)):
         return [path]
     inside = path.iterdir() if path.is_dir() else map(Path, glob.glob(str(path), recursive=True))
     try:
-        files = sorted(file for file in inside if file.suffix.lower() in suffixes)
+        found = (file for file in inside if file.suffix.lower() in suffixes)
+        files = sorted(file for file in found if not file.name.startswith("."))  # ._a.jpg of macOS
     except OSError as error:
         raise UserError(f"{path} cannot be listed: {error.strerror}") from error
     if not files:

@@ -14,7 +14,7 @@ MB = 2**20  # bytes
 
 @contextmanager
 def output_directory(out_dir: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yields an empty directory whose files move to the same places below `out_dir` at the end.
+    """Yields an empty directory that becomes `out_dir` at the end; its files move into one there.
 
     Files of the same names are replaced, others stay. After an exception nothing is moved.
     """
@@ -27,7 +27,11 @@ def output_directory(out_dir: str | os.PathLike[str]) -> Iterator[Path]:
     try:
         partial.mkdir(parents=True)
         yield partial
-        for file in sorted(path for path in partial.rglob("*") if path.is_file()):
+        if not out_dir.exists():
+            partial.rename(out_dir)
+            return
+        files = [path for path in partial.rglob("*") if path.is_file()]
+        for file in sorted(files, key=lambda path: -len(path.parts)):  # a summary at the top: last
             target = out_dir / file.relative_to(partial)
             target.parent.mkdir(parents=True, exist_ok=True)
             os.replace(file, target)
@@ -48,9 +52,15 @@ def check_output_directory(out_dir: str | os.PathLike[str]) -> None:
 def atomic_file(filepath: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """Yields a hidden file that is flushed to the disk and renamed to `filepath` at the end.
 
-    After an exception nothing is left of it, and a previous file of that name is unchanged.
+    After an exception nothing is left of it, and a previous file of that name is unchanged. What
+    is no regular file, such as `/dev/stdout`, is written to; of a link the file is replaced.
     """
     path = Path(filepath)
+    if path.exists() and not path.is_file():
+        with path.open("wb") as file:
+            yield file
+        return
+    path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     try:

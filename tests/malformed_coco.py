@@ -64,6 +64,13 @@ def write(
     return directory
 
 
+def settings(directory: Path, **options: Any) -> dict[str, Any]:
+    """A CheckedCocoDataset of what `write` has written, without a pipeline."""
+    given = dict(type="CheckedCocoDataset", data_root=f"{directory}/", pipeline=[])
+    given |= dict(ann_file="annotations.json", data_prefix=dict(img="images/"))
+    return given | dict(metainfo=dict(classes=CLASSES)) | options
+
+
 def _set(part: str = "annotations", number: int | None = 1, **fields: Any) -> Spoil:
     """Changes fields of the first entries, or all; None removes one, functions get its value."""
 
@@ -120,6 +127,10 @@ def _more_categories(content: Document) -> None:
     content["annotations"][0]["category_id"] = 6
 
 
+def _repeated(content: Document) -> None:
+    content["annotations"].append({**content["annotations"][-1], "id": 7})
+
+
 def _box_without_size(content: Document) -> None:
     """As one of the blood cells of https://github.com/Shenggan/BCCD_Dataset."""
     last = content["annotations"][-1]
@@ -129,7 +140,6 @@ def _box_without_size(content: Document) -> None:
 ANNOTATION_CASES = {
     "valid": Case(lambda content: None, ""),
     "no height": Case(_set("images", height=None), "fields", r"1\.png.*no 'height'"),
-    "half a pixel": Case(_set("images", height=83.5), "fields", r"1\.png.*height 83\.5"),
     "number as image": Case(lambda c: c["images"].append(3), "fields", "index 3.*: 3"),
     "duplicate image id": Case(_set("images", id=2), "duplicate ids", "image id 2, 2 times"),
     "text as image id": Case(
@@ -139,9 +149,8 @@ ANNOTATION_CASES = {
         _set("categories", name="square"), "duplicate ids", "lack 'circle'"
     ),
     "category gaps": Case(_renumbered("categories", "category_id", lambda i: 10 * i), ""),
-    "additional category": Case(_more_categories, "classes", "include 'more', with objects"),
+    "additional category": Case(_more_categories, "other classes"),
     "no bbox": Case(_set(bbox=None), "fields", "annotation 1 of image 1: no 'bbox'"),
-    "three numbers": Case(_set(bbox=[1, 2, 3]), "fields", r"bbox \[1, 2, 3\]"),
     "NaN in a box": Case(_set(bbox=[NAN, 2, 30, 40]), "fields", "annotation 1 of image 1: bbox"),
     "duplicate id": Case(_set(id=2), "duplicate ids", "annotation id 2, 2 times"),
     "text as id": Case(_set(id="first"), "", None, "text ids"),
@@ -154,7 +163,6 @@ ANNOTATION_CASES = {
     "box beyond": Case(_set(bbox=[-30, -30, 400, 400]), "boxes beyond"),
     "crowd": Case(_set(iscrowd=1, segmentation=run_lengths()), ""),
     "no segmentation": Case(_masks(None), "no masks", "annotation 1"),
-    "flat list": Case(_masks(SQUARE), "invalid masks", "invalid polygons"),
     "text in polygons": Case(_masks([["a"] * 6]), "invalid masks", "invalid polygons"),
     "two points": Case(_masks([[10, 12, 50, 60]]), "short polygons", None, "invalid masks"),
     "two points first": Case(
@@ -178,13 +186,12 @@ ANNOTATION_CASES = {
     "garbage as run lengths": Case(
         _masks(dict(size=SIZE, counts="zz~~é")), "invalid masks", "not run lengths"
     ),
-    "negative run lengths": Case(
-        _masks(dict(size=SIZE, counts=[30, -4, 9382])), "invalid masks", "not run lengths"
-    ),
     "heading": Case(_heading(name="shapes", supercategory="none"), ""),
     "heading of the name of a class": Case(
         _heading(name="ring", supercategory="none"), "duplicate ids", "have another order"
     ),
+    "two entries of a file": Case(_set("images", file_name="2.png"), "same file"),
+    "repeated object": Case(_repeated, "repeated objects"),
     "backslash": Case(_set("images", file_name=r".\1.png"), "file names"),
     "mostly crowds": Case(_crowds, "mostly crowds"),
     "one other image id": Case(_set(image_id="1"), "other ids"),

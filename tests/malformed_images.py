@@ -81,6 +81,7 @@ IMAGE_CASES = {
     "16 bits.png": ImageCase(_sixteen_bits),
     "rotated.jpg": ImageCase(_rotated(), "rotated", (WIDTH, HEIGHT)),
     "upside down.jpg": ImageCase(_rotated(3), "rotated"),
+    "unknown rotation.jpg": ImageCase(_rotated(0)),
     "annotated as stored.jpg": ImageCase(_rotated(), "stored size", stops=STORED),
     "corrupted EXIF.jpg": ImageCase(_corrupted_exif),
     "larger.png": ImageCase(_sized(90, 112), "other size", stops="112 x 90, annotated as 112 x 84"),

@@ -20,7 +20,8 @@ def test_files_directories_and_patterns(tmp_path):
     other.parent.mkdir()
     for path in (b, a, other):
         Image.new("RGB", (8, 6)).save(path)
-    (tmp_path / "notes.txt").touch()
+    for name in ("notes.txt", "._a.jpg"):  # the second as macOS adds it to archives
+        (tmp_path / name).touch()
     assert find_images([tmp_path, a]) == [a, b]
     assert find_images([tmp_path / "?.*"]) == [a, b]
     assert find_images([tmp_path / "**" / "*.png"]) == [b, other]

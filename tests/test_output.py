@@ -49,6 +49,31 @@ def test_files_move_at_the_end(locked, tmp_path):
     assert [path.name for path in (tmp_path / "new").rglob("*")] == ["sub", "a"]
 
 
+def test_a_killed_process_leaves_nothing_that_seems_complete(tmp_path, monkeypatch):
+    """A new directory appears at once; in one that is there the files at the top are last."""
+    moved = []
+    monkeypatch.setattr(os, "replace", lambda old, new: moved.append(new.name) or old.rename(new))
+    for expected in ([], ["z", "a.json"]):
+        with output_directory(tmp_path / "out") as directory:
+            (directory / "sub").mkdir()
+            for name in ("a.json", "sub/z"):
+                (directory / name).touch()
+        assert moved == expected and (tmp_path / "out" / "sub" / "z").is_file()
+
+
+def test_pipes_are_written_to_and_links_kept(tmp_path):
+    """As `--json /dev/stdout`, which root could replace by a file."""
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    for name in ("pipe", "link"):
+        with atomic_file(tmp_path / name) as file:
+            file.write(name.encode())
+    assert os.read(reader, 9) == b"pipe" and (tmp_path / "pipe").is_fifo()
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "file").read_bytes() == b"link"
+    os.close(reader)
+
+
 def test_an_exception_leaves_the_previous_file(tmp_path):
     target = tmp_path / "weights.pth"
     target.write_bytes(b"before")

@@ -16,7 +16,7 @@ from mmengine.model.utils import revert_sync_batchnorm
 from mmengine.structures import InstanceData
 from PIL import Image
 
-from ropevit_mmdet._images import check_aspect, read_image, to_rgb
+from ropevit_mmdet._images import check_aspect, read_image
 from ropevit_mmdet.compat.config import type_name
 from ropevit_mmdet.datasets import dataset_classes, innermost_datasets
 from ropevit_mmdet.engine.config import build_detector, load_config
@@ -190,10 +190,8 @@ def _test_pipeline(config: Config) -> Compose:
 
 
 def _bgr(image: ImageLike, name: object) -> np.ndarray:
-    if isinstance(image, (str, os.PathLike)):
-        return read_image(image)[:, :, ::-1]
-    if isinstance(image, Image.Image):
-        return to_rgb(image, name)[:, :, ::-1]
+    if isinstance(image, (str, os.PathLike, Image.Image)):
+        return read_image(image, name)[:, :, ::-1]
     shape: Any = getattr(image, "shape", ())
     dtype = getattr(image, "dtype", "")
     if len(shape) != 3 or shape[2] != 3 or 0 in shape or dtype != np.uint8:

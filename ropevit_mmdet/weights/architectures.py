@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from typing import Any
 
@@ -107,7 +107,7 @@ def resolve_arch(arch: str | Mapping[str, Any] | Arch) -> Arch:
     if isinstance(arch, str):
         return _by_name(arch)
     settings, fields = dict(arch), [field.name for field in dataclasses.fields(Arch)]
-    findings = [f"unknown key {key!r}{_closest(key, fields)}" for key in arch if key not in fields]
+    findings = [f"unknown key {key!r}{closest(key, fields)}" for key in arch if key not in fields]
     findings += [f"it needs {key!r}" for key in _LENGTHS[:-1] if key not in arch]
     if findings:
         raise UserError(f"arch as a dict: {'; '.join(findings)}")
@@ -141,19 +141,20 @@ def with_defaults(arch: Arch, keys: tuple[str, ...]) -> Arch:
     return dataclasses.replace(arch, **{key: defaults[key] for key in keys})
 
 
+def closest(word: str, known: Iterable[str]) -> str:
+    """Text that asks whether one of the similar known words was meant; `""` if none is similar."""
+    close = difflib.get_close_matches(word, known, n=3, cutoff=0.5)
+    return f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
+
+
 @cache
 def _by_name(name: str) -> Arch:
     key = ALIASES.get(name.lower(), name.lower())
     if key in _TABLE:
         return _TABLE[key]
     if key not in PUBLISHED:
-        raise UserError(f"unknown arch {name!r}{_closest(key, [*_TABLE, *ALIASES, *PUBLISHED])}")
+        raise UserError(f"unknown arch {name!r}{closest(key, [*_TABLE, *ALIASES, *PUBLISHED])}")
     return Arch(**PUBLISHED[key].settings)
-
-
-def _closest(word: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(word, known, n=3, cutoff=0.5)
-    return f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
 
 
 ACTIVATION_NAMES = tuple(

@@ -84,10 +84,10 @@ class Checkpoint:
     def _pool_fits(self, arch: Arch) -> bool:
         if self.origin in ("mmengine", "Meta") or self.is_detector:
             return True
-        pooled = "attn_pool.latent" in self.head
-        multi_head = "attn_pool.q.weight" in self.head
-        fits = multi_head == (arch.attn_pool_type == "MultiHeadAttentionPool")
-        return pooled == arch.attn_pool_head and (fits or not pooled)
+        if "attn_pool.latent" not in self.head:
+            return not arch.attn_pool_head
+        multi_head = arch.attn_pool_type == "MultiHeadAttentionPool"
+        return arch.attn_pool_head and multi_head == ("attn_pool.q.weight" in self.head)
 
     def with_config(self, arch: Arch) -> Arch:
         """An architecture with the overrides of the file's `config`."""
@@ -144,18 +144,11 @@ def read_checkpoint(
 
 
 def read_pretrained(init_cfg: Any) -> Checkpoint | None:
-    """Reads the checkpoint that an `init_cfg` of mmengine names, in any of its forms.
+    """Reads the last checkpoint that an `init_cfg` of mmengine names; None if it names none.
 
-    Args:
-        init_cfg: None, an entry or a list of entries. Those of another type than `Pretrained` have
-            no effect on weights that are loaded afterwards, as mmengine does. An entry may have
-            `prefix`, `revise_keys` and `map_location`, which changes nothing: weights are copied.
-
-    Returns:
-        The last checkpoint that is named; None if none is.
-
-    Raises:
-        UserError: keys that mmengine does not have, or see `read_checkpoint`.
+    Entries of another type than `Pretrained` have no effect on weights that are loaded afterwards,
+    as in mmengine; nor has `map_location`, as weights are copied. Raises `UserError` for keys that
+    mmengine does not have, and as `read_checkpoint`.
     """
     named = pretrained_entries(init_cfg)
     if not named:

@@ -73,10 +73,8 @@ def inner_backbone(model: nn.Module) -> Any:
 
 def has_backbone(model: nn.Module, checkpoint: Mapping[str, Any]) -> bool:
     """Whether a checkpoint has all weights of the model's backbone: see `skip_init`."""
-    targets = _backbone_targets(model)
-    return bool(targets) and number_fitting(targets, checkpoint.get("state_dict", {})) == len(
-        targets
-    )
+    targets, weights = _backbone_targets(model), checkpoint.get("state_dict", {})
+    return bool(targets) and number_fitting(targets, weights) == len(targets)
 
 
 def skip_init(model: Any) -> None:
@@ -124,18 +122,10 @@ def saved_classes(checkpoint: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def check_classes(saved: Sequence[str], configured: Sequence[str], source: str) -> str | None:
-    """Compares the class names in a checkpoint with those of a config, label by label.
+    """Compares the class names in the checkpoint `source` with as many of a config's dataset.
 
-    Args:
-        saved: the names in the checkpoint's `dataset_meta`; empty: nothing is compared.
-        configured: the names of the config's dataset. The checks of `num_classes` compare numbers.
-        source: names the checkpoint in messages.
-
-    Returns:
-        A warning if as many names are others; None if they are equal or not compared.
-
-    Raises:
-        UserError: the same names in another order: every label would mean another class.
+    Returns a warning for other names; None if they are equal, or other checks compare their number.
+    Raises `UserError` for another order: every label would mean another class.
     """
     saved, configured = tuple(saved), tuple(configured)
     if saved == configured or len(saved) != len(configured):

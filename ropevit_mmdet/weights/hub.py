@@ -1,7 +1,6 @@
 """Checkpoints named by path, URL, `birder://`, `timm://` or `hf://`, as verified local files."""
 
 import contextlib
-import difflib
 import hashlib
 import http.client
 import re
@@ -17,6 +16,7 @@ from filelock import FileLock
 
 from ropevit_mmdet.compat.checkpoint import existing_file, shards
 from ropevit_mmdet.errors import UserError
+from ropevit_mmdet.weights.architectures import closest
 from ropevit_mmdet.weights.other_architectures import TIMM
 from ropevit_mmdet.weights.published import WEIGHTS, PublishedWeights
 
@@ -26,8 +26,8 @@ NAMELESS = ("model", "pytorch_model")  # stems of files that only their reposito
 NEIGHBORS = ("config.json", "preprocessor_config.json")  # which say what such a file is
 
 _HUB = re.compile(  # repository, revision, file
-    r"(?:hf://([^/@]+/[^/@]+)(?:@([^/]+))?|https://huggingface\.co/([^/]+/[^/]+)/resolve/([^/]+))"
-    r"/([^?]+)(?:\?.*)?"
+    r"(?:hf://([^/@]+/[^/@]+)(?:@([^/]+))?|"
+    r"https://huggingface\.co/([^/]+/[^/]+)/(?:resolve|blob)/([^/]+))/([^?]+)(?:\?.*)?"
 )
 
 
@@ -37,7 +37,7 @@ def resolve_weights(source: str | Path) -> Path:
     Args:
         source: a path; an http(s) or file URL; `birder://NAME` or `timm://NAME[.TAG]`, of
             `ropevit weights`; or `hf://OWNER/REPO[@REVISION]/FILE`, a file of the Hugging Face Hub.
-            URLs of files on that hub are the same as `hf://`.
+            URLs of files on that hub, and of their pages, are the same as `hf://`.
 
     Returns:
         The path of an existing file.
@@ -123,9 +123,8 @@ def _sha256(path: Path, modified: int, size: int) -> str:
 def _expected(scheme: str, name: str) -> str:
     known: dict[str, Iterable[str]] = dict(birder=WEIGHTS, timm=TIMM)
     if scheme in known:
-        close = difflib.get_close_matches(name, known[scheme], n=3)
-        fix = f"did you mean {' or '.join(close)}?" if close else "`ropevit weights` lists them"
-        return f"{scheme} publishes no RoPE ViT of that name; {fix}"
+        fix = closest(name, known[scheme]) or "; `ropevit weights` lists them"
+        return f"{scheme} publishes no RoPE ViT of that name{fix}"
     return (
         "expected a path, an http(s) URL, birder://NAME, timm://NAME or "
         "hf://OWNER/REPO[@REVISION]/FILE"
@@ -139,14 +138,10 @@ def _downloaded(url: str) -> Path:
     gets the hash of the URL: others end in `model.pth` too.
     """
     path = Path(urlsplit(url).path.rpartition("/")[2] or "checkpoint")
-    if not _is_published(url) and not re.search(r"-(?!\d+$)[0-9a-f]{8,}$", path.stem):
+    if not _located(url)[1] and not re.search(r"-(?!\d+$)[0-9a-f]{8,}$", path.stem):
         digest = hashlib.sha256(url.encode()).hexdigest()[:8]
         path = path.with_stem(f"{path.stem}-{digest}")
     return Path(torch.hub.get_dir()) / "checkpoints" / path
-
-
-def _is_published(url: str) -> bool:
-    return any(entry.url == url for entry in WEIGHTS.values())
 
 
 def _hub_address(url: str) -> dict[str, Any] | None:
@@ -170,7 +165,7 @@ def _download(url: str) -> Path:
                 torch.hub.download_url_to_file(url, str(target))
         return target
     except (OSError, ValueError, http.client.HTTPException, HTTPError) as error:
-        is_read = address is None or _is_published(url)  # see `cached_file`
+        is_read = address is None or _located(url)[1]  # see `cached_file`
         by_hand = f"; or download {url} to {target}" if is_read else ""
         raise UserError(f"download of {url} failed: {hub_reason(error)}{by_hand}") from error
 

@@ -63,12 +63,9 @@ def inferred_settings(
 
 def contradictions(arch: Arch, inferred: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Settings that differ -> (of the architecture, of the weights)."""
-    expected = dataclasses.asdict(arch) | dict(
-        layer_scale=arch.layer_scale_init_value is not None,
-        prelu=arch.act_layer_type == "prelu",
-        stem_batch_norm=arch.stem_norm_layer_type == "BatchNorm2d",
-        mixed_rope=arch.rope_style == "mixed",
-    )
+    expected = dataclasses.asdict(arch)
+    expected |= {flag: expected[field] == value for flag, (field, value) in _FLAGS.items()}
+    expected["layer_scale"] = arch.layer_scale_init_value is not None
     return {
         key: (expected[key], value)
         for key, value in inferred.items()

@@ -25,21 +25,13 @@ def find_weights(
     prefix: str | None = None,
     revise_keys: Sequence[tuple[str, str]] = (),
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The weights of a file under their plain names, and its other fields.
+    """The weights in the content of a file under their plain names, and its other fields.
 
-    Args:
-        content: what the file contains: weights, or fields with weights in `state` (birder) or
-            `state_dict` (mmengine).
-        source: names the file in messages.
-        prefix: only the weights below it, without it: `"backbone."`, or the key of a nested dict,
-            `"teacher.backbone."`. As in mmengine, its last dot is optional.
-        revise_keys: (pattern, replacement) of regular expressions, applied to all names first.
-
-    Returns:
-        Weights, none if the file has none, and the other fields.
-
-    Raises:
-        UserError: weights under other keys, or none below `prefix`; it names those of the file.
+    Weights are the content itself, or its `state` (birder) or `state_dict` (mmengine). `prefix`, of
+    which the last dot is optional as in mmengine, takes those below it (`"backbone."`) or below the
+    key of a nested dict (`"teacher.backbone."`). `revise_keys`, patterns with their replacements,
+    change all names first. Weights under other keys, or none below `prefix`, are a `UserError` that
+    names the keys of the file.
     """
     fields = dict(content) if isinstance(content, Mapping) else {}
     key = next((key for key in _KEYS if _tensors(fields.get(key))), None)

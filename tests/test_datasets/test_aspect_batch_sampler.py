@@ -5,7 +5,6 @@ import pytest
 from mmdet.registry import DATA_SAMPLERS
 from mmengine.dataset import DefaultSampler, InfiniteSampler
 
-from benchmarks.aspect import SQUARE, padded_batches
 from ropevit_mmdet import AspectBatchSampler
 from ropevit_mmdet.engine.config import load_config
 
@@ -62,13 +61,3 @@ def test_endless_batches_are_alike_and_complete():
         ratios = [data[i][0] / data[i][1] for i in batch]
         assert max(ratios) / min(ratios) < 1.2
     assert {index for batch in found for index in batch} == set(range(50))
-
-
-def test_padding_of_sizes_as_in_coco():
-    shapes = padded_batches(images=1600, batch=8, side=896, divisor=56)
-    pixels = {
-        name: sum(n * h * w for (h, w), n in count.items()) / sum(count.values()) / 896**2
-        for name, count in shapes.items()
-    }
-    assert pixels[SQUARE] == 1 and pixels["as they come"] > 0.95
-    assert pixels["mmdet's two groups"] > 0.82 and pixels["similar aspects"] < 0.78

@@ -181,6 +181,19 @@ def test_classes_of_the_evaluators_file_are_checked(metric, tiny):
         check_datasets(config)
 
 
+def test_categories_that_mmdet_sorts_by_id(tiny):
+    """Those of Objects365, whose files have them in different orders."""
+    config, write = tiny
+    config.val_dataloader.dataset.type = "Objects365V2Dataset"
+    config.val_evaluator.ann_file = config.val_dataloader.dataset.ann_file = write(
+        "other", lambda content: content["categories"].reverse()
+    )
+    with pytest.raises(UserError, match="^val_evaluator: .* have another order"):
+        check_datasets(config, ("val",))
+    config.val_evaluator.sort_categories = True
+    check_datasets(config, ("val",))
+
+
 def test_the_dataset_itself_reports_what_is_missing(tiny):
     """For mmdet's own tools, which check nothing before they build."""
     settings = dict(tiny[0].train_dataloader.dataset, type="CheckedCocoDataset", pipeline=[])

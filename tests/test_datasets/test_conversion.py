@@ -5,6 +5,7 @@ import io
 import json
 import os
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -51,7 +52,8 @@ def yolo_line(name, polygon, segments):
     return " ".join(map(str, [NAMES.index(name), *scaled]))
 
 
-def write_yolo(root, segments=False):
+def write_yolo(root, segments=False, **content):
+    """`content` replaces keys of its data.yaml."""
     for split, images in IMAGES.items():
         for name, objects in images.items():
             image(root / f"images/{split}/{name}.JPG", rotated=name == "a")
@@ -60,39 +62,25 @@ def write_yolo(root, segments=False):
             path.parent.mkdir(parents=True, exist_ok=True)
             if lines:
                 path.write_text("\n".join(lines) + "\n")
-    content = dict(path="/content/elsewhere", train="images/train", val=["images/val"])
-    (root / "data.yaml").write_text(yaml.safe_dump(content | dict(names=dict(enumerate(NAMES)))))
-
-
-def write_yolo_segments(root):
-    write_yolo(root, segments=True)
+    default = dict(path="/content/elsewhere", train="images/train", val=["images/val"])
+    default["names"] = dict(enumerate(NAMES))
+    (root / "data.yaml").write_text(yaml.safe_dump(default | content))
 
 
 def write_yolo_roboflow(root):
-    write_yolo(root)
+    paths = {split: f"../{split}/images" for split in ("train", "valid", "test")}
+    write_yolo(root, names=list(NAMES), **paths, val=paths["valid"])
     for split, name in (("train", "train"), ("val", "valid")):
         (root / name).mkdir()
         for part in ("images", "labels"):
             (root / part / split).rename(root / name / part)
-    content = dict(train="../train/images", val="../valid/images", test="../test/images")
-    content |= dict(nc=2, names=list(NAMES))
-    (root / "data.yaml").write_text(yaml.safe_dump(content))
-
-
-def write_yolo_ultralytics(root):
-    """The path of its data.yaml is relative to another directory."""
-    write_yolo(root)
-    content = dict(path=f"../{root.name}", train="images/train", val="images/val")
-    (root / "data.yaml").write_text(yaml.safe_dump(content | dict(names=list(NAMES))))
 
 
 def write_yolo_lists(root):
-    write_yolo(root)
+    write_yolo(root, train="train.txt", val="val.txt")
     for split in IMAGES:
         paths = sorted((root / "images" / split).glob("*"))
         (root / f"{split}.txt").write_text("".join(f"./images/{split}/{p.name}\n" for p in paths))
-    content = dict(train="train.txt", val="val.txt", names=list(NAMES))
-    (root / "data.yaml").write_text(yaml.safe_dump(content))
 
 
 def write_darknet(root):
@@ -105,6 +93,18 @@ def write_darknet(root):
     (root / "obj.names").write_text("\n".join(NAMES))
 
 
+def write_darknet_lists(root):
+    """As its own manual has it: one directory, and lists."""
+    write_darknet(root)
+    (root / "obj").mkdir()
+    for split, images in IMAGES.items():
+        for path in (root / f"obj_{split}_data").iterdir():
+            path.rename(root / "obj" / path.name)
+        lines = [f"data/obj/{name}.jpg\n" for name in images]
+        (root / f"{split}.txt").write_text("".join(lines))
+    (root / "obj.data").write_text("classes = 2\ntrain = data/train.txt\nvalid = data/val.txt\n")
+
+
 def write_voc(root):
     for images in IMAGES.values():
         for name, objects in images.items():
@@ -113,7 +113,7 @@ def write_voc(root):
             for one, polygon, difficult in objects:
                 x, y, w, h = box(polygon)
                 rows.append(
-                    f"<object><name>{one}</name><difficult>{int(difficult)}</difficult><bndbox>"
+                    f"<object><name> {one}\n</name><difficult>{int(difficult)}</difficult><bndbox>"
                     f"<xmin>{x}</xmin><ymin>{y}</ymin><xmax>{x + w}</xmax><ymax>{y + h}.0</ymax>"
                     "</bndbox></object>"
                 )
@@ -153,10 +153,21 @@ def write_voc_subsets(root):
     image(root / "JPEGImages/other/e.jpg")
 
 
-def write_yolo_windows(root):
-    write_yolo(root)
-    content = (root / "data.yaml").read_text()
-    (root / "data.yaml").write_text(content.replace("images/", "images\\"))
+def write_voc_renamed(root):
+    """The file names inside are those of before."""
+    write_voc(root)
+    for name, other in (("a", "e"), ("e", "a"), ("d", "gone")):
+        path = root / f"Annotations/{name}.xml"
+        path.write_text(path.read_text().replace(f">{name}.jpg", f">{other}.jpg"))
+
+
+def write_yolo_links(root):
+    """Its directories are on another disk."""
+    write_yolo(root.with_name("disk"))
+    root.mkdir()
+    for name in ("images", "labels", "data.yaml"):
+        (root / name).symlink_to(root.with_name("disk") / name)
+    (root / "loop").symlink_to(root)
 
 
 def write_labelme(root):
@@ -184,7 +195,8 @@ def write_createml(root, keys=("image", "annotations"), space=" "):
                 coordinates = dict(x=x + w / 2, y=y + h / 2, width=w, height=h)
                 labels.append(dict(label=one, coordinates=coordinates))
             rows.append({keys[0]: f"{name}.jpg".replace(" ", space), keys[1]: labels})
-        (root / directory / "_annotations.createml.json").write_text(json.dumps(rows))
+        path = root / directory / "_annotations.createml.json"
+        path.write_text(json.dumps(rows), encoding="utf-8-sig")  # as programs on Windows write it
 
 
 def write_createml_of_2018(root):
@@ -194,15 +206,18 @@ def write_createml_of_2018(root):
 # Writer, and whether the format has polygons, flags of difficult objects, an order of classes.
 FORMATS = {
     "yolo": (write_yolo, False, False, True),
-    "yolo segments": (write_yolo_segments, True, False, True),
+    "yolo segments": (partial(write_yolo, segments=True), True, False, True),
     "yolo of Roboflow": (write_yolo_roboflow, False, False, True),
-    "yolo of ultralytics": (write_yolo_ultralytics, False, False, True),
+    "yolo of ultralytics": (partial(write_yolo, path="../src"), False, False, True),
     "yolo with lists": (write_yolo_lists, False, False, True),
     "yolo of Darknet": (write_darknet, False, False, True),
-    "yolo of Windows": (write_yolo_windows, False, False, True),
+    "yolo of Darknet, lists": (write_darknet_lists, False, False, True),
+    "yolo of Windows": (partial(write_yolo, train=r"images\train"), False, False, True),
+    "yolo with links": (write_yolo_links, False, False, True),
     "voc": (write_voc, False, True, False),
     "voc of a devkit": (write_voc_devkit, False, True, False),
     "voc in subsets": (write_voc_subsets, False, True, False),
+    "voc of renamed files": (write_voc_renamed, False, True, False),
     "labelme": (write_labelme, True, True, False),
     "createml": (write_createml, False, False, False),
     "createml of 2018": (write_createml_of_2018, False, False, False),
@@ -333,6 +348,7 @@ def test_voc_corners_are_taken_as_they_are_and_boxes_without_size_reported(tmp_p
         (write_yolo, "yolo", "labels/train/a.txt", "7 .5 .5 .1 .1", "a.txt: .* one of 2 classes"),
         (write_yolo, "yolo", "labels/train/a.txt", "-1 .5 .5 .1 .1", "a.txt: .* is not `class x y"),
         (write_voc, "voc", "JPEGImages/a.jpg", None, "1 label files have no image in .*a.xml"),
+        (write_voc, "voc", "Annotations/old/a.xml", "", "a in .*train.txt, which has 2 XML files"),
         (write_voc, "voc", "JPEGImages", None, "has no images: name their directory by --images"),
         (write_voc, "voc", "Annotations/a.xml", "<annotation><object>", "a.xml has no valid voc"),
         (write_createml, "createml", "train/x.json", '[{"image": "a.jpg", "annotations": [{}]}]',
@@ -348,6 +364,7 @@ def test_invalid_labels_are_named_and_nothing_is_written(
     write(tmp_path / "src")
     path = tmp_path / "src" / file
     if text is not None:
+        path.parent.mkdir(exist_ok=True)
         path.write_text(text)
     elif path.is_dir():
         shutil.rmtree(path)
@@ -358,6 +375,25 @@ def test_invalid_labels_are_named_and_nothing_is_written(
     line = fails(capsys, "convert", label_format, tmp_path / "src", "-o", tmp_path / "out")
     assert len(line) < 400
     assert [path.name for path in tmp_path.iterdir()] == ["src"]
+
+
+def test_notes_say_what_is_lost(tmp_path):
+    root = tmp_path / "src"
+    write_yolo_lists(root)
+    write_yolo(root, train="train.txt", val=None)
+    with (root / "train.txt").open("a") as file:
+        file.write("images/train/gone.jpg\n")
+    label = root / "labels/train/a.txt"
+    label.write_text(2 * (label.read_text().splitlines()[0] + "\n"))
+    result = convert("yolo", root, tmp_path / "out")
+    assert result.images == dict(train=3) and result.objects.total() == 2
+    for words in (
+        "trains and evaluates on the same images: the only splits are train",
+        "1 images of",
+        "train.txt that do not exist are skipped",
+        "1 objects that repeat another are skipped",
+    ):
+        assert any(words in note for note in result.notes), words
 
 
 def test_classes_and_the_directory_must_fit(tmp_path):

@@ -7,6 +7,7 @@ import pytest
 import torch
 from mmdet.registry import DATASETS, MODELS
 from mmengine.dataset import pseudo_collate
+from mmengine.logging import MMLogger
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import init_default_scope
 
@@ -136,10 +137,25 @@ def test_invalid_settings(custom, lines, message):
     [
         (("dark", "bright"), "lack 'bright' of the config's classes"),
         (("cat",), "lack 'cat' of the config's classes and include 'dark', 'light', with objects"),
-        (("dark",), "include 'light', with objects, which the config's classes lack"),
         (("light", "dark"), "have another order than the config's classes"),
     ],
 )
 def test_classes_that_do_not_match(custom, classes, message):
     with pytest.raises(UserError, match=message):
         check_datasets(custom(classes=classes))
+
+
+def test_some_of_the_classes(custom, tmp_path, monkeypatch):
+    """Objects of the others are neither trained nor evaluated, as in mmdet; a line says so."""
+    config, lines = custom(classes=("light",)), []
+    check_datasets(config)
+    monkeypatch.setattr(MMLogger.get_current_instance(), "warning", lines.append)
+    dataset = DATASETS.build(config.val_dataloader.dataset)
+    found = [len(dataset.get_data_info(index)["instances"]) for index in range(4)]
+    assert found == [1, 0, 1, 0] and "include 'dark', with objects" in lines[0]
+    path = tmp_path / "data" / "instances_photos.json"
+    content = json.loads(path.read_text())
+    content["annotations"] = [one for one in content["annotations"] if one["category_id"] == 1]
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match="0 usable objects: all are of other classes than the"):
+        check_datasets(config)

@@ -19,7 +19,7 @@ from ropevit_mmdet.engine.config import load_config
 from ropevit_mmdet.errors import UserError
 from ropevit_mmdet.evaluation.annotations import find_image
 from tests.commands import ropevit
-from tests.malformed_coco import ANNOTATION_CASES, CLASSES, document, scene, write
+from tests.malformed_coco import ANNOTATION_CASES, CLASSES, document, scene, settings, write
 from tests.test_configs import CONFIGS
 
 HEADING = dict(id=0, name="shapes", supercategory="none")
@@ -189,9 +189,7 @@ def test_file_names_of_other_systems(file, name, tmp_path, monkeypatch):
     content["images"][0]["file_name"] = name
     (tmp_path / "annotations.json").write_text(json.dumps(content))
     monkeypatch.setattr(MMLogger.get_current_instance(), "warning", lines.append)
-    settings = dict(type="CheckedCocoDataset", data_root=f"{tmp_path}/", pipeline=[])
-    settings |= dict(ann_file="annotations.json", data_prefix=dict(img="images/"))
-    dataset = DATASETS.build(settings | dict(metainfo=dict(classes=CLASSES)))
+    dataset = DATASETS.build(settings(tmp_path))
     assert dataset[0]["img_path"] == str(path) and len(lines) == (file != name)
     assert find_image(path, ids_by_name(content["images"])) == content["images"][0]["id"]
     places = {"file names": [f"{name}: {path}"]} if file != name else {}

@@ -15,7 +15,7 @@ from mmengine.registry import init_default_scope
 from pycocotools import mask as rle
 
 from ropevit_mmdet.datasets.run_length_masks import LoadRunLengths, RunLengthMasks
-from tests.malformed_coco import CLASSES, HEIGHT, WIDTH, document, write
+from tests.malformed_coco import HEIGHT, WIDTH, document, settings, write
 from tests.test_configs import CONFIGS
 
 OPERATIONS = [
@@ -80,11 +80,9 @@ def test_transforms_that_assign_masks_or_build_them_from_pixels():
         np.testing.assert_array_equal(again[1].masks, again[0].masks)
 
 
-def settings(directory, pipeline):
+def dataset_of(directory, pipeline):
     init_default_scope("mmdet")
-    settings = dict(type="CheckedCocoDataset", data_root=f"{directory}/", pipeline=pipeline)
-    settings |= dict(ann_file="annotations.json", data_prefix=dict(img="images/"))
-    return settings | dict(metainfo=dict(classes=CLASSES))
+    return DATASETS.build(settings(directory, pipeline=pipeline))
 
 
 @pytest.mark.parametrize("name", ["train_pipeline", "test_pipeline"])
@@ -94,7 +92,7 @@ def test_pipelines_give_the_masks_of_mmdet(name, tmp_path):
     content["annotations"][0].update(iscrowd=1, segmentation=code)
     write(tmp_path, content)
     pipeline = Config.fromfile(CONFIGS / "_base_/datasets/coco_lsj.py")[name]
-    dataset = DATASETS.build(settings(tmp_path, pipeline))
+    dataset = dataset_of(tmp_path, pipeline)
     (step,) = [one for one in dataset.pipeline.transforms if isinstance(one, LoadAnnotations)]
     masks = []
     for cls in (LoadRunLengths, LoadAnnotations):
@@ -114,7 +112,7 @@ def test_a_pipeline_has_no_copy_of_all_masks(tmp_path):
         content["annotations"][number - 1] = dict(one, id=number)
     write(tmp_path, content)
     pipeline = Config.fromfile(CONFIGS / "_base_/datasets/shapes.py").test_pipeline
-    dataset = DATASETS.build(settings(tmp_path, pipeline))
+    dataset = dataset_of(tmp_path, pipeline)
     dataset[0]
     tracemalloc.start()
     dataset[0]

@@ -32,6 +32,7 @@ from tests.malformed_coco import (
     UNUSABLE,
     WIDTH,
     document,
+    settings,
     write,
 )
 from tests.malformed_images import IMAGE_CASES, with_image
@@ -59,12 +60,10 @@ def coco_pipeline() -> list[dict]:
     return pipeline
 
 
-def dataset(directory: Path, *, test_mode: bool = False, **options):
+def dataset(directory: Path, **options):
     init_default_scope("mmdet")
-    settings = dict(type="CheckedCocoDataset", data_root=f"{directory}/", test_mode=test_mode)
-    settings |= dict(ann_file="annotations.json", data_prefix=dict(img="images/"))
-    settings |= dict(metainfo=dict(classes=CLASSES), pipeline=coco_pipeline())
-    return DATASETS.build(settings | dict(filter_cfg=dict(filter_empty_gt=True)) | options)
+    ours = dict(pipeline=coco_pipeline(), filter_cfg=dict(filter_empty_gt=True))
+    return DATASETS.build(settings(directory, **(ours | options)))
 
 
 def train_step(model, items: list[dict]) -> None:

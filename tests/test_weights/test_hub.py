@@ -47,9 +47,9 @@ def test_resolve_weights_path(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("source", "words"),
     [
-        ("birder://rope_vit_reg4_b14_capi-place365", f"did you mean {NAME} or"),
+        ("birder://rope_vit_reg4_b14_capi-place365", f"did you mean '{NAME}' or"),
         ("birder://../../etc/passwd", "`ropevit weights` lists them"),
-        ("timm://vit_small_patch16_dino", "did you mean vit_small_patch16_dinov3"),
+        ("timm://vit_small_patch16_dino", "did you mean 'vit_small_patch16_dinov3'"),
         ("timm://vit_base_patch14_dinov2", "timm publishes no RoPE ViT of that name"),
         ("s3://bucket/file.pt", "expected a path, an http"),
         ("hf://owner/repo", "expected a path"),
@@ -107,7 +107,8 @@ def test_resolve_weights_hf(hf_hub):
     hf_hub.files[FILE.replace("main", "v2")] = b"second"
     assert resolve_weights("hf://me/detector@v2/weights/epoch_3.pth").read_bytes() == b"second"
     url = f"https://huggingface.co{FILE.replace('main', 'v2')}"
-    assert resolve_weights(url).read_bytes() == b"second"
+    for address in (url, url.replace("resolve", "blob")):  # the second is that of its page
+        assert resolve_weights(address).read_bytes() == b"second"
 
 
 @pytest.mark.parametrize(

@@ -108,7 +108,10 @@ def _read(label_format: str, src: Path, index: ImageIndex) -> list[Labels]:
     try:
         reader = READERS[label_format](src, index) if index.files else ()
         for one in tqdm(reader, "reading", unit="image", disable=None, leave=False):
-            labels.append(one._replace(image=Path(os.path.abspath(one.image))))
+            objects = [*{repr(fields): fields for fields in one.objects}.values()]
+            index.skipped["objects that repeat another"] += len(one.objects) - len(objects)
+            image = Path(os.path.abspath(one.image))
+            labels.append(one._replace(image=image, objects=objects))
     except UserError:
         raise
     except Exception as error:  # of a parser, or of a reader for labels of another form
@@ -137,7 +140,12 @@ def _notes(labels: list[Labels], objects: list[dict], index: ImageIndex) -> Iter
         yield f"{len(unused):,} images have no labels, such as {min(unused)}: skipped"
     if shared := len(labels) - len({one.image for one in labels}):
         yield f"{shared:,} images are in more than one split"
-    yield from (f"{number:,} {what} are skipped" for what, number in index.skipped.items())
+    splits = {one.split for one in labels}
+    if "train" not in splits or len(splits) == 1:
+        there = ", ".join(sorted(splits))
+        yield f"the config trains and evaluates on the same images: the only splits are {there}"
+    skipped = +index.skipped  # what is more than 0
+    yield from (f"{number:,} {what} are skipped" for what, number in skipped.items())
 
 
 def _write_split(directory: Path, split: str, labels: list[Labels], result: Conversion) -> None:

@@ -1,5 +1,6 @@
 """Labels of an image, whatever their format, and where its file is."""
 
+import os
 import re
 import unicodedata
 from collections import Counter
@@ -44,16 +45,18 @@ class ImageIndex:
             self._by_stem.setdefault(_key(path.stem), []).append(path)
 
     def find(self, label: Path, name: str = "") -> Path | None:
-        """The image of a label file: named in it, or of its name; adds to `missing` if None."""
+        """The image of a label file: of its own name, else named in it; adds to `missing` if None.
+
+        The name inside is often that of before a renaming.
+        """
         named = Path(name.replace("\\", "/"))
-        if name and (label.parent / named).is_file():
-            return label.parent / named
-        paths = self.of_stem(named.stem) or self.of_stem(label.stem)
-        split = split_of(label.parent)
+        exact, split = os.path.normpath(label.parent / named), split_of(label.parent)
+        paths = self.of_stem(label.stem) or self.of_stem(named.stem)
 
         def score(path: Path) -> tuple[Any, ...]:
-            ends = (_common_end(path.parent, one.parent) for one in (named, label))
-            return path.name == named.name, next(ends), split_of(path.parent) == split, next(ends)
+            of_name, of_label = (_common_end(path.parent, one.parent) for one in (named, label))
+            own = split_of(path.parent) == split
+            return str(path) == exact, path.name == named.name, of_name, own, of_label
 
         highest = max(map(score, paths), default=None)
         best = [path for path in paths if score(path) == highest]
@@ -67,23 +70,27 @@ class ImageIndex:
         return self._by_stem.get(_key(stem), [])
 
 
-def annotation(
-    name: str,
+def annotation(name: Any, box: Sequence[float] | None = None, **shape: Any) -> dict[str, Any]:
+    """A COCO annotation with a class name in place of ids; arguments as `object_fields`."""
+    return {"name": str(name).strip(), **object_fields(box, **shape)}
+
+
+def object_fields(
     box: Sequence[float] | None = None,
     *,
     polygons: Sequence[Sequence[float]] = (),
     mask: np.ndarray | None = None,
     crowd: bool = False,
 ) -> dict[str, Any]:
-    """A COCO annotation with a class name in place of ids; lengths are in pixels.
+    """The fields of a COCO annotation that are no ids; lengths are in pixels.
 
     `box` is (x, y, width, height), by default that of the mask [H, W] or of polygons [x, y, ...].
     """
-    fields: dict[str, Any] = {"name": name, "iscrowd": int(crowd)}
+    fields: dict[str, Any] = {"iscrowd": int(crowd)}
     if mask is not None:
         code = rle.encode(np.asfortranarray(mask, np.uint8))
         fields |= {"segmentation": code | {"counts": code["counts"].decode()}}
-        area, around = float(rle.area(code)), rle.toBbox(code)
+        area, around = number(rle.area(code)), rle.toBbox(code)
     elif polygons:
         fields["segmentation"] = [list(map(number, polygon)) for polygon in polygons]
         contours = [np.array(polygon).reshape(-1, 2) for polygon in fields["segmentation"]]
@@ -96,13 +103,19 @@ def annotation(
 
 
 def find_files(root: Path, *suffixes: str) -> list[Path]:
-    """The files below a directory with one of the suffixes, in any case, without hidden ones."""
-    paths = (path for path in root.rglob("*") if path.suffix.lower() in suffixes)
-    return sorted(
-        path
-        for path in paths
-        if not any(part.startswith(".") for part in path.relative_to(root).parts)
-    )
+    """The files below a directory with one of the suffixes, in any case, without hidden ones.
+
+    Links to directories are followed, once: large data is often elsewhere.
+    """
+    paths, seen = list[Path](), set[str]()
+    for directory, directories, names in os.walk(root, followlinks=True):
+        if (real := os.path.realpath(directory)) in seen:
+            directories.clear()
+            continue
+        seen.add(real)
+        directories[:] = [name for name in directories if not name.startswith(".")]
+        paths += [Path(directory, name) for name in names if not name.startswith(".")]
+    return sorted(path for path in paths if path.suffix.lower() in suffixes)
 
 
 def split_of(path: Path, default: str = "train") -> str:

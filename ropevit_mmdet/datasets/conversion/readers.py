@@ -27,14 +27,15 @@ from ropevit_mmdet.datasets.conversion.labels import (
 from ropevit_mmdet.errors import UserError
 
 Reader = Callable[[Path, ImageIndex], Iterable[Labels]]
+_VOC_LISTS = ("ImageSets", "Main")
 _NAME_FILES = ("classes.txt", "obj.names", "_darknet.labels", "predefined_classes.txt")
 
 
 def read_yolo(src: Path, images: ImageIndex) -> Iterator[Labels]:
     """YOLO: text files with `class x y width height` or `class x y x y x y ...` in 0..1.
 
-    Classes and splits come from `data.yaml`, else from a file of names and the directories. An
-    image without a label file has no objects.
+    Classes and splits come from `data.yaml`, else from a file of names and, without a `*.data`, the
+    directories. An image without a label file has no objects.
     """
     settings = _yolo_settings(src)
     images.classes = settings["names"]
@@ -57,7 +58,7 @@ def read_yolo(src: Path, images: ImageIndex) -> Iterator[Labels]:
 
 
 def _yolo_settings(src: Path) -> dict[str, Any]:
-    """The content of `data.yaml` with a list of `names`, or that of a file of names."""
+    """The content of `data.yaml` with a list of `names`, or that of Darknet's files."""
     for path in [*sorted(src.glob("*.yaml")), *sorted(src.glob("*.yml"))]:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
         if isinstance(content, dict) and (names := content.get("names")):
@@ -69,7 +70,19 @@ def _yolo_settings(src: Path) -> dict[str, Any]:
             f"{src} has no class names: add data.yaml with `names: [...]`, or classes.txt with a "
             "name per line"
         )
-    return {"names": list(read_lines(files[0]))}
+    return {"names": list(read_lines(files[0]))} | _darknet_splits(src)
+
+
+def _darknet_splits(src: Path) -> dict[str, str]:
+    """The lists of images that a file `*.data` names, if there are such images."""
+    lines = [line.partition("=") for path in find_files(src, ".data") for line in read_lines(path)]
+    values = {key.strip(): value.strip() for key, _, value in lines}
+    splits = {}
+    for split, key in (("train", "train"), ("val", "valid")):
+        path = _yolo_path(values[key], src, {}) if key in values else None
+        if path and path.is_file() and any(_yolo_path(one, src, {}) for one in read_lines(path)):
+            splits[split] = values[key]
+    return splits
 
 
 def _yolo_splits(
@@ -82,8 +95,9 @@ def _yolo_splits(
         for value in values if isinstance(values, list) else [values]:
             path = _yolo_path(value, src, settings)
             if path and path.is_file():
-                found = filter(None, (_yolo_path(one, src, settings) for one in read_lines(path)))
-                paths = dict.fromkeys(found)
+                listed = [_yolo_path(one, src, settings) for one in read_lines(path)]
+                paths = dict.fromkeys(filter(None, listed))
+                images.skipped[f"images of {path} that do not exist"] += listed.count(None)
             else:
                 paths = dict.fromkeys(find_files(path, *SUFFIXES) if path else ())
             if not paths and split == "test":  # Roboflow names it where it has none
@@ -152,22 +166,25 @@ def read_voc(src: Path, images: ImageIndex) -> Iterator[Labels]:
 
     Corners are taken as they are; difficult objects are crowds, which no evaluation counts.
     """
-    lists = sorted(src.rglob("ImageSets/Main/*.txt"))
+    lists = sorted(path for path in find_files(src, ".txt") if path.parts[-3:-1] == _VOC_LISTS)
     for root in dict.fromkeys(path.parents[2] for path in lists) or [src]:
         files = find_files(root, ".xml")
-        by_name: dict[Path, Path] = {}  # a file by each end of its path, without suffix
+        by_name: dict[Path, list[Path]] = {}  # files by each end of their paths, without suffix
         for path in files:
             parts = path.relative_to(root).with_suffix("").parts
-            by_name |= {Path(*parts[start:]): path for start in range(len(parts))}
+            for start in range(len(parts)):
+                by_name.setdefault(Path(*parts[start:]), []).append(path)
         named = {path.stem: path for path in lists if path.parents[2] == root}
         names = [name for name in ("train", "trainval", "val", "test") if name in named]
         for name in [one for one in names if one != "trainval" or "train" not in named]:
             for line in read_lines(named[name]):
                 stem = Path(line) if Path(line) in by_name else Path(line.split()[0])
-                if found := by_name.get(stem) or by_name.get(stem.with_suffix("")):
-                    yield from _voc_file(found, split_of(Path(name)), images)
+                found = by_name.get(stem) or by_name.get(stem.with_suffix(""), [])
+                if len(found) == 1:
+                    yield from _voc_file(found[0], split_of(Path(name)), images)
                 else:
-                    images.missing.append(f"{stem} in {named[name]}, which has no XML file")
+                    number_found = f"{len(found) or 'no'} XML files"
+                    images.missing.append(f"{stem} in {named[name]}, which has {number_found}")
         for path in [] if names else files:
             yield from _voc_file(path, split_of(path.relative_to(src).parent), images)
 
@@ -262,7 +279,7 @@ def read_createml(src: Path, images: ImageIndex) -> Iterator[Labels]:
 def _json_files(src: Path, images: ImageIndex, content_type: type) -> Iterator[tuple[Path, Any]]:
     for path in find_files(src, ".json"):
         images.reading = path
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_bytes())  # UTF-8 or 16, as its start shows
         if isinstance(content, content_type):
             yield path, content
 

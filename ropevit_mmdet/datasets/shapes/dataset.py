@@ -1,12 +1,11 @@
 """Writes the shapes dataset: rendered images as PNG files, annotations as COCO JSON.
 
-Masks are uncompressed run-length codes, which unlike polygons are exact for occluded shapes.
+Masks are run-length codes, which unlike polygons are exact for occluded shapes.
 """
 
 import json
 import multiprocessing
 import os
-import shutil
 import signal
 import sys
 from collections import Counter
@@ -19,6 +18,8 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from ropevit_mmdet._output import output_directory
+from ropevit_mmdet.datasets.conversion.labels import object_fields
 from ropevit_mmdet.datasets.shapes.scene import CLASSES, MIN_SIDE, SceneObject, draw_scene
 from ropevit_mmdet.errors import UserError
 
@@ -40,8 +41,8 @@ def generate(
 ) -> dict[str, Any]:
     """Writes `<root>/{train,val,test}/000001.png` and `<root>/annotations/instances_*.json`.
 
-    An image depends only on (seed, split, index, size, non_square). All files are written next to
-    `root` and moved there at once. A dataset of the same parameters is kept.
+    An image depends only on (seed, split, index, size, non_square). A dataset of the same
+    parameters is kept, and one that is not complete has no `shapes.json`.
 
     Args:
         root: Directory to write.
@@ -67,39 +68,22 @@ def generate(
             return existing
     if issue := _issue(root, parameters | images):
         raise UserError(issue)
-    written = root.with_name(f".{root.name}.partial-{os.getpid()}")
-    shutil.rmtree(written, ignore_errors=True)  # of a killed process; in containers ids repeat
-    written.mkdir(parents=True)
-    try:
-        splits = _write_images(written, parameters, workers or min(8, os.cpu_count() or 1))
+    with output_directory(root) as directory:
+        splits = _write_images(directory, parameters, workers or min(8, os.cpu_count() or 1))
         content = {"parameters": parameters, "classes": list(CLASSES), "splits": splits}
-        (written / SUMMARY_FILE).write_text(json.dumps(content, indent=1) + "\n")
-        if root.exists():
-            root.rmdir()  # it is empty
-        written.rename(root)
-    finally:
-        shutil.rmtree(written, ignore_errors=True)
+        (directory / SUMMARY_FILE).write_text(json.dumps(content, indent=1) + "\n")
     return content
 
 
 def _issue(root: Path, given: dict[str, Any]) -> str | None:
     """Why a dataset cannot be written."""
-    minima = {"train": 0, "val": 0, "test": 0, "seed": 0, "non_square": 0}
-    minima |= {"size": -(-MIN_SIDE * 4 // 3)}
+    minima = dict.fromkeys((*SPLITS, "seed", "non_square"), 0) | {"size": -(-MIN_SIDE * 4 // 3)}
     for name, low in minima.items():
         if given[name] < low:
             return f"{name} must be at least {low}, not {given[name]}"
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         return f"{root} has other content, or shapes of other parameters: choose another directory"
     return None
-
-
-def encode_mask(mask: np.ndarray) -> dict[str, list[int]]:
-    """The uncompressed COCO run-length code of a mask [H, W]: column by column, zeros first."""
-    flat = np.concatenate(([False], mask.ravel(order="F")))
-    starts = np.flatnonzero(flat[1:] != flat[:-1])
-    counts = np.diff(starts, prepend=0, append=mask.size)
-    return {"size": list(mask.shape), "counts": counts.tolist()}
 
 
 def _write_images(directory: Path, parameters: dict[str, Any], workers: int) -> dict[str, Any]:
@@ -122,7 +106,8 @@ def _write_images(directory: Path, parameters: dict[str, Any], workers: int) -> 
                 images.append(image)
                 for one in objects:
                     ids = {"id": len(annotations) + 1, "image_id": image["id"]}
-                    annotations.append(ids | _annotation(one))
+                    ids["category_id"] = one.label + 1
+                    annotations.append(ids | object_fields(mask=one.mask, crowd=one.is_crowd))
             info = {"description": f"Shapes dataset, {split} split", "parameters": parameters}
             content = {"info": info, "licenses": [], "categories": categories}
             content |= {"images": images, "annotations": annotations}
@@ -147,18 +132,6 @@ def _render(
     name = f"{index + 1:06d}.png"
     Image.fromarray(pixels).save(directory / name, compress_level=3)
     return {"id": index + 1, "file_name": name, "height": height, "width": width}, objects
-
-
-def _annotation(one: SceneObject) -> dict[str, Any]:
-    rows = np.flatnonzero(one.mask.any(axis=1)).tolist()
-    columns = np.flatnonzero(one.mask.any(axis=0)).tolist()
-    return {
-        "category_id": one.label + 1,
-        "iscrowd": int(one.is_crowd),
-        "bbox": [columns[0], rows[0], columns[-1] - columns[0] + 1, rows[-1] - rows[0] + 1],
-        "area": int(one.mask.sum()),
-        "segmentation": encode_mask(one.mask),
-    }
 
 
 def _statistics(images: list[dict[str, Any]], annotations: list[dict[str, Any]]) -> dict[str, Any]:

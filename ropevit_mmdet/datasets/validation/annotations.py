@@ -84,7 +84,8 @@ def check_annotations(
         why = ", ".join(counts) or "the file has no annotations"
         text = f"nothing to {task}: {len(images):,} images, 0 usable objects: {why}"
         findings.add("nothing usable", text)
-    if "categories" in content and (issue := _classes_issue(content, files.classes)):
+    known = files.classes and "categories" in content
+    if known and (issue := _classes_issue(content, files)):
         findings.add(*issue)
     return findings
 
@@ -103,6 +104,8 @@ def _check_object(
         key = "image_id" if one["image_id"] not in images else "category_id"
         other = check == "other ids"
         return f"have {key}s of another type than the ids" if other else f"have unknown {key}s"
+    if files.classes and categories[one["category_id"]]["name"] not in files.classes:
+        return "are of other classes than the config's"
     image = images[one["image_id"]]
     place, size = f"{image['file_name']}, annotation {one['id']}", (image["height"], image["width"])
     if check := _box_check(one, image):
@@ -135,28 +138,32 @@ def _why_unused(one: Mapping[str, Any], box_check: str, files: CocoFiles) -> str
     return "have polygons of less than three points" if short_parts else ""
 
 
-def _classes_issue(content: Mapping[str, Any], classes: Sequence[str]) -> tuple[str, str] | None:
+def _classes_issue(content: Mapping[str, Any], files: CocoFiles) -> tuple[str, str] | None:
     """Why the categories of a file do not give the labels of a config's classes; None if they do.
 
-    mmdet numbers classes in the file's order and ignores objects of other categories. No classes
-    mean those of the file; categories without objects, such as a heading, do no harm. Returns the
-    name of the check, and the details.
+    mmdet numbers classes in the file's order and ignores objects of other categories; those without
+    objects, such as a heading, do no harm. Returns the name of the check, and the details.
     """
+    classes = files.classes
     entries = [one for one in content.get("annotations") or () if isinstance(one, dict)]
     used = {str(one.get("category_id")) for one in entries}
-    categories = [one for one in content["categories"] if isinstance(one, dict) and "name" in one]
+    categories = [one for one in content["categories"] if not field_issue(one, ("id", "name"))]
+    if files.by_id:
+        categories.sort(key=lambda one: one["id"])
     names = [one["name"] for one in categories]
     extra = [one["name"] for one in categories
-             if one["name"] not in classes and str(one.get("id")) in used]  # fmt: skip
+             if one["name"] not in classes and str(one["id"]) in used]  # fmt: skip
     missing = [name for name in classes if name not in names]
-    check = "classes" if missing or extra else "class order"
-    if not classes or not extra and [name for name in names if name in classes] == list(classes):
+    others = f"include {_listed(extra)}, with objects, which the config's classes lack"
+    if missing:
+        check, issue = "classes", f"lack {_listed(missing)} of the config's classes"
+        issue += f" and {others}" if extra else ""
+    elif [name for name in names if name in classes] != list(classes):
+        check, issue = "class order", "have another order than the config's classes"
+    elif extra:
+        check, issue = "other classes", others
+    else:
         return None
-    issues = [
-        f"lack {_listed(missing)} of the config's classes" if missing else "",
-        f"include {_listed(extra)}, with objects, which the config's classes lack" if extra else "",
-    ]
-    issue = " and ".join(filter(None, issues)) or "have another order than the config's classes"
     return check, f"{_listed(names)}: they {issue} ({_listed(classes)}); {CHECKS[check].fix}"
 
 
@@ -233,14 +240,20 @@ def _check_ids(
     part: str, entries: Sequence[dict[str, Any]], evaluated: bool, findings: Findings
 ) -> None:
     what = SINGULAR[part]
-    for key in ("id", "name") if part == "categories" else ("id",):
+    for key in {"images": ("id", "file_name"), "categories": ("id", "name")}.get(part, ("id",)):
+        check = "same file" if key == "file_name" else "duplicate ids"
         for value, count in Counter(one[key] for one in entries).items():
             if count > 1:
-                findings.add("duplicate ids", f"{what} {key} {value!r}, {count} times")
+                findings.add(check, f"{what} {key} {value!r}, {count} times")
             if evaluated and key == "id" and isinstance(value, str):
                 findings.add("text ids", f"{what} {value!r}")
             if evaluated and part == "annotations" and value == 0:
                 findings.add("id 0", f"{what} {value!r}")
+    if part == "annotations":
+        objects = ((one["image_id"], one["category_id"], *one["bbox"]) for one in entries)
+        for (image_id, _, *box), count in Counter(objects).items():
+            if count > 1:
+                findings.add("repeated objects", f"image {image_id!r}, bbox {box}: {count} times")
 
 
 def _listed(names: Sequence[Any]) -> str:

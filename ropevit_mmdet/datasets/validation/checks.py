@@ -23,6 +23,7 @@ class CocoFiles(NamedTuple):
     searched: bool = True  # whether the dataset finds images that are not in img_dir
     partial: bool = False  # whether only some of its images are evaluated
     local: bool = True  # whether it is read without another storage backend
+    by_id: bool = False  # whether labels follow the ids of the categories, and not their order
 
 
 class Check(NamedTuple):
@@ -48,6 +49,10 @@ CHECKS = {
         ERROR, "categories in another order than the config's classes: labels follow the file",
         f"{FIXED} orders the file; for a new training, classes in the order of the file do, too",
     ),
+    "other classes": Check(
+        WARNING, "objects of other classes than the config's: neither trained nor evaluated",
+        "to use them, list their classes in metainfo.classes, in the order of the file",
+    ),
     "nothing usable": Check(ERROR, "no usable objects", "use another annotation file"),
     "mostly crowds": Check(
         WARNING, "most objects are crowds or ignored: not trained",
@@ -66,6 +71,14 @@ CHECKS = {
     ),
     "unknown ids": Check(
         WARNING, "annotations of images or categories that the file lacks: ignored", _EXPORT
+    ),
+    "same file": Check(
+        WARNING, "images that are listed several times: each has only its own objects",
+        "give all annotations of a file to one image",
+    ),
+    "repeated objects": Check(
+        WARNING, "objects of one class and box: an evaluation counts all but one as missed",
+        _CORRECT,
     ),
     "file names": Check(
         WARNING, "file names that are found only with / for \\, decoded or in part",

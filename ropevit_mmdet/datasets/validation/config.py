@@ -6,9 +6,9 @@ import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from mmdet.datasets import CocoDataset
+from mmdet.datasets import CocoDataset, Objects365V1Dataset, Objects365V2Dataset
 from mmdet.evaluation import CocoMetric
 from mmdet.registry import DATASETS, METRICS
 from mmengine.config import Config
@@ -89,6 +89,7 @@ def dataset_files(dataset: CocoDataset) -> CocoFiles:
         searched=getattr(dataset, "finds_images", False),
         partial=bool(dataset._indices or filters and not dataset.test_mode),
         local=is_local(vars(dataset), dataset.ann_file, img_dir),
+        by_id=isinstance(dataset, (Objects365V1Dataset, Objects365V2Dataset)),
     )
 
 
@@ -193,7 +194,7 @@ def _findings(content: Mapping[str, Any], files: CocoFiles, required: bool) -> F
     """All findings for a CheckedCocoDataset; LVIS and others read entries of another form."""
     findings = check_annotations(content, files, required)
     if not files.searched:
-        general = ("classes", "class order", "nothing usable")
+        general = ("classes", "class order", "other classes", "nothing usable")
         findings.places = {key: findings.places[key] for key in general if key in findings.places}
     return findings
 
@@ -210,6 +211,7 @@ def _metric_issues(
     if not is_coco or metric.get("format_only") or not datasets:
         return
     files = datasets[0]._replace(ann_file=path, trained=False, local=False, searched=False)
+    files = files._replace(by_id=bool(metric.get("sort_categories")))
     yield from content_issues(read(path), files, _findings(read(path), files, True))
     yield from _image_issues(path, datasets, read)
     if any(files.partial for files in datasets) and type_name(metric) != "FastCocoMetric":
@@ -223,7 +225,7 @@ def _image_issues(path: Path, datasets: Sequence[CocoFiles], read: Read) -> Iter
     """Compares the images of an annotation file, by id, name and size, with those of datasets."""
     if len(datasets) == 1 and path.samefile(datasets[0].ann_file):
         return
-    tested: dict[Any, _Image] = {}
+    tested: dict[Any, tuple[Path, str]] = {}
     boxes = set()
     for files in datasets:
         images = _images_by_id(read(files.ann_file), files.img_dir)
@@ -233,31 +235,26 @@ def _image_issues(path: Path, datasets: Sequence[CocoFiles], read: Read) -> Iter
         boxes |= _boxes(read(files.ann_file))
     expected = _images_by_id(read(path), Path())
     fix = "set both to one ann_file, or to files of the same images"
+    missing = Path("missing"), ""
     for key in tested | expected:
-        one, other = tested.get(key, _Image()), expected.get(key, _Image())
-        names = name_forms(os.path.abspath(one.path)), name_forms(str(other.path))
-        if one.size != other.size or set(names[0]).isdisjoint(names[1]):
-            yield f"image {key!r} is {one} in the dataset, but {other} in {path}: {fix}"
+        (one, size), (other, other_size) = tested.get(key, missing), expected.get(key, missing)
+        same = set(name_forms(os.path.abspath(one))) & set(name_forms(str(other)))
+        if size != other_size or not same:
+            texts = f"{one}{size} in the dataset, but {other}{other_size} in {path}"
+            yield f"image {key!r} is {texts}: {fix}"
     if boxes and boxes.isdisjoint(_boxes(read(path))):  # splits with the same ids and names
         yield f"{path} has no box of the dataset's: {fix}"
 
 
-class _Image(NamedTuple):
-    path: Path = Path()
-    size: tuple[Any, ...] = ()  # width and height
-
-    def __str__(self) -> str:
-        return f"{self.path} ({self.size[0]} x {self.size[1]})" if self.size else "missing"
-
-
-def _images_by_id(content: Mapping[str, Any], img_dir: Path) -> dict[Any, _Image]:
-    images = (one for one in content["images"] if isinstance(one, dict))
+def _images_by_id(content: Mapping[str, Any], img_dir: Path) -> dict[Any, tuple[Path, str]]:
+    """Path and text of the size of each image with a valid id."""
+    images = [one for one in content["images"] if not field_issue(one, ("id",))]
     return {
-        one["id"]: _Image(
-            img_dir / str(one.get("file_name")), tuple(map(one.get, ("width", "height")))
+        one["id"]: (
+            img_dir / str(one.get("file_name")),
+            f" ({one.get('width')} x {one.get('height')})",
         )
         for one in images
-        if isinstance(one.get("id"), int | str)
     }
 
 

@@ -35,10 +35,10 @@ def fix_annotations(files: CocoFiles) -> tuple[dict[str, Any], list[str]]:
         changes.append("categories ordered as the config's classes")
     changes += _link(images, annotations, "image_id", "images")
     changes += _link(categories, annotations, "category_id", "categories")
-    empty = [one for one in annotations if has_no_size(one.get("bbox"))]
-    if empty:
-        annotations[:] = [one for one in annotations if not has_no_size(one.get("bbox"))]
-        changes.append(f"{len(empty)} boxes without width or height removed")
+    sized = [one for one in annotations if not _has_no_size(one.get("bbox"))]
+    if empty := len(annotations) - len(sized):
+        annotations[:] = sized
+        changes.append(f"{empty} boxes without width or height removed")
     ids = [one.get("id") for one in annotations]
     if len({*map(str, ids)}) < len(ids) or not all(isinstance(one, int) and one for one in ids):
         for number, one in enumerate(annotations, start=1):
@@ -53,11 +53,6 @@ def fix_annotations(files: CocoFiles) -> tuple[dict[str, Any], list[str]]:
     return content, changes
 
 
-def has_no_size(box: Any) -> bool:
-    """Whether a width or height is 0: nothing is learned from the box, and nothing matches it."""
-    return isinstance(box, list) and len(box) == 4 and 0 in box[2:]
-
-
 def is_heading(one: dict[str, Any], categories: Entries, used: set[str]) -> bool:
     """Whether a category without objects is a heading of the others, as Roboflow writes it."""
     others = [other for other in categories if other is not one]
@@ -68,6 +63,11 @@ def is_heading(one: dict[str, Any], categories: Entries, used: set[str]) -> bool
     first = one.get("id") == 0 and own == "none" and own not in groups
     top = one.get("name") in groups and own in (None, "", "none")
     return first or top or one.get("name") in [other.get("name") for other in others]
+
+
+def _has_no_size(box: Any) -> bool:
+    """Whether a width or height is 0: nothing is learned from the box, and nothing matches it."""
+    return isinstance(box, list) and len(box) == 4 and 0 in box[2:]
 
 
 def _link(entries: Entries, annotations: Entries, key: str, what: str) -> list[str]:

@@ -5,15 +5,8 @@ from pathlib import Path
 
 import cv2
 
-from ropevit_mmdet._images import (
-    exif_orientation,
-    open_image,
-    read_image,
-    upright_size,
-    why_unreadable,
-)
+from ropevit_mmdet._images import exif_orientation, open_image, upright_size, why_unreadable
 from ropevit_mmdet.datasets.validation.checks import CHECKS, ERROR
-from ropevit_mmdet.errors import UserError
 
 _ENDS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND"}
 _TAIL = 64  # bytes that contain the end marker of most complete files
@@ -29,17 +22,14 @@ def check_image(
     try:
         with open_image(path) as image:
             orientation, upright = exif_orientation(image), upright_size(image)
-            decode = decode or _seems_truncated(path, image.format or "")
-        if decode:
-            read_image(path)
-            if cv2.imread(str(path)) is None:
-                return [("unreadable", "OpenCV cannot decode it")]
+            if decode or _seems_truncated(path, image.format or ""):
+                image.load()
+                if cv2.imread(str(path)) is None:
+                    return [("unreadable", "OpenCV cannot decode it")]
     except FileNotFoundError:
         names = os.listdir(path.parent) if path.parent.is_dir() else []
         similar = [name for name in names if name.casefold() == path.name.casefold()]
         return [("missing", f"there is {similar[0]!r}" if similar else "")]
-    except UserError as error:
-        return [("unreadable", str(error).partition("cannot be read: ")[2])]
     except Exception as error:  # Pillow's parsers raise many types
         return [("unreadable", why_unreadable(error))]
     findings = []
