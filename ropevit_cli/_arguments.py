@@ -35,7 +35,7 @@ def detector_arguments(
     args: argparse.Namespace, others: int = 0, *, more: bool = False
 ) -> tuple[str | None, str, list[str]]:
     """Returns CONFIG or None, CHECKPOINT, and `others` more arguments, or `more` than that."""
-    from ropevit_mmdet.engine.detector_config import is_config
+    from ropevit_mmdet.engine.config import is_config
     from ropevit_mmdet.errors import UserError
 
     given = [args.detector, *args.rest]

@@ -81,10 +81,10 @@ def evaluate(args: argparse.Namespace) -> dict[str, float]:
 def prepare(args: argparse.Namespace) -> "tuple[Config, list[str]]":
     """Returns the config of the run, and warnings, after all checks that need no work dir."""
     from ropevit_mmdet._output import check_output_directory
+    from ropevit_mmdet.compat.checkpoint import embedded_config
     from ropevit_mmdet.datasets import check_datasets, compare_classes
     from ropevit_mmdet.engine.config import build_detector, load_config, use_show
     from ropevit_mmdet.engine.config_checks import check_config
-    from ropevit_mmdet.engine.detector_config import embedded_config
     from ropevit_mmdet.weights.detector_checkpoint import fitted, read_detector_checkpoint
 
     given, checkpoint, _ = detector_arguments(args)

@@ -98,7 +98,8 @@ def prepare(args: argparse.Namespace) -> "tuple[Config, list[str], bool]":
     options.use_log(config, args.log)  # first: --cfg-options may set its back-ends
     config = options.load_config(config, args.cfg_options, **run)
     check_output_directory(config.work_dir)
-    (options.use_amp if args.amp else options.check_full_precision)(config)
+    if args.amp:
+        options.use_amp(config)
     if args.auto_scale_lr:
         options.use_auto_scale_lr(config)
     if args.early_stop:
@@ -117,6 +118,9 @@ def prepare(args: argparse.Namespace) -> "tuple[Config, list[str], bool]":
     if not config.get("load_from"):
         checks.check_normalization(model)
     checkpoint = check_start(model, config)
+    randomness = config.get("randomness") or {}
+    if config.get("resume") and randomness.get("seed") is None:  # the sampler is built before
+        config.randomness = dict(randomness, seed=checkpoint["meta"].get("seed"))
     warnings += compare_classes(config, "train", checkpoint, str(config.get("load_from")))
     return config, warnings, has_backbone(model, checkpoint)
 

@@ -66,6 +66,14 @@ def type_name(settings: Any) -> str:
     return "Pretrained" if name == "PretrainedInit" else name
 
 
+def flat(value: Any, at: tuple = ()) -> Iterator[tuple[tuple, Any]]:
+    """A value and all values in it, by their keys and indices."""
+    yield at, value
+    items = enumerate(value) if isinstance(value, (list, tuple)) else ()
+    for key, inner in value.items() if isinstance(value, Mapping) else items:
+        yield from flat(inner, (*at, key))
+
+
 def metric_settings(evaluator: Any) -> list[Any]:
     """The entries of the metrics of an evaluator: one, a list, or those of an `Evaluator`."""
     metrics = evaluator.get("metrics", evaluator) if isinstance(evaluator, Mapping) else evaluator

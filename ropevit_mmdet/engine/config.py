@@ -78,6 +78,12 @@ def load_config(
     return config
 
 
+def is_config(name: str) -> bool:
+    """Whether an argument is a config, and no checkpoint: by its suffix, or as a packaged one."""
+    packaged = not Path(name).is_file() and packaged_config(name)
+    return name.endswith((".py", ".json", ".yaml", ".yml")) or "::" in name or bool(packaged)
+
+
 def _read_file(path: str | os.PathLike[str], imports: bool) -> tuple[Config, Path]:
     file: Any = Path(path) if Path(path).is_file() else packaged_config(str(path))
     if "::" in str(path):
@@ -102,13 +108,8 @@ def build_detector(config: Config, *, random: bool = True) -> nn.Module:
     weights are all loaded, or only compared.
     """
     init_default_scope(config.get("default_scope") or "mmdet")
-    try:
-        with nullcontext() if random else _ZerosForRandom():
-            return MODELS.build(deepcopy(config.model))
-    except (KeyError, TypeError) as error:
-        if ("registry" if isinstance(error, KeyError) else "argument") not in str(error):
-            raise
-        raise UserError(f"the config's model: {_one_line(error)}") from error
+    with nullcontext() if random else _ZerosForRandom():
+        return MODELS.build(deepcopy(config.model))
 
 
 def use_amp(config: Config) -> None:
@@ -123,16 +124,6 @@ def use_amp(config: Config) -> None:
     wrapper.setdefault("loss_scale", "dynamic")
     if "FSDP" in type_name(config.get("strategy")):
         wrapper.setdefault("use_fsdp", True)  # a gradient scaler for shards
-
-
-def check_full_precision(config: Config) -> None:
-    """Refuses settings of mixed precision in a config that does not enable it."""
-    wrapper = config.get("optim_wrapper") or {}
-    settings = {"dtype", "loss_scale"} & wrapper.keys()
-    _require(
-        not settings or type_name(wrapper) not in ("", "OptimWrapper"),
-        f"optim_wrapper.{min(settings, default='')} needs mixed precision: add --amp or remove it",
-    )
 
 
 def use_auto_scale_lr(config: Config) -> None:
@@ -273,12 +264,10 @@ def _why_unreadable(error: BaseException) -> str:
 
 
 def _settings_of_mmdet_2(config: Config) -> str:
-    data: Any = config.get("data")
-    is_new = any(f"{split}_dataloader" in config for split in ("train", "val", "test"))
-    keys = ["samples_per_gpu", "workers_per_gpu", *(() if is_new else ("train", "val", "test"))]
-    old = [f"data.{key}" for key in keys if isinstance(data, Mapping) and key in data]
     keys = "lr_config optimizer_config checkpoint_config log_config evaluation runner".split()
-    return ", ".join(old + [key for key in keys if isinstance(config.get(key), Mapping)])
+    if not any(f"{split}_dataloader" in config for split in ("train", "val", "test")):
+        keys.insert(0, "data")
+    return ", ".join(key for key in keys if isinstance(config.get(key), Mapping))
 
 
 def _require(condition: Any, message: str) -> None:

@@ -1,5 +1,6 @@
 """Checkpoints under weights_only=True: mmengine's training checkpoints load, nothing else runs."""
 
+import math
 import os
 import zipfile
 
@@ -187,6 +188,8 @@ def test_literal_config():
     config = Config.fromfile(ROOT / "configs" / "ropevit_maskrcnn.py")
     read = checkpoint.literal_config(config.pretty_text, "x.pth")  # as mmengine saves it
     assert read.to_dict() == config.to_dict()
+    infinite = dict(end=[math.inf, -math.inf], clip_grad=dict(max_norm=math.inf))
+    assert checkpoint.literal_config(Config(infinite).pretty_text, "x.pth").to_dict() == infinite
 
 
 CODE = ["import os", "a = b", "a = dict([(1, 2)])", "a = dict(**{'b': 1})", "a.b = 1", "a =", 3]

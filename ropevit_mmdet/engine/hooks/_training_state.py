@@ -1,4 +1,4 @@
-"""What a resumed run restores besides weights and optimizer: random states, place in the data."""
+"""The state of a run besides weights and optimizer: random states, place in the data, flags."""
 
 import random
 from collections.abc import Callable, Iterator
@@ -7,11 +7,19 @@ from typing import Any
 
 import numpy as np
 import torch
+from mmengine.dist import all_reduce
 from mmengine.logging import print_log
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
 from torch.utils.data import DataLoader
 
 _EPOCH_SEED_STEP = 100_003  # between the seeds of two epochs; more than the number of workers
+
+
+def in_any_process(flag: bool) -> bool:
+    """Whether the flag is set in any process of the run."""
+    number = torch.tensor(float(flag))
+    all_reduce(number, "max")
+    return bool(number)
 
 
 def random_states() -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The checks at the start of a run: strides, normalization, classes and batch size."""
 
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -151,6 +152,19 @@ def test_normalization_is_checked_where_the_checkpoint_is_read(normalized):
     model.backbone.init_cfg["checkpoint"] = "gone.pt"
     runner._load_from = "trained.pth"
     hook.before_run(runner)
+
+
+def test_resume_checks_the_file_that_is_resumed(tmp_path, monkeypatch):
+    """ResumableCheckpointHook finds it where a work dir has moved, too."""
+    torch.save(dict(weights=torch.ones(1)), tmp_path / "iter_2.pth")
+    (tmp_path / "last_checkpoint").write_text("/moved/since/iter_2.pth")
+    check = Mock(return_value={})
+    monkeypatch.setattr("ropevit_mmdet.engine.hooks.rope_vit_checks.check_start", check)
+    runner = SimpleNamespace(model=torch.nn.Identity(), work_dir=tmp_path, _has_loaded=False)
+    runner._load_from, runner._resume = None, True
+    RoPEViTChecks().before_run(runner)
+    settings = dict(load_from=tmp_path / "iter_2.pth", resume=True)
+    check.assert_called_once_with(runner.model, settings)
 
 
 @pytest.mark.parametrize(
