@@ -25,8 +25,8 @@ _TRANSLATIONS = (
 )  # fmt: skip
 # What mmengine, which builds the objects of a config, and Python say of wrong types and arguments.
 _WRONG_SETTING = re.compile(
-    r"\S+ is not in the \S+ registry|.*__init__\(\) (got an unexpected keyword|missing \d+ req).+"
-    r"|`cfg` .+ must contain the key \"type\".*"
+    r"\S+ is not in the [\w: -]+ registry|`cfg` .+ must contain the key \"type\".*"
+    r"|.*__init__\(\) (got an unexpected keyword|missing \d+ required).+"
 )
 
 

@@ -6,7 +6,7 @@ from inspect import isclass, signature
 from typing import Any
 
 from mmdet.datasets.samplers import MultiSourceSampler
-from mmdet.registry import DATA_SAMPLERS, HOOKS, LOOPS, METRICS
+from mmdet.registry import DATA_SAMPLERS, HOOKS, LOOPS, METRICS, OPTIMIZERS
 from mmengine.config import Config
 from mmengine.dataset import InfiniteSampler
 from mmengine.hooks import CheckpointHook
@@ -27,7 +27,8 @@ _HOOK_SETTINGS = {"type", "_scope_", "priority", *signature(CheckpointHook).para
 def check_config(config: Config, splits: Sequence[str]) -> list[str]:
     """Checks the settings of a run of `splits`, except for the model; returns warnings.
 
-    Unknown types and arguments are not among them: mmengine names them before the first iteration.
+    Most unknown types and arguments are not among them: mmengine names these before the first
+    iteration.
 
     Raises:
         UserError: With the first issue: settings that a split needs; a sampler without an end, or a
@@ -35,9 +36,9 @@ def check_config(config: Config, splits: Sequence[str]) -> list[str]:
     """
     init_default_scope(config.get("default_scope") or "mmdet")
     issues = [issue for split in splits for issue in _missing(config, split)]
-    issues += [issue for split in splits for issue in _loader_issues(config, split)]
     if "train" in splits:
-        issues += [*_schedule_issues(config), *_hook_issues(config), *_figure_issues(config)]
+        issues += [*_type_issues(config), *_schedule_issues(config), *_figure_issues(config)]
+    issues += [issue for split in splits for issue in _loader_issues(config, split)]
     if issues:
         raise UserError(issues[0])
     return list(_checkpoint_warnings(config)) if "train" in splits else []
@@ -81,8 +82,13 @@ def _schedule_issues(config: Config) -> Iterator[str]:
             )
 
 
-def _hook_issues(config: Config) -> Iterator[str]:
-    """Arguments that checkpoint hooks do not have: these fail at the first checkpoint."""
+def _type_issues(config: Config) -> Iterator[str]:
+    """What mmengine, or another check, would name late or not."""
+    registries = {"optimizer": OPTIMIZERS, "train_cfg": LOOPS}
+    for path, one in _walk(config, "optim_wrapper", "train_cfg"):
+        registry = registries.get(path.rpartition(".")[2])
+        if registry is not None and "type" in one and _target(one, registry) is None:
+            yield f"{path}.type: nothing is registered as {one['type']!r}"
     for path, hook, cls in _checkpoint_hooks(config):
         for key in sorted(hook.keys() - _HOOK_SETTINGS - signature(cls).parameters.keys()):
             yield f"{path}.{key}: {cls.__name__} has no argument {key!r}"

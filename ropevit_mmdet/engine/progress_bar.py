@@ -50,10 +50,12 @@ class _ProgressBars(Hook):
         self.show("validate", batch_idx, len(runner.val_dataloader))
 
     def show(self, name: str, done: int, total: int) -> None:
-        """Replaces the bar by one of another name, or if counting starts again."""
-        if self.bar.disable or self.bar.desc != name or done < self.bar.n:
+        """Replaces a bar that is complete, or of another name."""
+        if self.bar.disable or self.bar.desc != name:
             self.bar.close()
             self.bar = tqdm(desc=name, initial=done, total=total, dynamic_ncols=True)
 
     def _after_iter(self, runner, *args: Any, **kwargs: Any) -> None:
         self.bar.update()
+        if self.bar.n >= self.bar.total:
+            self.bar.close()

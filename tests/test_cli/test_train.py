@@ -146,7 +146,7 @@ def test_wrong_backbone_leaves_nothing_behind(tiny, capsys):
     ("option", "words"),
     [
         ("optim_wrapper.dtype=bfloat16", "unexpected keyword argument 'dtype'"),
-        ("optim_wrapper.optimizer.type=SDG", "SDG is not in the mmdet::optimizer registry"),
+        ("train_dataloader.sampler.type=Gone", "Gone is not in the mmdet::data sampler registry"),
         ("default_hooks.checkpoit.interval=1", 'must contain the key "type"'),
     ],
 )

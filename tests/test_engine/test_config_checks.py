@@ -21,6 +21,8 @@ def tiny(tmp_path):
     ("changes", "message"),
     [
         ({"default_hooks.checkpoint.intervall": 4}, "intervall: CheckpointHook has no argument"),
+        ({"optim_wrapper.optimizer.type": "SDG"}, "optimizer.type: nothing is regist.* 'SDG'"),
+        ({"train_cfg.type": "IterBasedLoop"}, "train_cfg.type: nothing is registered as 'IterB"),
         ({"default_hooks.checkpoint.save_best": "bbox_mAP"}, "save_best: .* set 'coco/bbox_mAP'"),
         ({"custom_hooks": [dict(type="EarlyStoppingHook", monitor="bbox_mAP")]}, "0.monitor: val"),
         ({"val_cfg": None}, "the config has no val_cfg"),
