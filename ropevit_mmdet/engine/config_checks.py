@@ -98,11 +98,9 @@ def _figure_issues(config: Config) -> Iterator[str]:
     """Figures by their names of MMDetection 2: the first validation ends in an error, or they are
     ignored.
     """
-    metrics = metric_settings(config.get("val_evaluator"))
-    classes = [_target(one, METRICS) for one in metrics]
     prefixes = [
-        one.get("prefix") or getattr(cls, "default_prefix", None)
-        for one, cls in zip(metrics, classes, strict=True)
+        one.get("prefix") or getattr(_target(one, METRICS), "default_prefix", None)
+        for one in metric_settings(config.get("val_evaluator"))
     ]
     known = bool(prefixes) and all(prefixes)
     for path, one in _walk(config, "default_hooks", "custom_hooks", "param_scheduler"):

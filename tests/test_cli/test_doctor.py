@@ -102,17 +102,11 @@ def test_the_import_that_fails_is_named(tmp_path, monkeypatch, source, error):
     ("module", "error", "code", "fix"),
     [
         ("cv2", "ImportError: libGL.so.1: cannot open", "cv2-library", "opencv-python-headless"),
-        (
-            "torchvision",
-            "operator torchvision::nms does not exist",
-            "torchvision-mismatch",
-            "torch",
-        ),
+        ("torchvision", "torchvision::nms does not exist", "torchvision-mismatch", "torch torchv"),
         ("ropevit_mmdet", "_ext.so: undefined symbol: _ZN3c10", "compiled-ops-broken", "mmcv=="),
         ("mmdet", "MMCV==2.2.0 is used but incompatible.", "wrong-version", "install onedl-mmcv=="),
         ("mmdet", "No module named 'mmcv.ops'", "package-missing", "pip install onedl-mmcv=="),
-        ("pycocotools.mask", "No module named 'other'", "package-missing", "pip install other"),
-        ("torch", "ends its process by SIGILL", "import-crashes", "--force-reinstall torch torchv"),
+        ("torch", "ends its process by SIGILL", "import-crashes", "-reinstall torch torchvision"),
         ("torch", "OSError: libcudart.so.99: cannot open", "import-fails", "--force-reinstall tor"),
     ],
 )

@@ -1,6 +1,7 @@
 """Configs by path or name, and what the options of the commands change in them."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -79,18 +80,9 @@ def test_tta_of_masks_without_rois_is_refused(model):
         use_tta(Config({"model": model}))
 
 
-def show(config):
-    use_show(config, show=False, show_dir="drawn", wait_time=1)
-
-
-def log(config):
-    use_log(config, ["wandb"])
-
-
-def early_stop(config):
-    use_early_stop(config, 5)
-
-
+show = partial(use_show, show=False, show_dir="drawn", wait_time=1)
+log = partial(use_log, names=["wandb"])
+early_stop = partial(use_early_stop, patience=5)
 ACCUMULATED = dict(
     auto_scale_lr=dict(base_batch_size=4, passes=1), optim_wrapper=dict(accumulative_counts=4)
 )

@@ -65,18 +65,7 @@ WRONG = ((2, 5), dict(in_channels=[192] * 4, fuse="sum"), r"\[192, 192\], fuse='
     [
         *((*WRONG, kind) for kind in ("plain", "frozen", "several necks", "student")),
         ((2, 5), dict(in_channels=192), r"is \[192\].*\(2, 5\).*fuse='concat' of the", "plain"),
-        (
-            (2, 5),
-            dict(in_channels=[192, 96], fuse="concat"),
-            r"set in_channels=\[192, 192\]",
-            "plain",
-        ),
-        (
-            5,
-            dict(in_channels=[192, 192], fuse="concat"),
-            r"\(5,\) .* set in_channels=192 ",
-            "plain",
-        ),
+        (5, dict(in_channels=[192, 192], fuse="concat"), r"\(5,\) .* in_channels=192 ", "plain"),
         (5, dict(), r"in_channels is \[768\], .* channels: set in_channels=192 of the", "plain"),
         ((2, 5), dict(in_channels=[192, 192], fuse="concat"), None, "frozen"),
         (5, dict(in_channels=192), None, "plain"),
@@ -208,8 +197,7 @@ def test_a_mask_head_needs_masks(wrapped):
     check_masks(MODELS.build(config.model), dataset())
 
 
-@pytest.mark.parametrize("split", ["train", "val"])
-@pytest.mark.parametrize("type_", ["CocoDataset", "mmdet.CocoDataset", CocoDataset])
+@pytest.mark.parametrize(("split", "type_"), [("train", "mmdet.CocoDataset"), ("val", CocoDataset)])
 def test_the_classes_of_a_config_are_compared_before_the_datasets_are_built(tmp_path, split, type_):
     config = Config.fromfile(write_tiny(tmp_path))
     model = build_detector(config)
