@@ -1,5 +1,6 @@
 """The state of a run besides weights and optimizer: random states, place in the data, flags."""
 
+import itertools
 import random
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -48,7 +49,9 @@ def call_after_batches(loop: IterBasedTrainLoop, count: int, action: Callable[[]
     """Has the loop's data iterator call `action` after `count` batches, before the next one."""
     if getattr(loop, "fast_forward_on_resume", False):  # an option of the fork's loop: skips none
         count = 0
-    loop.dataloader_iterator = _Batches(loop.dataloader_iterator, count, action)
+    complete = loop.iter >= loop.max_iters  # it would load all batches, and train on none
+    batches = itertools.repeat(None) if complete else loop.dataloader_iterator
+    loop.dataloader_iterator = _Batches(batches, count, action)
 
 
 class _Batches(Iterator):
