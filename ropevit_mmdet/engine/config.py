@@ -171,7 +171,11 @@ def use_early_stop(config: Config, patience: int) -> None:
         if cls and issubclass(cls, CocoMetric) and "bbox" in (one.get("metric") or "bbox")
     )
     prefix = next(prefixes, None)
-    _require(prefix, "--early-stop needs a val_evaluator of boxes: CocoMetric or FastCocoMetric")
+    # These put names before those of figures.
+    several = {type_name(config.get(key)) for key in ("val_evaluator", "val_cfg")}
+    several &= {"MultiDatasetsEvaluator", "TeacherStudentValLoop"}
+    needed = "a val_evaluator of boxes, CocoMetric or FastCocoMetric, of one dataset and model"
+    _require(prefix and not several, f"--early-stop needs {needed}")
     stop = ConfigDict(type="EarlyStoppingHook", monitor=f"{prefix}/bbox_mAP", min_delta=0.001)
     stop.patience = patience
     custom = [hook for hook in config.get("custom_hooks") or () if type_name(hook) != stop.type]

@@ -107,7 +107,7 @@ def _figure_issues(config: Config) -> Iterator[str]:
         for key in ("save_best", "monitor"):
             names = one.get(key) or ()
             for name in [names] if isinstance(names, str) else names:
-                if known and "/" not in name and name not in ("auto", "loss"):
+                if known and "/" not in name and name != "auto" and "loss" not in name:
                     yield f"{path}.{key}: validation has no {name!r}: set '{prefixes[0]}/{name}'"
 
 

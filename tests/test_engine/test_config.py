@@ -83,6 +83,8 @@ def test_tta_of_masks_without_rois_is_refused(model):
 show = partial(use_show, show=False, show_dir="drawn", wait_time=1)
 log = partial(use_log, names=["wandb"])
 early_stop = partial(use_early_stop, patience=5)
+COCO = dict(type="CocoMetric")
+SEVERAL = dict(type="MultiDatasetsEvaluator", metrics=[COCO, COCO], dataset_prefixes=["a", "b"])
 ACCUMULATED = dict(
     auto_scale_lr=dict(base_batch_size=4, passes=1), optim_wrapper=dict(accumulative_counts=4)
 )
@@ -99,6 +101,8 @@ ACCUMULATED = dict(
         (early_stop, {}, "--early-stop needs a val_evaluator of boxes"),
         (early_stop, dict(val_evaluator=dict(type="CocoMetric", metric="segm")), "of boxes"),
         (early_stop, dict(val_evaluator=dict(type="VOCMetric")), "of boxes"),
+        (early_stop, dict(val_evaluator=SEVERAL), "of one dataset"),
+        (early_stop, dict(val_evaluator=COCO, val_cfg=dict(type="TeacherStudentValLoop")), "model"),
     ],
 )
 def test_options_that_do_not_fit_the_config(function, config, message, monkeypatch):
