@@ -42,9 +42,7 @@ _RECONSTRUCT, _SCALAR = (value.__reduce__()[0] for value in (np.empty(0), np.flo
 _NUMBERS = np.typecodes["AllInteger"] + np.typecodes["Float"] + "?"
 _BLOCK = 2**20  # bytes
 _ARCHIVE = b"PK\3\4"  # start of a zip file, torch's format since 1.6
-
 _MAX_HEADER = 100_000_000  # bytes, of a safetensors file
-
 # What files are that are no checkpoints.
 _STARTS = (
     (rb"$", "empty, of a save or download that was truncated: do it again"),
@@ -53,12 +51,10 @@ _STARTS = (
     (rb"(\xef\xbb\xbf)?\s*[\[{]\s*[\"{\[\]}\d]", "JSON text: name the file of the weights"),
     (rb"\x08.[\x12\x1a\x22\x28\x32\x3a\x42]", "an ONNX model: name the checkpoint it was made of"),
     (rb"\x1f\x8b|BZh|\xfd7zXZ|7z\xbc\xaf|\x28\xb5\x2f\xfd|Rar!", "compressed: unpack it first"),
-    (rb"\x89HDF|GGUF|\x93NUMPY", "a file of another framework"),
 )
 _MEMBERS = (
     (r"(serialized_exported_program\.json|archive_format)$", "an exported program (.pt2)"),
     (r"(^|/)code/|constants\.pkl$", "a TorchScript archive"),
-    (r"\.npy$", "an archive of numpy (.npz)"),
 )
 
 _REFUSED = re.compile(r"GLOBAL \S+|unrecognized function .+|but got .+")
@@ -239,8 +235,13 @@ def _read(path: Path, map_location: Any) -> Any:
             verify_archive(path)
         mapped = archive and path.suffix != ".safetensors"  # which torch takes for one
         with path.open("rb") as file:
-            source = path if mapped else file
-            content = torch.load(source, map_location, weights_only=True, mmap=mapped)
+            try:
+                source = path if mapped else file
+                content = torch.load(source, map_location, weights_only=True, mmap=mapped)
+            except RuntimeError as error:
+                if "unable to mmap" not in str(error):  # of file systems such as Databricks' /dbfs
+                    raise
+                content = torch.load(file, map_location, weights_only=True)
     except UserError:  # of a part
         raise
     except Exception as error:  # corrupted files fail in many ways

@@ -3,6 +3,7 @@
 import math
 import os
 import zipfile
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -209,6 +210,14 @@ def test_config_in_a_resumed_checkpoint_does_not_run(training_checkpoint, tmp_pa
     (tmp_path / "last_checkpoint").write_text(str(path))
     assert train(tmp_path, 3, resume=True).epoch == 3
     assert not marker.exists()
+
+
+def test_a_file_system_without_mmap(tmp_path, monkeypatch):
+    path = tmp_path / "a.pth"
+    path.write_bytes(saved({"w": torch.ones(1)}))
+    error = RuntimeError("unable to mmap 9 bytes from file <a.pth>: No such device (19)")
+    monkeypatch.setattr(torch.UntypedStorage, "from_file", Mock(side_effect=error))
+    assert checkpoint.read_checkpoint_file(path) == {"w": 1}
 
 
 @pytest.mark.parametrize(
