@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from copy import deepcopy
@@ -34,6 +35,7 @@ _SAMPLING = (
     *(Tensor.uniform_, Tensor.normal_),
     *(nn.init.uniform_, nn.init.normal_, nn.init.kaiming_uniform_),
 )
+_INNER_SPACES = re.compile(r"(?<=[^\s,(\[]) +(?=[^\s,)\]])")  # of an option's value
 # Of mmengine: a config removes them by `default_hooks = dict(NAME=None)`.
 _HOOKS = "runtime_info timer sampler_seed logger param_scheduler checkpoint".split()
 LOG_BACKENDS = {
@@ -240,7 +242,15 @@ def _parsed(options: dict[str, Any] | Sequence[str]) -> dict[str, Any]:
         balanced = all(option.count(a) == option.count(b) for a, b in ("()", "[]"))
         _require("=" in option and balanced, f"--cfg-options {option}: expected KEY=VALUE")
     pairs = [option.split("=", maxsplit=1) for option in options]
-    return {key: DictAction._parse_iterable(value) for key, value in pairs}
+    # mmengine removes spaces, in the names of files and classes too.
+    kept = {key: _INNER_SPACES.sub(lambda m: "\0" * len(m[0]), value) for key, value in pairs}
+    return {key: _spaced(DictAction._parse_iterable(value)) for key, value in kept.items()}
+
+
+def _spaced(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(_spaced, value))
+    return value.replace("\0", " ") if isinstance(value, str) else value
 
 
 def _merge(config: Config, key: str, value: Any, file: Path) -> None:

@@ -41,10 +41,12 @@ def test_packaged_config_by_name(tmp_path, monkeypatch):
 
 def test_options_are_parsed_as_mmdet_does():
     options = ["model.test_cfg.a=1", "model.test_cfg.b=[(1,2.5),(x,None)]", "model.test_cfg.c=a=b"]
-    options += ["train_cfg.val_interval=7", "model.test_cfg.d=True"]
+    options += ["train_cfg.val_interval=7", "model.test_cfg.d=True", "model.test_cfg.e=my data/a.b"]
+    options += ["model.test_cfg.f=('traffic light' , [dog, 1],)"]  # with spaces, unlike mmdet
     config = load_config("shapes_retinanet", options)
-    given = {key: config.model.test_cfg[key] for key in "abcd"}
-    assert given == {"a": 1, "b": [(1, 2.5), ("x", None)], "c": "a=b", "d": True}
+    given = {key: config.model.test_cfg[key] for key in "abcdef"}
+    expected = {"a": 1, "b": [(1, 2.5), ("x", None)], "c": "a=b", "d": True, "e": "my data/a.b"}
+    assert given == expected | {"f": ("traffic light", ["dog", 1])}
     assert config.train_cfg.val_interval == 7
     assert (
         load_config("shapes_retinanet", {"train_cfg.val_interval": 7}).train_cfg.val_interval == 7
