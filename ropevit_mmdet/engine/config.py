@@ -29,7 +29,8 @@ from ropevit_mmdet.errors import UserError
 _READ_BY_RUNNER = {
     *signature(Runner).parameters,
     *"runner_type strategy model_wrapper_cfg find_unused_parameters sync_bn compile".split(),
-    *"optimizer tta_model tta_pipeline custom_imports".split(),
+    *"optimizer tta_model tta_pipeline custom_imports activation_checkpointing".split(),
+    *"efficient_conv_bn_eval init_weights_for_test_or_val".split(),
 }
 _SAMPLING = (
     *(Tensor.uniform_, Tensor.normal_),

@@ -48,6 +48,8 @@ def test_options_are_parsed_as_mmdet_does():
     expected = {"a": 1, "b": [(1, 2.5), ("x", None)], "c": "a=b", "d": True, "e": "my data/a.b"}
     assert given == expected | {"f": ("traffic light", ["dog", 1])}
     assert config.train_cfg.val_interval == 7
+    checkpointing = load_config("shapes_retinanet", ["activation_checkpointing=[backbone]"])
+    assert checkpointing.activation_checkpointing == ["backbone"]
     assert (
         load_config("shapes_retinanet", {"train_cfg.val_interval": 7}).train_cfg.val_interval == 7
     )
