@@ -90,6 +90,7 @@ def prepare(args: argparse.Namespace) -> "tuple[Config, list[str], bool]":
     warnings = check_config(config, ("train", "val"))
     check_datasets(config, ("train", "val"))
     model = options.build_detector(config, random=False)
+    checks.check_feature_maps(model)
     checks.check_strides(model)
     checks.check_config_classes(model, config, ("train", "val"))
     if not config.get("load_from"):

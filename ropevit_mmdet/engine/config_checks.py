@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from difflib import get_close_matches
 from inspect import isclass, signature
 from typing import Any
 
@@ -41,7 +42,7 @@ def check_config(config: Config, splits: Sequence[str]) -> list[str]:
     issues += [issue for split in splits for issue in _loader_issues(config, split)]
     if issues:
         raise UserError(issues[0])
-    return list(_checkpoint_warnings(config)) if "train" in splits else []
+    return [*_name_warnings(config), *(_checkpoint_warnings(config) if "train" in splits else ())]
 
 
 def _missing(config: Config, split: str) -> Iterator[str]:
@@ -118,6 +119,16 @@ def _checkpoint_warnings(config: Config) -> Iterator[str]:
                 f"{cls.__name__} counts epochs, and an IterBasedTrainLoop is one: it saves only "
                 "at the end; set by_epoch=False, and interval in iterations"
             )
+
+
+def _name_warnings(config: Config) -> Iterator[str]:
+    """Names in `train_cfg` and `test_cfg` of a model, which nothing checks, beside similar ones."""
+    for at, one in flat(config.get("model")):
+        names = list(one) if isinstance(one, Mapping) and {"train_cfg", "test_cfg"} & {*at} else []
+        for number, name in enumerate(names):
+            for close in get_close_matches(name, names[:number], n=1, cutoff=0.85):
+                path = ".".join(map(str, ("model", *at, name)))
+                yield f"{path} is beside {close!r}: if it is a typo, it has no effect"
 
 
 def _checkpoint_hooks(config: Config) -> Iterator[tuple[str, Mapping, type]]:

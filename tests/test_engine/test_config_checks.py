@@ -61,8 +61,11 @@ def test_settings_that_are_right(tiny):
     tiny.train_dataloader.batch_sampler = dict(type="AspectRatioBatchSampler")
     assert check_config(tiny, TRAIN) == check_config(tiny, ("test",)) == []
     tiny.default_hooks.checkpoint.by_epoch = True
-    (warning,) = check_config(tiny, TRAIN)
+    tiny.model.test_cfg.score_th = 0.3
+    typo, warning = check_config(tiny, TRAIN)
     assert "saves only at the end" in warning
+    assert typo.startswith("model.test_cfg.score_th is beside 'score_thr'")
+    del tiny.model.test_cfg.score_th
     tiny.default_hooks.checkpoint = CheckpointHook(by_epoch=True)
     tiny.param_scheduler = dict(optimizer=tiny.param_scheduler)
     assert check_config(tiny, TRAIN) == []
