@@ -27,8 +27,10 @@ def ineffective_variables(file: Path, settings: Set[str]) -> Iterator[str]:
     for base in bases if ".mim" not in file.parts else ():  # users cannot edit a package's
         yield from ineffective_variables(base, settings)
         used = {name: keys for name in own if (keys := _made_of(base, {name}) & settings)}
-        read = (Config.fromfile(one, import_custom_modules=False) for one in (base, file) if used)
-        before, after = [one.to_dict() for one in read] or ({}, {})
+        if not used:
+            continue
+        read = (Config.fromfile(one, import_custom_modules=False) for one in (base, file))
+        before, after = (one.to_dict() for one in read)
         for name in sorted(used.keys() & before.keys()):
             made = {key: after.get(key) for key in sorted(used[name])}
             left = [at for at, one in flat(made) if at and _has(one, before[name])]

@@ -122,13 +122,13 @@ def _checkpoint_warnings(config: Config) -> Iterator[str]:
 
 
 def _name_warnings(config: Config) -> Iterator[str]:
-    """Names in `train_cfg` and `test_cfg` of a model, which nothing checks, beside similar ones."""
+    """Similar names in `train_cfg` and `test_cfg` of a model, where nothing checks names."""
     for at, one in flat(config.get("model")):
         names = list(one) if isinstance(one, Mapping) and {"train_cfg", "test_cfg"} & {*at} else []
         for number, name in enumerate(names):
             for close in get_close_matches(name, names[:number], n=1, cutoff=0.85):
                 path = ".".join(map(str, ("model", *at, name)))
-                yield f"{path} is beside {close!r}: if it is a typo, it has no effect"
+                yield f"{path} and {close} are both set: one that is a typo has no effect"
 
 
 def _checkpoint_hooks(config: Config) -> Iterator[tuple[str, Mapping, type]]:

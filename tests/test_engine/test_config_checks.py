@@ -64,7 +64,7 @@ def test_settings_that_are_right(tiny):
     tiny.model.test_cfg.score_th = 0.3
     typo, warning = check_config(tiny, TRAIN)
     assert "saves only at the end" in warning
-    assert typo.startswith("model.test_cfg.score_th is beside 'score_thr'")
+    assert typo.startswith("model.test_cfg.score_th and score_thr are both set")
     del tiny.model.test_cfg.score_th
     tiny.default_hooks.checkpoint = CheckpointHook(by_epoch=True)
     tiny.param_scheduler = dict(optimizer=tiny.param_scheduler)
