@@ -34,7 +34,7 @@ def ineffective_variables(file: Path, settings: Set[str]) -> Iterator[str]:
         for name in sorted(used.keys() & before.keys()):
             made = {key: after.get(key) for key in sorted(used[name])}
             left = [at for at, one in flat(made) if at and _has(one, before[name])]
-            if left and not any(_has(one, after[name]) for _, one in flat(made)):
+            if left and not any(_has(one, after.get(name)) for _, one in flat(made)):
                 listed = " and ".join(".".join(map(str, at)) for at in left[:3])
                 yield f"{name} of {file} has no effect: {base} has already used it; set {listed}"
 
