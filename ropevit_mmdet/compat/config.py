@@ -41,9 +41,19 @@ def base_path(path: str, filename: str) -> tuple[str, str | None]:
     if package == "ropevit_mmdet":
         file, scope = CONFIGS / name, None
     else:
-        file, scope = Path(installed_path(package), ".mim", "configs", name), package
+        file, scope = shipped_directory(package, "configs") / name, package
     check_file_exist(str(file))
     return str(file), scope
+
+
+def shipped_directory(package: str, name: str) -> Path:
+    """`configs` or `tools` of one of OpenMMLab's packages: in its wheel, or next to its sources.
+
+    An editable install of a current pip does not make `.mim`.
+    """
+    directory = Path(installed_path(package))
+    shipped = directory / ".mim" / name
+    return shipped if shipped.is_dir() else directory.parent / name
 
 
 def installed_path(package: str) -> str:
