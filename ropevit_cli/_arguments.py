@@ -5,14 +5,9 @@ import argparse
 
 def add_cfg_options(parser: argparse._ActionsContainer) -> None:
     """Adds `--cfg-options`, a list of `KEY=VALUE` that `engine.config.load_config` parses."""
-    parser.add_argument(
-        "--cfg-options",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="KEY=VALUE",
-        help='override settings of the config: a.b=1 c="[1,2]" d="[(1,2),(3,4)]"',
-    )
+    help = 'override settings of the config: a.b=1 c="[1,2]" d="[(1,2),(3,4)]"'
+    settings: dict = dict(nargs="+", action="extend", default=[], metavar="KEY=VALUE", help=help)
+    parser.add_argument("--cfg-options", **settings)
 
 
 def add_config(parser: argparse.ArgumentParser) -> None:
@@ -35,7 +30,7 @@ def detector_arguments(
     args: argparse.Namespace, others: int = 0, *, more: bool = False
 ) -> tuple[str | None, str, list[str]]:
     """Returns CONFIG or None, CHECKPOINT, and `others` more arguments, or `more` than that."""
-    from ropevit_mmdet.engine.detector_config import is_config
+    from ropevit_mmdet.engine.config import is_config
     from ropevit_mmdet.errors import UserError
 
     given = [args.detector, *args.rest]
@@ -51,12 +46,9 @@ def detector_arguments(
 
 def add_launcher(parser: argparse.ArgumentParser) -> None:
     """Adds `--launcher` and the `--local_rank` that launchers pass."""
-    parser.add_argument(
-        "--launcher",
-        choices=["none", "pytorch", "slurm", "mpi"],
-        default="none",
-        help="what started the processes of a distributed run; see tools/dist_train.sh",
-    )
+    launchers = ["none", "pytorch", "slurm", "mpi"]
+    help = "what started the processes of a distributed run; see tools/dist_train.sh"
+    parser.add_argument("--launcher", choices=launchers, default="none", help=help)
     parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)
 
 

@@ -124,12 +124,11 @@ def packages_to_install(installed: Mapping[str, str]) -> dict[str, str]:
 
 def version_findings(installed: Mapping[str, str]) -> Iterator[Finding]:
     """Findings about versions that do not work, or not together."""
-    packages, families = packages_to_install(installed), []
+    packages = packages_to_install(installed)
     for module, package in PACKAGES.items():
         names = [name for name in sorted(installed) if re.fullmatch(package.names, name)]
         # not the empty alias of tools/bootstrap.py
         names = [name for name in names if not installed[name].endswith("+headless")]
-        families += names if package.fork else []
         lowest, end = package.versions
         for name in [name for name in names if not name.startswith("onedl-")]:
             if not _release(lowest) <= _release(installed[name]) < _release(end):
@@ -140,11 +139,6 @@ def version_findings(installed: Mapping[str, str]) -> Iterator[Finding]:
             fix = f"pip uninstall -y {' '.join(names)} && pip install {packages[module]}"
             text = f"{' and '.join(names)} install the package {module!r} over each other: {fix}"
             yield Finding("package-twice", "WARN" if module == "cv2" else "FAIL", text)
-    if len({name.startswith("onedl-") for name in families}) == 2:
-        text = (
-            f"packages of two families are mixed, {', '.join(families)}: keep to one if they fail"
-        )
-        yield Finding("two-families", "WARN", text)
 
 
 def failing_import(modules: Sequence[str]) -> tuple[str, str]:

@@ -4,7 +4,6 @@ Without NAME, or with --list, prints the names. A name may be shortened to the e
 """
 
 import argparse
-import importlib.util
 import runpy
 import sys
 from pathlib import Path
@@ -37,11 +36,10 @@ def run(args: argparse.Namespace) -> None:
 
 
 def tools_directory() -> Path:
-    """The tools of the installed mmdet: `mmdet/.mim/tools`, or `tools` next to a source tree."""
-    spec = importlib.util.find_spec("mmdet")
-    (package,) = map(Path, spec.submodule_search_locations)  # type: ignore[union-attr, arg-type]
-    installed = package / ".mim" / "tools"
-    return installed if installed.is_dir() else package.parent / "tools"
+    """The tools of the installed mmdet."""
+    from ropevit_mmdet.compat.config import shipped_directory
+
+    return shipped_directory("mmdet", "tools")
 
 
 def find_tools(directory: Path) -> dict[str, Path]:

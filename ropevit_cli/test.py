@@ -4,12 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ropevit_cli._arguments import (
-    add_cfg_options,
-    add_detector,
-    add_launcher,
-    detector_arguments,
-)
+from ropevit_cli._arguments import add_cfg_options, add_detector, add_launcher, detector_arguments
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -18,24 +13,16 @@ HELP = "evaluate a detector"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
     add_detector(parser)
-    parser.add_argument("--work-dir", help="directory for logs and metrics")
-    parser.add_argument(
-        "--out",
-        metavar="FILE",
-        type=_results_file,
-        help="also save the predictions: FILE.json as COCO results, FILE.pkl for mmdet's tools",
-    )
-    parser.add_argument("--show", action="store_true", help="show predictions on the screen")
-    parser.add_argument("--show-dir", help="render predictions into WORK_DIR/TIMESTAMP/SHOW_DIR")
-    parser.add_argument(
-        "--wait-time", type=float, default=2, help="seconds that --show displays an image"
-    )
-    parser.add_argument(
-        "--tta",
-        action="store_true",
-        help="test-time augmentation: merge the boxes of an image and its mirror image, no masks",
-    )
+    add("--work-dir", help="directory for logs and metrics")
+    help = "also save the predictions: FILE.json as COCO results, FILE.pkl for mmdet's tools"
+    add("--out", metavar="FILE", type=_results_file, help=help)
+    add("--show", action="store_true", help="show predictions on the screen")
+    add("--show-dir", help="render predictions into WORK_DIR/TIMESTAMP/SHOW_DIR")
+    add("--wait-time", type=float, default=2, help="seconds that --show displays an image")
+    help = "test-time augmentation: merge the boxes of an image and its mirror image, no masks"
+    add("--tta", action="store_true", help=help)
     add_cfg_options(parser)
     add_launcher(parser)
 
@@ -81,10 +68,10 @@ def evaluate(args: argparse.Namespace) -> dict[str, float]:
 def prepare(args: argparse.Namespace) -> "tuple[Config, list[str]]":
     """Returns the config of the run, and warnings, after all checks that need no work dir."""
     from ropevit_mmdet._output import check_output_directory
+    from ropevit_mmdet.compat.checkpoint import embedded_config
     from ropevit_mmdet.datasets import check_datasets, compare_classes
     from ropevit_mmdet.engine.config import build_detector, load_config, use_show
     from ropevit_mmdet.engine.config_checks import check_config
-    from ropevit_mmdet.engine.detector_config import embedded_config
     from ropevit_mmdet.weights.detector_checkpoint import fitted, read_detector_checkpoint
 
     given, checkpoint, _ = detector_arguments(args)

@@ -12,44 +12,21 @@ HELP = "train a detector"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
     add_config(parser)
-    parser.add_argument("--work-dir", help="directory for logs and checkpoints")
-    parser.add_argument("--amp", action="store_true", help="train in mixed precision; needs a GPU")
-    parser.add_argument(
-        "--auto-scale-lr",
-        action="store_true",
-        help="scale the learning rate by the batch size, from the config's base_batch_size",
-    )
-    parser.add_argument(
-        "--log",
-        nargs="+",
-        action="extend",
-        default=[],
-        choices=["tensorboard", "wandb", "mlflow"],
-        help="also write losses, learning rates and AP for these trackers",
-    )
-    parser.add_argument(
-        "--tensorboard",
-        action="append_const",
-        dest="log",
-        const="tensorboard",
-        help="the same as --log tensorboard; then: tensorboard --logdir WORK_DIR",
-    )
-    parser.add_argument(
-        "--early-stop",
-        nargs="?",
-        const=5,
-        type=positive_int,
-        metavar="PATIENCE",
-        help="end after this many validations without a better box AP (default: 5)",
-    )
-    parser.add_argument(
-        "--resume",
-        nargs="?",
-        const="auto",
-        metavar="CKPT",
-        help="continue from this checkpoint, by default from the last one in the work dir",
-    )
+    add("--work-dir", help="directory for logs and checkpoints")
+    add("--amp", action="store_true", help="train in mixed precision; needs a GPU")
+    help = "scale the learning rate by the batch size, from the config's base_batch_size"
+    add("--auto-scale-lr", action="store_true", help=help)
+    help = "also write losses, learning rates and AP for these trackers"
+    trackers = ["tensorboard", "wandb", "mlflow"]
+    add("--log", nargs="+", action="extend", default=[], choices=trackers, help=help)
+    help = "the same as --log tensorboard; then: tensorboard --logdir WORK_DIR"
+    add("--tensorboard", action="append_const", dest="log", const="tensorboard", help=help)
+    help = "end after this many validations without a better box AP (default: 5)"
+    add("--early-stop", nargs="?", const=5, type=positive_int, metavar="PATIENCE", help=help)
+    help = "continue from this checkpoint, by default from the last one in the work dir"
+    add("--resume", nargs="?", const="auto", metavar="CKPT", help=help)
     add_cfg_options(parser)
     add_launcher(parser)
 
@@ -98,7 +75,8 @@ def prepare(args: argparse.Namespace) -> "tuple[Config, list[str], bool]":
     options.use_log(config, args.log)  # first: --cfg-options may set its back-ends
     config = options.load_config(config, args.cfg_options, **run)
     check_output_directory(config.work_dir)
-    (options.use_amp if args.amp else options.check_full_precision)(config)
+    if args.amp:
+        options.use_amp(config)
     if args.auto_scale_lr:
         options.use_auto_scale_lr(config)
     if args.early_stop:
@@ -112,11 +90,15 @@ def prepare(args: argparse.Namespace) -> "tuple[Config, list[str], bool]":
     warnings = check_config(config, ("train", "val"))
     check_datasets(config, ("train", "val"))
     model = options.build_detector(config, random=False)
+    checks.check_feature_maps(model)
     checks.check_strides(model)
     checks.check_config_classes(model, config, ("train", "val"))
     if not config.get("load_from"):
         checks.check_normalization(model)
     checkpoint = check_start(model, config)
+    randomness = config.get("randomness") or {}
+    if config.get("resume") and randomness.get("seed") is None:  # the sampler is built before
+        config.randomness = dict(randomness, seed=checkpoint["meta"].get("seed"))
     warnings += compare_classes(config, "train", checkpoint, str(config.get("load_from")))
     return config, warnings, has_backbone(model, checkpoint)
 

@@ -4,6 +4,7 @@ import os
 import re
 import sys
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -22,6 +23,11 @@ _TRANSLATIONS = (
     (RuntimeError, r"(the exported \w+ differs from PyTorch: .*|the \w+ file is not written.*)",
      "{}"),
 )  # fmt: skip
+# What mmengine, which builds the objects of a config, and Python say of wrong types and arguments.
+_WRONG_SETTING = re.compile(
+    r"\S+ is not in the [\w: -]+ registry|`cfg` .+ must contain the key \"type\".*"
+    r"|.*__init__\(\) (got an unexpected keyword|missing \d+ required).+"
+)
 
 
 class UserError(ValueError):
@@ -65,7 +71,18 @@ def user_message(error: BaseException) -> str | None:
         matches = list(re.finditer(pattern, text))
         if isinstance(error, error_type) and matches:  # the last: tracebacks of workers have code
             return message.format(*matches[-1].groups())
-    return None
+    return _wrong_setting(error)
+
+
+def _wrong_setting(error: BaseException) -> str | None:
+    """The line for a type that is not registered, or an argument that its class does not have.
+
+    mmengine's registry or a constructor that it calls raises the error, nothing further inside.
+    """
+    functions = [frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)]
+    builds = [os.path.basename(one.co_filename) == "build_functions.py" for one in functions]
+    match = _WRONG_SETTING.match(str(error.args[0])) if any(builds) and error.args else None
+    return match[0] if match and (builds[-1] or functions[-1].co_name == "__init__") else None
 
 
 def _cause(error: Exception) -> Exception:

@@ -51,7 +51,6 @@ KNOWN = {  # content -> what the message says that it is
         archive({"w/data.pkl": pickle.dumps(3), "w/code/a.py": "", "w/constants.pkl": ""}),
         "is a TorchScript archive",
     ),
-    "npz": (archive({"a.npy": "x"}), "is an archive of numpy"),
 }
 WRONG = {name: content for name, (content, _) in KNOWN.items()} | {
     "zip with torch's names": archive({"a/data.pkl": pickle.dumps(3), "a/version": "3\n"}),

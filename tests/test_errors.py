@@ -5,6 +5,7 @@ import signal
 
 import pytest
 import torch
+from mmdet.registry import HOOKS
 from torch._utils import ExceptionWrapper
 from torch.utils.data import DataLoader, Dataset
 
@@ -69,6 +70,37 @@ def test_translated_errors():
     with pytest.raises(ValueError) as caught:
         torch.optim.SGD([{"params": [one]}, {"params": [two]}]).load_state_dict(state)
     assert "other parameter groups" in user_message(caught.value)
+
+
+def helper():
+    pass
+
+
+class Sized:
+    def __init__(self, size=0):
+        self.size = helper(size=size) if size else 0  # a bug
+
+
+class Passing(Sized):
+    def __init__(self, **settings):
+        super().__init__(**settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (dict(type="Gone"), "Gone is not in the mmdet::hook registry"),
+        (dict(type=Sized, x=1), "Sized.__init__() got an unexpected keyword argument 'x'"),
+        (dict(type=Passing, x=1), "Sized.__init__() got an unexpected keyword argument 'x'"),
+        (dict(type=Passing, size=1), ""),
+        (dict(x=1), '`cfg` or `default_args` must contain the key "type", but got {'),
+    ],
+)
+def test_types_and_arguments_of_a_config(settings, message):
+    with pytest.raises((KeyError, TypeError)) as caught:
+        HOOKS.build(settings)
+    assert (user_message(caught.value) or "").startswith(message)
+    assert bool(user_message(caught.value)) == bool(message)
 
 
 @pytest.mark.parametrize(

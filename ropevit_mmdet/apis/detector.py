@@ -17,10 +17,10 @@ from mmengine.structures import InstanceData
 from PIL import Image
 
 from ropevit_mmdet._images import check_aspect, read_image
+from ropevit_mmdet.compat.checkpoint import embedded_config
 from ropevit_mmdet.compat.config import type_name
 from ropevit_mmdet.datasets import dataset_classes, innermost_datasets
 from ropevit_mmdet.engine.config import build_detector, load_config
-from ropevit_mmdet.engine.detector_config import embedded_config
 from ropevit_mmdet.engine.float32_decoding import float32_decoding
 from ropevit_mmdet.errors import UserError
 from ropevit_mmdet.models.backbones.frozen_backbone import FrozenBackbone

@@ -13,7 +13,7 @@ import os
 import pickle
 import re
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +42,7 @@ _RECONSTRUCT, _SCALAR = (value.__reduce__()[0] for value in (np.empty(0), np.flo
 _NUMBERS = np.typecodes["AllInteger"] + np.typecodes["Float"] + "?"
 _BLOCK = 2**20  # bytes
 _ARCHIVE = b"PK\3\4"  # start of a zip file, torch's format since 1.6
-
 _MAX_HEADER = 100_000_000  # bytes, of a safetensors file
-
 # What files are that are no checkpoints.
 _STARTS = (
     (rb"$", "empty, of a save or download that was truncated: do it again"),
@@ -53,12 +51,10 @@ _STARTS = (
     (rb"(\xef\xbb\xbf)?\s*[\[{]\s*[\"{\[\]}\d]", "JSON text: name the file of the weights"),
     (rb"\x08.[\x12\x1a\x22\x28\x32\x3a\x42]", "an ONNX model: name the checkpoint it was made of"),
     (rb"\x1f\x8b|BZh|\xfd7zXZ|7z\xbc\xaf|\x28\xb5\x2f\xfd|Rar!", "compressed: unpack it first"),
-    (rb"\x89HDF|GGUF|\x93NUMPY", "a file of another framework"),
 )
 _MEMBERS = (
     (r"(serialized_exported_program\.json|archive_format)$", "an exported program (.pt2)"),
     (r"(^|/)code/|constants\.pkl$", "a TorchScript archive"),
-    (r"\.npy$", "an archive of numpy (.npz)"),
 )
 
 _REFUSED = re.compile(r"GLOBAL \S+|unrecognized function .+|but got .+")
@@ -130,6 +126,22 @@ def shards(path: Path) -> list[Path]:
         return []
 
 
+def embedded_config(checkpoint: Mapping[str, Any], source: str | os.PathLike[str]) -> Config:
+    """Reads the config in a checkpoint as literals, without its `work_dir` and imports.
+
+    Raises:
+        UserError: the checkpoint has no config, or one that could run code.
+    """
+    runtime = checkpoint.get("message_hub", {}).get("runtime_info", {})
+    text = (checkpoint.get("meta") or {}).get("cfg") or runtime.get("cfg")
+    if not isinstance(text, str):
+        raise UserError(f"checkpoint {source} contains no config: pass one, as CONFIG or config=")
+    settings = literal_config(text, str(source)).to_dict()
+    for key in ("work_dir", "custom_imports"):
+        settings.pop(key, None)
+    return Config(settings, cfg_text=text, filename=f"{Path(source).stem}.py")
+
+
 def literal_config(text: str, source: str) -> Config:
     """Reads the text of a config, assignments of literals and `dict(a=1)`, without running it."""
     settings = {}
@@ -137,7 +149,7 @@ def literal_config(text: str, source: str) -> Config:
         statements: list[Any] = ast.parse(text).body
         for statement in statements:
             (target,) = statement.targets  # AttributeError: no assignment, or none to a name
-            settings[target.id] = ast.literal_eval(_DictCalls().visit(statement.value))
+            settings[target.id] = ast.literal_eval(_Literals().visit(statement.value))
     except (SyntaxError, AttributeError, TypeError, ValueError) as error:
         raise UserError(
             f"checkpoint {source}: its config is more than assignments of literals and could run "
@@ -164,8 +176,11 @@ def _with_safe_types(settings: Any) -> Any:
     return settings
 
 
-class _DictCalls(ast.NodeTransformer):
-    """Replaces `dict(a=1)` and `dict({'a': 1})` by `{'a': 1}`."""
+class _Literals(ast.NodeTransformer):
+    """Replaces `dict(a=1)` and `dict({'a': 1})` by `{'a': 1}`, and `inf` and `nan` by floats."""
+
+    def visit_Name(self, node: ast.Name) -> ast.expr:
+        return ast.Constant(float(node.id)) if node.id in ("inf", "nan") else node
 
     def visit_Call(self, node: ast.Call) -> ast.expr:
         self.generic_visit(node)
@@ -184,10 +199,7 @@ def _init_model_of_literals(
     """`BaseInferencer._init_model`, which runs the checkpoint's config if `cfg` is empty."""
     if not cfg and weights is not None:
         checkpoint = CheckpointLoader.load_checkpoint(weights, map_location="cpu")
-        runtime = checkpoint.get("message_hub", {}).get("runtime_info", {})
-        text = runtime.get("cfg", checkpoint.get("meta", {}).get("cfg"))
-        if text is not None:
-            cfg.update(literal_config(text, weights)._cfg_dict)
+        cfg.update(embedded_config(checkpoint, weights)._cfg_dict)
     return _init_model(self, cfg, weights, device)
 
 
@@ -223,8 +235,13 @@ def _read(path: Path, map_location: Any) -> Any:
             verify_archive(path)
         mapped = archive and path.suffix != ".safetensors"  # which torch takes for one
         with path.open("rb") as file:
-            source = path if mapped else file
-            content = torch.load(source, map_location, weights_only=True, mmap=mapped)
+            try:
+                source = path if mapped else file
+                content = torch.load(source, map_location, weights_only=True, mmap=mapped)
+            except RuntimeError as error:
+                if "unable to mmap" not in str(error):  # of file systems such as Databricks' /dbfs
+                    raise
+                content = torch.load(file, map_location, weights_only=True)
     except UserError:  # of a part
         raise
     except Exception as error:  # corrupted files fail in many ways

@@ -41,9 +41,19 @@ def base_path(path: str, filename: str) -> tuple[str, str | None]:
     if package == "ropevit_mmdet":
         file, scope = CONFIGS / name, None
     else:
-        file, scope = Path(installed_path(package), ".mim", "configs", name), package
+        file, scope = shipped_directory(package, "configs") / name, package
     check_file_exist(str(file))
     return str(file), scope
+
+
+def shipped_directory(package: str, name: str) -> Path:
+    """`configs` or `tools` of one of OpenMMLab's packages: in its wheel, or next to its sources.
+
+    An editable install of a current pip does not make `.mim`.
+    """
+    directory = Path(installed_path(package))
+    shipped = directory / ".mim" / name
+    return shipped if shipped.is_dir() else directory.parent / name
 
 
 def installed_path(package: str) -> str:
@@ -64,6 +74,14 @@ def type_name(settings: Any) -> str:
     given = settings.get("type") if isinstance(settings, Mapping) else None
     name = given.rpartition(".")[2] if isinstance(given, str) else getattr(given, "__name__", "")
     return "Pretrained" if name == "PretrainedInit" else name
+
+
+def flat(value: Any, at: tuple = ()) -> Iterator[tuple[tuple, Any]]:
+    """A value and all values in it, by their keys and indices."""
+    yield at, value
+    items = enumerate(value) if isinstance(value, (list, tuple)) else ()
+    for key, inner in value.items() if isinstance(value, Mapping) else items:
+        yield from flat(inner, (*at, key))
 
 
 def metric_settings(evaluator: Any) -> list[Any]:

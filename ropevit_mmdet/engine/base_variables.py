@@ -12,36 +12,39 @@ from typing import Any
 
 from mmengine.config import Config
 
+from ropevit_mmdet.compat.config import flat
+
 
 def ineffective_variables(file: Path, settings: Set[str]) -> Iterator[str]:
     """Messages about top-level names, other than `settings`, of a config file and of its bases.
 
-    A name is reported if a base uses it with another value, and the file neither uses it nor
-    overrides any setting that the base made of it.
+    A name is reported if the file does not use it, a base made settings of it, and these have the
+    base's value of it and nowhere the file's.
     """
     nodes, bases = _read(file)
     own = {name for node in nodes for name in _assigned(node)} - settings
     own.difference_update(*(_loaded(node) - _assigned(node) for node in nodes))
     for base in bases if ".mim" not in file.parts else ():  # users cannot edit a package's
         yield from ineffective_variables(base, settings)
-        used = {name: _made_of(base, {name}) & settings for name in own}
-        if not any(used.values()):
+        used = {name: keys for name in own if (keys := _made_of(base, {name}) & settings)}
+        if not used:
             continue
-        before, after = (Config.fromfile(one, import_custom_modules=False) for one in (base, file))
-        values, changed = (dict(_flat(one.to_dict(), ())) for one in (before, after))
-        for name, keys in used.items():
-            old = values.get((name,))
-            made = [at for at, one in values.items() if at and at[0] in keys and _has(one, old)]
-            made = made or [(key,) for key in sorted(keys)]  # computed from the variable
-            unchanged = all(repr(values.get(at)) == repr(changed.get(at)) for at in made)
-            if keys and unchanged and repr(old) != repr(changed.get((name,))):
-                listed = " and ".join(".".join(map(str, at)) for at in made[:3])
+        read = (Config.fromfile(one, import_custom_modules=False) for one in (base, file))
+        before, after = (one.to_dict() for one in read)
+        for name in sorted(used.keys() & before.keys()):
+            made = {key: after.get(key) for key in sorted(used[name])}
+            left = [at for at, one in flat(made) if at and _has(one, before[name])]
+            if left and not any(_has(one, after.get(name)) for _, one in flat(made)):
+                listed = " and ".join(".".join(map(str, at)) for at in left[:3])
                 yield f"{name} of {file} has no effect: {base} has already used it; set {listed}"
 
 
 def _read(file: Path) -> tuple[list[ast.stmt], list[Path]]:
-    """Statements of a config, and its bases: of `_base_`, or relative ones of `read_base()`."""
-    if file.suffix != ".py":
+    """Statements of a config, and its bases: of `_base_`, or relative ones of `read_base()`.
+
+    None of a base whose name has variables of mmengine in it, such as `{{ fileDirname }}`.
+    """
+    if file.suffix != ".py" or not file.is_file():
         return [], []
     nodes = ast.parse(file.read_text(encoding="utf-8")).body
     blocks = [node for node in nodes if isinstance(node, ast.With)]
@@ -80,14 +83,6 @@ def _loaded(node: ast.stmt) -> set[str]:
     parts = [part for part in ast.walk(node) if isinstance(getattr(part, "ctx", 0), ast.Load)]
     names = [ast.unparse(part).removeprefix("_base_.") for part in parts]
     return {name for name in names if name.isidentifier()}
-
-
-def _flat(value: Any, at: tuple) -> Iterator[tuple[tuple, Any]]:
-    """A value and all values in it, by their keys and indices."""
-    yield at, value
-    items = enumerate(value) if isinstance(value, (list, tuple)) else ()
-    for key, inner in value.items() if isinstance(value, Mapping) else items:
-        yield from _flat(inner, (*at, key))
 
 
 def _has(setting: Any, value: Any) -> bool:

@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from copy import deepcopy
@@ -28,12 +29,14 @@ from ropevit_mmdet.errors import UserError
 _READ_BY_RUNNER = {
     *signature(Runner).parameters,
     *"runner_type strategy model_wrapper_cfg find_unused_parameters sync_bn compile".split(),
-    *"optimizer tta_model tta_pipeline custom_imports".split(),
+    *"optimizer tta_model tta_pipeline custom_imports activation_checkpointing".split(),
+    *"efficient_conv_bn_eval init_weights_for_test_or_val".split(),
 }
 _SAMPLING = (
     *(Tensor.uniform_, Tensor.normal_),
     *(nn.init.uniform_, nn.init.normal_, nn.init.kaiming_uniform_),
 )
+_INNER_SPACES = re.compile(r"(?<=[^\s,(\[]) +(?=[^\s,)\]])")  # of an option's value
 # Of mmengine: a config removes them by `default_hooks = dict(NAME=None)`.
 _HOOKS = "runtime_info timer sampler_seed logger param_scheduler checkpoint".split()
 LOG_BACKENDS = {
@@ -78,6 +81,12 @@ def load_config(
     return config
 
 
+def is_config(name: str) -> bool:
+    """Whether an argument is a config, and no checkpoint: by its suffix, or as a packaged one."""
+    packaged = not Path(name).is_file() and packaged_config(name)
+    return name.endswith((".py", ".json", ".yaml", ".yml")) or "::" in name or bool(packaged)
+
+
 def _read_file(path: str | os.PathLike[str], imports: bool) -> tuple[Config, Path]:
     file: Any = Path(path) if Path(path).is_file() else packaged_config(str(path))
     if "::" in str(path):
@@ -102,13 +111,8 @@ def build_detector(config: Config, *, random: bool = True) -> nn.Module:
     weights are all loaded, or only compared.
     """
     init_default_scope(config.get("default_scope") or "mmdet")
-    try:
-        with nullcontext() if random else _ZerosForRandom():
-            return MODELS.build(deepcopy(config.model))
-    except (KeyError, TypeError) as error:
-        if ("registry" if isinstance(error, KeyError) else "argument") not in str(error):
-            raise
-        raise UserError(f"the config's model: {_one_line(error)}") from error
+    with nullcontext() if random else _ZerosForRandom():
+        return MODELS.build(deepcopy(config.model))
 
 
 def use_amp(config: Config) -> None:
@@ -123,16 +127,6 @@ def use_amp(config: Config) -> None:
     wrapper.setdefault("loss_scale", "dynamic")
     if "FSDP" in type_name(config.get("strategy")):
         wrapper.setdefault("use_fsdp", True)  # a gradient scaler for shards
-
-
-def check_full_precision(config: Config) -> None:
-    """Refuses settings of mixed precision in a config that does not enable it."""
-    wrapper = config.get("optim_wrapper") or {}
-    settings = {"dtype", "loss_scale"} & wrapper.keys()
-    _require(
-        not settings or type_name(wrapper) not in ("", "OptimWrapper"),
-        f"optim_wrapper.{min(settings, default='')} needs mixed precision: add --amp or remove it",
-    )
 
 
 def use_auto_scale_lr(config: Config) -> None:
@@ -180,7 +174,11 @@ def use_early_stop(config: Config, patience: int) -> None:
         if cls and issubclass(cls, CocoMetric) and "bbox" in (one.get("metric") or "bbox")
     )
     prefix = next(prefixes, None)
-    _require(prefix, "--early-stop needs a val_evaluator of boxes: CocoMetric or FastCocoMetric")
+    # These put names before those of figures.
+    several = {type_name(config.get(key)) for key in ("val_evaluator", "val_cfg")}
+    several &= {"MultiDatasetsEvaluator", "TeacherStudentValLoop"}
+    needed = "a val_evaluator of boxes, CocoMetric or FastCocoMetric, of one dataset and model"
+    _require(prefix and not several, f"--early-stop needs {needed}")
     stop = ConfigDict(type="EarlyStoppingHook", monitor=f"{prefix}/bbox_mAP", min_delta=0.001)
     stop.patience = patience
     custom = [hook for hook in config.get("custom_hooks") or () if type_name(hook) != stop.type]
@@ -245,7 +243,15 @@ def _parsed(options: dict[str, Any] | Sequence[str]) -> dict[str, Any]:
         balanced = all(option.count(a) == option.count(b) for a, b in ("()", "[]"))
         _require("=" in option and balanced, f"--cfg-options {option}: expected KEY=VALUE")
     pairs = [option.split("=", maxsplit=1) for option in options]
-    return {key: DictAction._parse_iterable(value) for key, value in pairs}
+    # mmengine removes spaces, in the names of files and classes too.
+    kept = {key: _INNER_SPACES.sub(lambda m: "\0" * len(m[0]), value) for key, value in pairs}
+    return {key: _spaced(DictAction._parse_iterable(value)) for key, value in kept.items()}
+
+
+def _spaced(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(_spaced, value))
+    return value.replace("\0", " ") if isinstance(value, str) else value
 
 
 def _merge(config: Config, key: str, value: Any, file: Path) -> None:
@@ -273,12 +279,10 @@ def _why_unreadable(error: BaseException) -> str:
 
 
 def _settings_of_mmdet_2(config: Config) -> str:
-    data: Any = config.get("data")
-    is_new = any(f"{split}_dataloader" in config for split in ("train", "val", "test"))
-    keys = ["samples_per_gpu", "workers_per_gpu", *(() if is_new else ("train", "val", "test"))]
-    old = [f"data.{key}" for key in keys if isinstance(data, Mapping) and key in data]
     keys = "lr_config optimizer_config checkpoint_config log_config evaluation runner".split()
-    return ", ".join(old + [key for key in keys if isinstance(config.get(key), Mapping)])
+    if not any(f"{split}_dataloader" in config for split in ("train", "val", "test")):
+        keys.insert(0, "data")
+    return ", ".join(key for key in keys if isinstance(config.get(key), Mapping))
 
 
 def _require(condition: Any, message: str) -> None:

@@ -14,8 +14,7 @@ from torch.utils.hooks import RemovableHandle
 def float32_decoding(model: nn.Module) -> list[RemovableHandle]:
     """Has a detector's heads return float32, and its RoI extractors read float32 feature maps.
 
-    Convolutions stay in half precision. Returns a handle per hook that was added; modules that have
-    these hooks already are skipped.
+    Convolutions stay in half precision. Returns a handle per hook that was added.
     """
     from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
     from mmdet.models.roi_heads.bbox_heads import BBoxHead
@@ -23,9 +22,6 @@ def float32_decoding(model: nn.Module) -> list[RemovableHandle]:
 
     handles = []
     for module in model.modules():
-        present = {*module._forward_hooks.values(), *module._forward_pre_hooks.values()}
-        if present & {_widen_output, _widen_input}:
-            continue
         if isinstance(module, (BaseDenseHead, BBoxHead)):
             handles.append(module.register_forward_hook(_widen_output))
         elif isinstance(module, BaseRoIExtractor):

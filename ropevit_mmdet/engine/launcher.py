@@ -19,9 +19,8 @@ def launched(config: Config) -> Iterator[None]:
     Threads of a group that still exists at exit sometimes abort the process (`std::terminate`).
     After an error the group stays: destroying it would wait for processes that may be gone.
     """
-    for problem, message in _problems(config):
-        if problem:
-            raise UserError(message)
+    if problem := _problem(config):
+        raise UserError(problem)
     if config.launcher != "none" and not torch.cuda.is_available():  # else mmengine does this
         unused = config.get("find_unused_parameters", False)
         settings = dict(broadcast_buffers=False, find_unused_parameters=unused, device_ids=None)
@@ -35,24 +34,20 @@ def launched(config: Config) -> Iterator[None]:
     _destroy_group()
 
 
-def _problems(config: Config) -> Iterator[tuple[bool, str]]:
+def _problem(config: Config) -> str | None:
     launcher, fsdp = config.launcher, "FSDP" in type_name(config.get("strategy"))
     hooks = [*(config.get("custom_hooks") or ()), *(config.get("default_hooks") or {}).values()]
     ema = "EMAHook" in map(type_name, hooks)
     several = "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1"
-    yield fsdp and ema, "EMAHook does not work with FSDP: remove EMAHook or `strategy`"
-    yield (
-        launcher not in ("none", "pytorch") and not torch.cuda.is_available(),
-        f"--launcher {launcher} needs GPUs; on CPUs use torchrun and --launcher pytorch",
-    )
-    yield (
-        launcher == "pytorch" and "RANK" not in os.environ,
-        "--launcher pytorch needs torchrun, which starts the processes: see tools/dist_train.sh",
-    )
-    yield (
-        launcher == "none" and (fsdp or several),
-        "FSDP and torchrun need a launcher: add --launcher pytorch, as tools/dist_train.sh does",
-    )
+    if fsdp and ema:
+        return "EMAHook does not work with FSDP: remove EMAHook or `strategy`"
+    if launcher not in ("none", "pytorch") and not torch.cuda.is_available():
+        return f"--launcher {launcher} needs GPUs; on CPUs use torchrun and --launcher pytorch"
+    if launcher == "pytorch" and "RANK" not in os.environ:
+        return "--launcher pytorch needs torchrun, which starts the processes: tools/dist_train.sh"
+    if launcher == "none" and (fsdp or several):
+        return "FSDP and torchrun need a launcher: add --launcher pytorch: tools/dist_train.sh"
+    return None
 
 
 def _destroy_group() -> None:

@@ -13,8 +13,8 @@ from tqdm import tqdm
 
 @contextmanager
 def progress_bar(runner: Runner) -> Iterator[None]:
-    """Shows a bar while `runner` trains: per epoch, or up to the next validation of an
-    IterBasedTrainLoop, and per validation; none if stderr is not a terminal.
+    """Shows a bar while `runner` trains: of the epoch, or of all iterations of an
+    IterBasedTrainLoop, and of each validation; none if stderr is not a terminal.
     """
     if get_rank() or not sys.stderr.isatty():
         yield
@@ -27,42 +27,35 @@ def progress_bar(runner: Runner) -> Iterator[None]:
     try:
         yield
     finally:
-        hook.close()
+        hook.bar.close()
         for handler in handlers:
             del handler.emit
 
 
 class _ProgressBars(Hook):
     priority = "LOWEST"
-    bar: Any = None
+
+    def __init__(self) -> None:
+        self.bar: Any = tqdm(disable=True)
 
     def before_train_iter(self, runner, batch_idx: int, data_batch: Any = None) -> None:
         loop = runner.train_loop
-        if self.bar is not None:
-            return
         if isinstance(loop, IterBasedTrainLoop):
-            name, total = "train", _next_validation(runner)
+            self.show("train", batch_idx, loop.max_iters)
         else:
-            name, total = f"epoch {loop.epoch + 1}/{loop.max_epochs}", len(loop.dataloader)
-        self.bar = tqdm(desc=name, initial=batch_idx, total=total, dynamic_ncols=True)
+            name = f"epoch {loop.epoch + 1}/{loop.max_epochs}"
+            self.show(name, batch_idx, len(loop.dataloader))
 
-    def before_val_epoch(self, runner) -> None:
-        self.bar = tqdm(desc="validate", total=len(runner.val_dataloader), dynamic_ncols=True)
+    def before_val_iter(self, runner, batch_idx: int, data_batch: Any = None) -> None:
+        self.show("validate", batch_idx, len(runner.val_dataloader))
+
+    def show(self, name: str, done: int, total: int) -> None:
+        """Replaces a bar that is complete, or of another name."""
+        if self.bar.disable or self.bar.desc != name:
+            self.bar.close()
+            self.bar = tqdm(desc=name, initial=done, total=total, dynamic_ncols=True)
 
     def _after_iter(self, runner, *args: Any, **kwargs: Any) -> None:
         self.bar.update()
         if self.bar.n >= self.bar.total:
-            self.close()
-
-    def close(self) -> None:
-        if self.bar is not None:
             self.bar.close()
-            self.bar = None
-
-
-def _next_validation(runner: Runner) -> int:
-    """The iteration after which an IterBasedTrainLoop validates next, or ends."""
-    loop: Any = runner.train_loop
-    first = max(loop.iter + 1, loop.val_begin)
-    next_one = -(-first // loop.val_interval) * loop.val_interval
-    return loop.max_iters if runner.val_loop is None else min(next_one, loop.max_iters)

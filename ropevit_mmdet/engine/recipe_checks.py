@@ -24,7 +24,7 @@ def recipe_warnings(config: Config) -> list[str]:
     warnings = [line for path, settings, frozen in found for line in _weights(config, path, frozen)]
     if not all(frozen for _, _, frozen in found):
         warnings += [*_optimizer(config), *_warm_up(config)]
-    return warnings + ([*_normalization(config)] if found else [])
+    return [*warnings, *_length(config), *(_normalization(config) if found else ())]
 
 
 def _rope_vits(settings: Any, path: str, frozen: bool = False) -> Iterator[tuple[str, Any, bool]]:
@@ -91,8 +91,7 @@ def _warm_up(config: Config) -> Iterator[str]:
     clipping = (config.get("optim_wrapper") or {}).get("clip_grad") or {}
     if (clipping.get("max_norm") or 1) <= MAX_NORM:
         return
-    schedulers = config.get("param_scheduler") or ()
-    for one in schedulers if isinstance(schedulers, (list, tuple)) else [schedulers]:
+    for one in _schedulers(config):
         key, default = _WARMUPS.get(type_name(one), ("", 1))
         if type_name(one) in _OWN_WARMUP or (not one.get("begin") and one.get(key, default) < 1):
             return
@@ -100,6 +99,28 @@ def _warm_up(config: Config) -> Iterator[str]:
         "param_scheduler has no warm-up, and the first steps of a ViT diverge: begin it with "
         "dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=250)"
     )
+
+
+def _length(config: Config) -> Iterator[str]:
+    """A schedule of another length than the run, as after `--cfg-options train_cfg.max_iters=N`."""
+    for by_epoch, key in ((False, "max_iters"), (True, "max_epochs")):
+        length = (config.get("train_cfg") or {}).get(key)
+        ends = [
+            one["end"]
+            for one in _schedulers(config)
+            if isinstance(one.get("end"), int) and one.get("by_epoch", True) == by_epoch
+            if type_name(one) not in _WARMUPS or one.get("begin")
+        ]
+        if length and ends and max(ends) != length:
+            yield (
+                f"param_scheduler ends at {max(ends)}, the run at train_cfg.{key}={length}: set "
+                f"end, and milestones, to fit {length}"
+            )
+
+
+def _schedulers(config: Config) -> list[Any]:
+    schedulers = config.get("param_scheduler") or ()
+    return list(schedulers) if isinstance(schedulers, (list, tuple)) else [schedulers]
 
 
 def _normalization(config: Config) -> Iterator[str]:

@@ -74,7 +74,6 @@ def test_families_that_work(installed):
         ({"mmdet": "2.28.2"}, "FAIL", "wrong-version", "pip install -U mmdet==3.3.0"),
         ({"mmcv-lite": "2.2.0"}, "FAIL", "wrong-version", "< 2.2: pip install -U mmcv-lite==2.1.0"),
         ({"mmcv": "2.1.0"}, "FAIL", "package-twice", "pip uninstall -y mmcv mmcv-lite && pip ins"),
-        ({"mmcv-lite": "+headless", "onedl-mmcv": "2.3.6"}, "WARN", "two-families", "keep to one"),
         ({"opencv-python": "5", "opencv-python-headless": "5"}, "WARN", "package-twice", "'cv2'"),
     ],
 )
@@ -103,17 +102,11 @@ def test_the_import_that_fails_is_named(tmp_path, monkeypatch, source, error):
     ("module", "error", "code", "fix"),
     [
         ("cv2", "ImportError: libGL.so.1: cannot open", "cv2-library", "opencv-python-headless"),
-        (
-            "torchvision",
-            "operator torchvision::nms does not exist",
-            "torchvision-mismatch",
-            "torch",
-        ),
+        ("torchvision", "torchvision::nms does not exist", "torchvision-mismatch", "torch torchv"),
         ("ropevit_mmdet", "_ext.so: undefined symbol: _ZN3c10", "compiled-ops-broken", "mmcv=="),
         ("mmdet", "MMCV==2.2.0 is used but incompatible.", "wrong-version", "install onedl-mmcv=="),
         ("mmdet", "No module named 'mmcv.ops'", "package-missing", "pip install onedl-mmcv=="),
-        ("pycocotools.mask", "No module named 'other'", "package-missing", "pip install other"),
-        ("torch", "ends its process by SIGILL", "import-crashes", "--force-reinstall torch torchv"),
+        ("torch", "ends its process by SIGILL", "import-crashes", "-reinstall torch torchvision"),
         ("torch", "OSError: libcudart.so.99: cannot open", "import-fails", "--force-reinstall tor"),
     ],
 )
@@ -151,4 +144,4 @@ def test_docs_explain_every_code():
     strings = {node.value for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Constant)}
     docs = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
     headings = set(re.findall(r"^### (.+)$", docs, re.MULTILINE))
-    assert len(headings) == 11 and headings <= strings
+    assert len(headings) == 10 and headings <= strings

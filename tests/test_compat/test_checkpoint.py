@@ -1,7 +1,9 @@
 """Checkpoints under weights_only=True: mmengine's training checkpoints load, nothing else runs."""
 
+import math
 import os
 import zipfile
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -187,6 +189,8 @@ def test_literal_config():
     config = Config.fromfile(ROOT / "configs" / "ropevit_maskrcnn.py")
     read = checkpoint.literal_config(config.pretty_text, "x.pth")  # as mmengine saves it
     assert read.to_dict() == config.to_dict()
+    infinite = dict(end=[math.inf, -math.inf], clip_grad=dict(max_norm=math.inf))
+    assert checkpoint.literal_config(Config(infinite).pretty_text, "x.pth").to_dict() == infinite
 
 
 CODE = ["import os", "a = b", "a = dict([(1, 2)])", "a = dict(**{'b': 1})", "a.b = 1", "a =", 3]
@@ -206,6 +210,14 @@ def test_config_in_a_resumed_checkpoint_does_not_run(training_checkpoint, tmp_pa
     (tmp_path / "last_checkpoint").write_text(str(path))
     assert train(tmp_path, 3, resume=True).epoch == 3
     assert not marker.exists()
+
+
+def test_a_file_system_without_mmap(tmp_path, monkeypatch):
+    path = tmp_path / "a.pth"
+    path.write_bytes(saved({"w": torch.ones(1)}))
+    error = RuntimeError("unable to mmap 9 bytes from file <a.pth>: No such device (19)")
+    monkeypatch.setattr(torch.UntypedStorage, "from_file", Mock(side_effect=error))
+    assert checkpoint.read_checkpoint_file(path) == {"w": 1}
 
 
 @pytest.mark.parametrize(

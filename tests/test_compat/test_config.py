@@ -32,6 +32,16 @@ def test_base_of_mmdet(tmp_path):
     assert config.default_scope == "mmdet"
 
 
+def test_base_of_a_source_tree(tmp_path, monkeypatch):
+    """An editable install, in which pip no longer runs what makes `.mim`."""
+    (tmp_path / "lab_sources").mkdir()
+    (tmp_path / "lab_sources" / "__init__.py").touch()
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "detector.py").write_text("depth = 18")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert load(tmp_path, '_base_ = "lab_sources::detector.py"').depth == 18
+
+
 def test_python_style_base_of_a_package(tmp_path, monkeypatch):
     package = tmp_path / "lab_configs"
     (package / "configs" / "_base_").mkdir(parents=True)

@@ -70,6 +70,11 @@ def test_a_variable_with_effect(lazy, child, tmp_path):
     load_config(write(tmp_path, lazy, child))
 
 
+def test_a_base_whose_name_has_variables_of_mmengine(tmp_path):
+    write(tmp_path, False, "").write_text("_base_ = '{{ fileDirname }}/base.py'\niters = 7\n")
+    assert load_config(tmp_path / "child.py").train_cfg.max_iters == 5
+
+
 def test_bases_of_mmdet(tmp_path):
     (tmp_path / "mine.py").write_text(
         "_base_ = 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'\ndata_root = 'mine/'\n"

@@ -17,6 +17,7 @@ WEIGHTS = dict(type="Pretrained", checkpoint="net.pt")
 ADAMW, SGD = dict(type="AdamW", lr=1e-4), dict(type="SGD", lr=0.02)
 WARM_UP = dict(type="LinearLR", start_factor=0.001, by_epoch=False, begin=0, end=250)
 FALL = dict(type="CosineAnnealingLR", by_epoch=False, begin=0, end=900)
+STEPS = dict(type="MultiStepLR", by_epoch=True, end=12, milestones=[8, 11])
 MODEL = dict(
     type="RetinaNet",
     data_preprocessor=dict(type="DetDataPreprocessor", mean=[127.5] * 3, std=[64.0] * 3),
@@ -72,6 +73,9 @@ def test_shipped_configs_are_silent(path):
             dict(model__data_preprocessor__mean=[0.5] * 3, model__data_preprocessor__std=[0.2] * 3),
             ["mean=[0.5", "0..255"],
         ),
+        (dict(train_cfg=dict(max_iters=90)), ["ends at 900, the run at train_cfg.max_iters=90"]),
+        (dict(train_cfg=dict(max_iters=9000)), ["ends at 900", "milestones"]),
+        (dict(train_cfg=dict(max_epochs=24), param_scheduler=[WARM_UP, STEPS]), ["ends at 12, "]),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
@@ -83,7 +87,9 @@ def test_known_mistakes_are_named_in_one_line(changes, named):
 @pytest.mark.parametrize(
     "changes",
     [
-        {},
+        dict(train_cfg=dict(max_iters=900)),
+        dict(train_cfg=dict(max_epochs=12), param_scheduler=[WARM_UP, STEPS]),
+        dict(train_cfg=dict(max_iters=9000), param_scheduler=[WARM_UP]),
         dict(model__backbone=dict(type="ResNet", depth=50), optim_wrapper__optimizer=SGD),
         dict(model__backbone__init_cfg=None, optim_wrapper__paramwise_cfg__layer_decay_rate=1.0),
         dict(model__backbone__init_cfg=None, optim_wrapper__optimizer__lr=1e-3),

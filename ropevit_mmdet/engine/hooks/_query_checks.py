@@ -11,8 +11,13 @@ from ropevit_mmdet.errors import UserError
 _SAME_SIZE = ("LoadImageFromFile", "LoadAnnotations", "FilterAnnotations", "RandomFlip")
 
 
-def query_issues(model: Any, dataset: Any, *, training: bool) -> Iterator[str]:
-    """What would stop a detector with queries at a step of a run, in one line each."""
+def check_queries(model: Any, dataset: Any, *, training: bool) -> None:
+    """Raises a UserError for what would stop a detector with queries at a step of a run."""
+    if issue := next(_issues(model, dataset, training), None):
+        raise UserError(issue)
+
+
+def _issues(model: Any, dataset: Any, training: bool) -> Iterator[str]:
     head: Any = getattr(model, "panoptic_head", None) or getattr(model, "bbox_head", None)
     queries = getattr(head, "num_queries", None) or getattr(model, "num_queries", None)
     if not isinstance(queries, int):
@@ -38,12 +43,6 @@ def query_issues(model: Any, dataset: Any, *, training: bool) -> Iterator[str]:
                 f"of which {type(model).__name__} chooses {needed}: enlarge the images by the "
                 "scale of Resize or pad_size_divisor, or set num_queries lower"
             )
-
-
-def check_queries(model: Any, dataset: Any, *, training: bool) -> None:
-    """Raises a UserError with the first of `query_issues`."""
-    if issue := next(query_issues(model, dataset, training=training), None):
-        raise UserError(issue)
 
 
 def _input_sizes(model: Any, dataset: Any, training: bool) -> Iterator[tuple[int, int]]:

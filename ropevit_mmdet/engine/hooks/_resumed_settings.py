@@ -6,7 +6,7 @@ from typing import Any
 from mmengine.config import Config
 
 from ropevit_mmdet.compat.checkpoint import literal_config
-from ropevit_mmdet.compat.config import type_name
+from ropevit_mmdet.compat.config import flat, type_name
 from ropevit_mmdet.errors import UserError
 
 _COMPARED = (
@@ -28,7 +28,7 @@ def resume_warning(checkpoint: Mapping[str, Any], config: Config, processes: int
         return None
     if not saved or not config:
         return None
-    old, new = (_flat(one._cfg_dict.to_dict(), "") for one in (saved, config))
+    old, new = map(_settings, (saved, config))
     if states := checkpoint.get("random_states"):  # not in those of mmengine's own hook
         old["processes"], new["processes"] = len(states), processes
     changed = [
@@ -45,15 +45,10 @@ def resume_warning(checkpoint: Mapping[str, Any], config: Config, processes: int
     return text if changed else None
 
 
-def _flat(settings: Any, key: str) -> dict[str, Any]:
-    """Settings by dotted key."""
-    if isinstance(settings, Mapping):
-        items = {**settings, "type": type_name(settings)} if "type" in settings else settings
-    elif isinstance(settings, (list, tuple)) and any(isinstance(one, Mapping) for one in settings):
-        items = dict(enumerate(settings))
-    else:
-        return {key: list(settings) if isinstance(settings, tuple) else settings}
-    flat: dict[str, Any] = {}
-    for name, value in items.items():
-        flat |= _flat(value, f"{key}.{name}".lstrip("."))
-    return flat
+def _settings(config: Config) -> dict[str, Any]:
+    """Numbers and texts by dotted key."""
+    return {
+        ".".join(map(str, at)): type_name({"type": one}) if at[-1] == "type" else one
+        for at, one in flat(config._cfg_dict.to_dict())
+        if not isinstance(one, (Mapping, list, tuple))
+    }

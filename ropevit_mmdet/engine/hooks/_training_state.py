@@ -1,5 +1,6 @@
-"""What a resumed run restores besides weights and optimizer: random states, place in the data."""
+"""The state of a run besides weights and optimizer: random states, place in the data, flags."""
 
+import itertools
 import random
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -7,11 +8,19 @@ from typing import Any
 
 import numpy as np
 import torch
+from mmengine.dist import all_reduce
 from mmengine.logging import print_log
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
 from torch.utils.data import DataLoader
 
 _EPOCH_SEED_STEP = 100_003  # between the seeds of two epochs; more than the number of workers
+
+
+def in_any_process(flag: bool) -> bool:
+    """Whether the flag is set in any process of the run."""
+    number = torch.tensor(float(flag))
+    all_reduce(number, "max")
+    return bool(number)
 
 
 def random_states() -> dict[str, Any]:
@@ -40,7 +49,9 @@ def call_after_batches(loop: IterBasedTrainLoop, count: int, action: Callable[[]
     """Has the loop's data iterator call `action` after `count` batches, before the next one."""
     if getattr(loop, "fast_forward_on_resume", False):  # an option of the fork's loop: skips none
         count = 0
-    loop.dataloader_iterator = _Batches(loop.dataloader_iterator, count, action)
+    complete = loop.iter >= loop.max_iters  # it would load all batches, and train on none
+    batches = itertools.repeat(None) if complete else loop.dataloader_iterator
+    loop.dataloader_iterator = _Batches(batches, count, action)
 
 
 class _Batches(Iterator):

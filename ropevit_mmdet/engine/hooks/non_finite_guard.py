@@ -8,12 +8,13 @@ from typing import Any, NoReturn
 
 import torch
 from mmdet.registry import HOOKS
-from mmengine.dist import all_gather_object, all_reduce
+from mmengine.dist import all_gather_object
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 
 from ropevit_mmdet.engine.hooks._checkpoint_files import latest_checkpoint
+from ropevit_mmdet.engine.hooks._training_state import in_any_process
 from ropevit_mmdet.errors import UserError
 
 
@@ -67,7 +68,7 @@ class NonFiniteGuard(Hook):
             self.skipped += skipped
             self._in_a_row = (self._in_a_row + 1) * skipped
         broken = bool(self._losses) or not (skipped or self._finite())
-        if self._in_a_row > self.max_skips or self.action == "stop" and _anywhere(broken):
+        if self._in_a_row > self.max_skips or self.action == "stop" and in_any_process(broken):
             self._stop(runner)
         if stepped and (skipped or self._losses):
             text = f"step skipped, {self.skipped} so far: " if skipped else ""
@@ -92,7 +93,7 @@ class NonFiniteGuard(Hook):
             norms = torch._foreach_norm(list(named.values()), math.inf if scaled else 2)
             self._names, self._norms = list(named), torch.stack(list(norms))
         if scaled or self.action == "skip":
-            self._skipped = _anywhere(not self._finite())
+            self._skipped = in_any_process(not self._finite())
         if scaled or not self._skipped:  # a scaler skips the step itself, and lowers its scale
             step(**kwargs)
 
@@ -122,10 +123,3 @@ class NonFiniteGuard(Hook):
         gradients = f"gradients that are not finite in {', '.join(names[:3])}" if names else ""
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
         return "; ".join(filter(None, [losses, gradients + more]))
-
-
-def _anywhere(flag: bool) -> bool:
-    """Whether the flag is set in any process."""
-    number = torch.tensor(float(flag))
-    all_reduce(number, "max")
-    return bool(number)

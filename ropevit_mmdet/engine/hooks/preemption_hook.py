@@ -18,6 +18,7 @@ from mmengine.dist import all_reduce, get_world_size
 from mmengine.hooks import Hook
 from mmengine.runner import IterBasedTrainLoop
 
+from ropevit_mmdet.engine.hooks._training_state import in_any_process
 from ropevit_mmdet.engine.hooks.resumable_checkpoint_hook import ResumableCheckpointHook
 
 EXIT_STATUS = 75  # EX_TEMPFAIL of sysexits.h: try again
@@ -29,10 +30,10 @@ class PreemptionHook(Hook):
     """Ends a run after the iteration in which a signal arrives: saves, logs it, exits with 75.
 
     The run's ResumableCheckpointHook saves: resumed by `--resume`, the run ends with the weights of
-    one that was never stopped. Without one, this hook warns and leaves signals alone. Processes of
-    a distributed run agree on the step; with accumulated gradients it is the next step of the
-    optimizer. A validation that is due or running is completed before the run ends, but its
-    checkpoint is saved before that.
+    one that was never stopped. Without one, and in a thread, which receives no signals, this hook
+    warns and leaves signals alone. Processes of a distributed run agree on the step; with
+    accumulated gradients it is the next step of the optimizer. A validation that is due or running
+    is completed before the run ends, but its checkpoint is saved before that.
 
     Args:
         signals: names; Slurm's `--signal=USR1@120` sends SIGUSR1.
@@ -52,11 +53,12 @@ class PreemptionHook(Hook):
 
     def before_train(self, runner) -> None:
         hooks = [hook for hook in runner.hooks if isinstance(hook, ResumableCheckpointHook)]
-        if hooks:
+        if hooks and threading.current_thread() is threading.main_thread():
             self._checkpoint = hooks[0]
             self._handlers = {n: signal.signal(n, self._receive) for n in self.signals}
         else:
-            runner.logger.warning("PreemptionHook has no effect without ResumableCheckpointHook")
+            where = "in a thread" if hooks else "without ResumableCheckpointHook"
+            runner.logger.warning(f"PreemptionHook has no effect {where}")
 
     def after_train(self, runner) -> None:
         for number, handler in self._handlers.items():
@@ -68,7 +70,7 @@ class PreemptionHook(Hook):
     ) -> None:
         if get_world_size() > 1 and not runner.optim_wrapper.should_update():
             return
-        if self._received_anywhere():
+        if in_any_process(self._received is not None):
             done = runner.iter + 1
             self._checkpoint.save_now(runner, done)
             if not _ends_or_validates(runner, done):
@@ -94,16 +96,10 @@ class PreemptionHook(Hook):
 
     def _ends_early(self, runner) -> bool:
         training = bool(self._handlers) and runner.iter < runner.max_iters
-        return training and self._received_anywhere()
+        return training and in_any_process(self._received is not None)
 
     def _receive(self, number: int, frame: Any) -> None:
         self._received = signal.Signals(number).name
-
-    def _received_anywhere(self) -> bool:
-        """Whether any process has received a signal."""
-        received = torch.tensor(float(self._received is not None))
-        all_reduce(received, "max")
-        return bool(received)
 
     def _exit(self, runner, done: int) -> None:
         self._log(runner, f" after iteration {done}; --resume continues from it")

@@ -9,11 +9,11 @@ from mmdet.registry import HOOKS
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
-from mmengine.runner import find_latest_checkpoint
 from torch import nn
 
 from ropevit_mmdet.datasets import dataset_metainfo, innermost_datasets
 from ropevit_mmdet.engine.float32_decoding import float32_decoding
+from ropevit_mmdet.engine.hooks._checkpoint_files import latest_checkpoint
 from ropevit_mmdet.engine.hooks._query_checks import check_queries
 from ropevit_mmdet.engine.hooks._resumed_settings import resume_warning
 from ropevit_mmdet.engine.recipe_checks import recipe_warnings
@@ -57,7 +57,7 @@ class RoPEViTChecks(Hook):
             return
         start, resume = getattr(runner, "_load_from", None), getattr(runner, "_resume", False)
         if resume and start is None:
-            start = find_latest_checkpoint(runner.work_dir)
+            start = latest_checkpoint(runner.work_dir)
         if start is None:
             check_normalization(model)
         elif not runner._has_loaded:  # a FlexibleRunner has
@@ -85,9 +85,6 @@ class RoPEViTChecks(Hook):
         if warning := batch_warning(scaling, runner.world_size, batch_size, passes):
             runner.logger.warning(warning)
 
-    def before_val(self, runner) -> None:
-        self._decode_in_float32(runner)
-
     def after_val_epoch(self, runner, metrics: dict[str, float] | None = None) -> None:
         """Without detections CocoMetric returns no figures, and schedulers that need one fail."""
         if metrics is not None:
@@ -106,6 +103,7 @@ class RoPEViTChecks(Hook):
         for handle in self._handles.pop():
             handle.remove()
 
+    before_val = _decode_in_float32
     after_train = after_val = after_test = _remove_hooks
 
 

@@ -53,5 +53,5 @@ class TwoStageWarmupPolyLR(LRSchedulerMixin, _ParamScheduler):
         )
         step = self.last_step - wait
         if step < warmup:
-            return max(0, step) / warmup
+            return max(0, step) / max(1, warmup)
         return (1 - (step - warmup) / (self.end - self.begin - wait - warmup)) ** self.power

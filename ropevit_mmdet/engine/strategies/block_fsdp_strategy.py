@@ -16,7 +16,6 @@ from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.nn.utils import clip_grad_norm_
 
-from ropevit_mmdet.errors import UserError
 from ropevit_mmdet.models.layers.block import Block
 from ropevit_mmdet.weights.state_dict import unwrapped
 
@@ -46,15 +45,6 @@ class BlockFSDPStrategy(FSDPStrategy):
         wrapper = dict(type="MMFullyShardedDataParallel", auto_wrap_policy="wrap_blocks", **cpu)
         kwargs.setdefault("state_dict_cfg", "full")
         super().__init__(model_wrapper=wrapper | (model_wrapper or {}), **kwargs)
-
-    def _wrap_model(self, model: nn.Module) -> nn.Module:
-        scalars = [name for name, parameter in model.named_parameters() if parameter.dim() == 0]
-        if scalars:
-            raise UserError(
-                f"FSDP cannot shard the scalar parameter {scalars[0]}: train by DDP, without "
-                "`strategy` in the config"
-            )
-        return super()._wrap_model(model)
 
     def build_optim_wrapper(self, optim_wrapper, model=None) -> BaseOptimWrapper:
         wrapper = super().build_optim_wrapper(optim_wrapper, model)

@@ -5,13 +5,15 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
 
-from ropevit_mmdet.engine import latest_checkpoint
+from ropevit_mmdet.engine import PreemptionHook, ResumableCheckpointHook, latest_checkpoint
 from ropevit_mmdet.engine.hooks.preemption_hook import EXIT_STATUS
 from tests.fault_injection import EPOCHS, TORCHRUN, assert_same, train, train_with, write_config
 from tests.processes import ROOT
@@ -109,6 +111,15 @@ def test_processes_agree_on_the_step(tmp_path):
     done = train_with(config, work_dir, never, "--resume", command=TORCHRUN)
     assert done.returncode == 0, done.stderr[-3000:]
     assert_same(torch.load(latest_checkpoint(work_dir), weights_only=True), expected)
+
+
+def test_in_a_thread_signals_are_left_alone():
+    """Such as that of a training by Ray: only the main thread can handle signals."""
+    hook, runner = PreemptionHook(), Mock(hooks=[ResumableCheckpointHook()])
+    hook.before_run(runner)
+    with ThreadPoolExecutor() as pool:
+        pool.submit(hook.before_train, runner).result()
+    runner.logger.warning.assert_called_once_with("PreemptionHook has no effect in a thread")
 
 
 # The second sample fills the pipe to the main process, which reads only the first.

@@ -1,5 +1,6 @@
 """A resumed run whose config differs from that of its checkpoint."""
 
+import shutil
 from copy import deepcopy
 from unittest import mock
 
@@ -58,8 +59,11 @@ def test_a_resumed_run_warns(tmp_path):
     more += "optim_wrapper['optimizer']['lr'] = 0.5\n"
     more += "auto_scale_lr = dict(base_batch_size=64)\ntrain_cfg.update(max_iters=4)\n"
     with mock.patch("logging.Logger.warning") as log:
-        checkpoint = train(write_config(tmp_path, more=more), tmp_path / "run", resume=True)
+        config = write_config(tmp_path, more=more)
+        checkpoint = train(config, tmp_path / "run", resume=True)
     texts = " ".join(str(call.args[0]) for call in log.call_args_list)
     assert "optim_wrapper.optimizer.lr 0.01 -> 0.5" in texts
     assert "the effective batch size is 2" in texts
     assert checkpoint["optimizer"]["param_groups"][0]["initial_lr"] == 0.01
+    shutil.rmtree(tmp_path / "data" / "images")  # a complete run loads none
+    assert train(config, tmp_path / "run", resume=True)["meta"]["iter"] == 4

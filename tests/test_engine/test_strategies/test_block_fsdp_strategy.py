@@ -2,12 +2,9 @@
 
 import pytest
 import torch
-from mmcv.cnn import Scale
 from mmdet.apis import init_detector
 
-from ropevit_mmdet.engine import BlockFSDPStrategy
 from ropevit_mmdet.engine.config import build_detector, load_config
-from ropevit_mmdet.errors import UserError
 from tests.fault_injection import forked, train_group
 from tests.tiny_coco import write_tiny
 
@@ -121,9 +118,3 @@ def test_fsdp_resumes_with_a_frozen_backbone(single):
     start = torch.load(directory / "start.pth")["state_dict"]
     for name, value in resumed[1]["state_dict"].items():
         assert torch.equal(value, start[name]) == name.startswith("backbone."), name
-
-
-def test_fsdp_names_a_parameter_that_it_cannot_shard():
-    strategy = BlockFSDPStrategy.__new__(BlockFSDPStrategy)
-    with pytest.raises(UserError, match="scalar parameter scale: train by DDP"):
-        strategy._wrap_model(Scale())
