@@ -10,7 +10,7 @@ from mmdet.datasets.samplers import MultiSourceSampler
 from mmdet.registry import DATA_SAMPLERS, HOOKS, LOOPS, METRICS, OPTIMIZERS
 from mmengine.config import Config
 from mmengine.dataset import InfiniteSampler
-from mmengine.hooks import CheckpointHook
+from mmengine.hooks import CheckpointHook, EarlyStoppingHook
 from mmengine.registry import Registry, init_default_scope
 from mmengine.runner import IterBasedTrainLoop
 
@@ -104,7 +104,10 @@ def _figure_issues(config: Config) -> Iterator[str]:
         for one in metric_settings(config.get("val_evaluator"))
     ]
     known = bool(prefixes) and all(prefixes)
-    for path, one in _walk(config, "default_hooks", "custom_hooks", "param_scheduler"):
+    hooks = _walk(config, "default_hooks", "custom_hooks")  # a user's own may monitor anything
+    readers = [*_walk(config, "param_scheduler")]
+    readers += [one for one in hooks if _is_a(one[1], HOOKS, (CheckpointHook, EarlyStoppingHook))]
+    for path, one in readers:
         for key in ("save_best", "monitor"):
             names = one.get(key) or ()
             for name in [names] if isinstance(names, str) else names:

@@ -53,6 +53,7 @@ def test_an_issue_in_one_line(changes, message, tiny):
 
 def test_settings_that_are_right(tiny):
     tiny.custom_hooks = [dict(type=EMAHook, momentum=0.1, priority=49), EMAHook()]
+    tiny.custom_hooks.append(dict(type="MyHook", monitor="lr"))
     tiny.default_hooks.checkpoint.update(save_best=["auto", "coco/dark_precision"], priority=1)
     tiny.param_scheduler = [
         dict(type="ReduceOnPlateauLR", monitor="coco/bbox_mAP", rule="greater"),
