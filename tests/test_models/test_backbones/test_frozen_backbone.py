@@ -1,6 +1,7 @@
 """FrozenBackbone: the plain backbone's features, computed once and then read from disk."""
 
 import copy
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -12,6 +13,7 @@ from torch import nn
 from torch.distributed.checkpoint.state_dict import get_model_state_dict
 
 from ropevit_mmdet import FrozenBackbone
+from ropevit_mmdet.engine.config import load_config
 from ropevit_mmdet.models.backbones.frozen_backbone import FeatureCache
 
 PLAIN = dict(type="RoPEViT", arch="rope_vit_t14", window_size=4, out_indices=(5, 11))
@@ -215,3 +217,19 @@ def test_the_limit_counts_files_of_other_weights(tmp_path):
         cache = FeatureCache(tmp_path, "ours", limit)
         cache.write("image", [level])
         assert (cache.read("image") is not None) == stored
+
+
+@pytest.mark.slow  # of wall time: other programs disturb it
+def test_reading_takes_less_than_a_tenth_of_the_time_of_computing(tmp_path):
+    """20 batches through the backbone of shapes_frozen.py."""
+    settings = load_config("shapes_frozen").model.backbone.backbone
+    model = FrozenBackbone({**settings, "init_cfg": None}, cache_dir=tmp_path).train()
+    batches = torch.randn(20, 2, 3, 224, 224)
+    model(torch.randn(2, 3, 224, 224))  # the first call hashes the weights
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        for images in batches:
+            model(images)
+        seconds.append(time.perf_counter() - start)
+    assert min(seconds[1:]) < 0.1 * seconds[0]
