@@ -362,19 +362,16 @@ def test_invalid_labels_are_named_and_nothing_is_written(
     write, label_format, file, text, message, tmp_path, capsys
 ):
     write(tmp_path / "src")
-    path = tmp_path / "src" / file
+    src, out = tmp_path / "src", tmp_path / "out"
+    path = src / file
     if text is not None:
         path.parent.mkdir(exist_ok=True)
         path.write_text(text)
-    elif path.is_dir():
-        shutil.rmtree(path)
     else:
-        path.unlink()
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
     with pytest.raises(UserError, match=message):
-        convert(label_format, tmp_path / "src", tmp_path / "out")
-    assert (
-        len(fails(capsys, "convert", label_format, tmp_path / "src", "-o", tmp_path / "out")) < 400
-    )
+        convert(label_format, src, out)
+    assert len(fails(capsys, "convert", label_format, src, "-o", out)) < 400
     assert [path.name for path in tmp_path.iterdir()] == ["src"]
 
 
