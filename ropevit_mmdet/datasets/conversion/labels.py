@@ -45,7 +45,7 @@ class ImageIndex:
             self._by_stem.setdefault(_key(path.stem), []).append(path)
 
     def find(self, label: Path, name: str = "") -> Path | None:
-        """The image of a label file: of its own name, else named in it; adds to `missing` if None.
+        """The image of a label file: of the same name, else named in it; adds to `missing` if None.
 
         The name inside is often that of before a renaming.
         """
