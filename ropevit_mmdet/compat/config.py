@@ -13,6 +13,7 @@ import mmengine.config.config as mmengine_config
 from mmengine.config import Config
 from mmengine.utils import check_file_exist
 
+KeyPath = tuple[Any, ...]  # keys and list indices from the top of a config
 _CONFIGS_OF_WHEEL = Path(__file__).parents[1] / "configs"
 CONFIGS = _CONFIGS_OF_WHEEL if _CONFIGS_OF_WHEEL.is_dir() else Path(__file__).parents[2] / "configs"
 _mmengine_path = Config._get_cfg_path
@@ -76,19 +77,28 @@ def type_name(settings: Any) -> str:
     return "Pretrained" if name == "PretrainedInit" else name
 
 
-def flat(value: Any, at: tuple = ()) -> Iterator[tuple[tuple, Any]]:
-    """A value and all values in it, by their keys and indices."""
+def flat(value: Any, at: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]]:
+    """A value and all values in it, outermost first; what is yielded may be changed."""
     yield at, value
     items = enumerate(value) if isinstance(value, (list, tuple)) else ()
-    for key, inner in value.items() if isinstance(value, Mapping) else items:
+    for key, inner in list(value.items() if isinstance(value, Mapping) else items):
         yield from flat(inner, (*at, key))
+
+
+def walk(value: Any) -> Iterator[tuple[KeyPath, dict[str, Any]]]:
+    """All dicts in a value, as of `flat`."""
+    return ((at, one) for at, one in flat(value) if isinstance(one, dict))
+
+
+def as_list(value: Any) -> list[Any]:
+    """A list of what is one, several or None."""
+    return list(value) if isinstance(value, (list, tuple)) else [] if value is None else [value]
 
 
 def metric_settings(evaluator: Any) -> list[Any]:
     """The entries of the metrics of an evaluator: one, a list, or those of an `Evaluator`."""
     metrics = evaluator.get("metrics", evaluator) if isinstance(evaluator, Mapping) else evaluator
-    metrics = metrics if isinstance(metrics, (list, tuple)) else [metrics]
-    return [metric for metric in metrics if isinstance(metric, Mapping)]
+    return [metric for metric in as_list(metrics) if isinstance(metric, Mapping)]
 
 
 def innermost_datasets(dataset: Any) -> Iterator[Any]:

@@ -14,7 +14,7 @@ from mmengine.hooks import CheckpointHook, EarlyStoppingHook
 from mmengine.registry import Registry, init_default_scope
 from mmengine.runner import IterBasedTrainLoop
 
-from ropevit_mmdet.compat.config import flat, metric_settings, type_name
+from ropevit_mmdet.compat.config import metric_settings, type_name, walk
 from ropevit_mmdet.errors import UserError
 
 _NEEDED = {
@@ -126,8 +126,8 @@ def _checkpoint_warnings(config: Config) -> Iterator[str]:
 
 def _name_warnings(config: Config) -> Iterator[str]:
     """Similar names in `train_cfg` and `test_cfg` of a model, where nothing checks names."""
-    for at, one in flat(config.get("model")):
-        names = list(one) if isinstance(one, Mapping) and {"train_cfg", "test_cfg"} & {*at} else []
+    for at, one in walk(config.get("model")):
+        names = list(one) if {"train_cfg", "test_cfg"} & {*at} else []
         for number, name in enumerate(names):
             for close in get_close_matches(name, names[:number], n=1, cutoff=0.85):
                 path = ".".join(map(str, ("model", *at, name)))
@@ -142,9 +142,8 @@ def _checkpoint_hooks(config: Config) -> Iterator[tuple[str, Mapping, type]]:
 
 def _walk(config: Config, *keys: str) -> Iterator[tuple[str, Mapping]]:
     """All dicts of top-level keys, and their dotted keys."""
-    for at, one in flat({key: config.get(key) for key in keys}):
-        if isinstance(one, Mapping):
-            yield ".".join(map(str, at)), one
+    for at, one in walk({key: config.get(key) for key in keys}):
+        yield ".".join(map(str, at)), one
 
 
 def _counts_iterations(config: Config) -> bool:

@@ -46,7 +46,8 @@ def _problem(config: Config) -> str | None:
     if launcher == "pytorch" and "RANK" not in os.environ:
         return "--launcher pytorch needs torchrun, which starts the processes: tools/dist_train.sh"
     if launcher == "none" and (fsdp or several):
-        return "FSDP and torchrun need a launcher: add --launcher pytorch: tools/dist_train.sh"
+        fix = "add --launcher pytorch, as tools/dist_train.sh does"
+        return f"FSDP and torchrun need a launcher: {fix}"
     return None
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from mmengine.config import Config
 
-from ropevit_mmdet.compat.config import innermost_datasets, type_name
+from ropevit_mmdet.compat.config import as_list, innermost_datasets, type_name
 from ropevit_mmdet.weights.architectures import resolve_arch
 from ropevit_mmdet.weights.checkpoint import pretrained_entries
 
@@ -91,7 +91,7 @@ def _warm_up(config: Config) -> Iterator[str]:
     clipping = (config.get("optim_wrapper") or {}).get("clip_grad") or {}
     if (clipping.get("max_norm") or 1) <= MAX_NORM:
         return
-    for one in _schedulers(config):
+    for one in as_list(config.get("param_scheduler") or ()):
         key, default = _WARMUPS.get(type_name(one), ("", 1))
         if type_name(one) in _OWN_WARMUP or (not one.get("begin") and one.get(key, default) < 1):
             return
@@ -107,7 +107,7 @@ def _length(config: Config) -> Iterator[str]:
         length = (config.get("train_cfg") or {}).get(key)
         ends = [
             one["end"]
-            for one in _schedulers(config)
+            for one in as_list(config.get("param_scheduler") or ())
             if isinstance(one.get("end"), int) and one.get("by_epoch", True) == by_epoch
             if type_name(one) not in _WARMUPS or one.get("begin")
         ]
@@ -116,11 +116,6 @@ def _length(config: Config) -> Iterator[str]:
                 f"param_scheduler ends at {max(ends)}, the run at train_cfg.{key}={length}: set "
                 f"end, and milestones, to fit {length}"
             )
-
-
-def _schedulers(config: Config) -> list[Any]:
-    schedulers = config.get("param_scheduler") or ()
-    return list(schedulers) if isinstance(schedulers, (list, tuple)) else [schedulers]
 
 
 def _normalization(config: Config) -> Iterator[str]:

@@ -15,8 +15,7 @@ from mmengine.registry import init_default_scope
 from mmengine.structures import InstanceData
 from torch import nn
 
-from ropevit_mmdet.apis.adaptation.rules import walk
-from ropevit_mmdet.compat.config import type_name
+from ropevit_mmdet.compat.config import type_name, walk
 from ropevit_mmdet.engine.hooks.rope_vit_checks import check_strides
 from ropevit_mmdet.errors import UserError
 from ropevit_mmdet.models.necks.simple_feature_pyramid import SimpleFeaturePyramid

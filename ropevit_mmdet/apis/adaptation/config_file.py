@@ -8,8 +8,7 @@ from typing import Any
 
 from mmengine.config import Config
 
-from ropevit_mmdet.apis.adaptation.rules import KeyPath, walk
-from ropevit_mmdet.compat.config import type_name
+from ropevit_mmdet.compat.config import KeyPath, type_name, walk
 from ropevit_mmdet.engine.config import load_config
 from ropevit_mmdet.errors import UserError
 

@@ -19,14 +19,12 @@ from ropevit_mmdet.apis.adaptation.config_file import config_text, detector_path
 from ropevit_mmdet.apis.adaptation.pyramid import Levels, replace_neck
 from ropevit_mmdet.apis.adaptation.rules import (
     StrideMap,
-    as_list,
     needs_whole_strides,
     scale_images,
     stride_edits,
     test_side,
-    walk,
 )
-from ropevit_mmdet.compat.config import type_name
+from ropevit_mmdet.compat.config import as_list, type_name, walk
 from ropevit_mmdet.errors import UserError
 from ropevit_mmdet.weights.architectures import Arch, names_of
 from ropevit_mmdet.weights.checkpoint import Checkpoint, pretrained_entries, read_checkpoint

@@ -12,8 +12,8 @@ from mmengine.logging import print_log
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
 
-from ropevit_mmdet.apis.adaptation.rules import StrideMap, as_list, plain, walk
-from ropevit_mmdet.compat.config import type_name
+from ropevit_mmdet.apis.adaptation.rules import StrideMap, plain
+from ropevit_mmdet.compat.config import as_list, type_name, walk
 from ropevit_mmdet.errors import UserError
 from ropevit_mmdet.weights.architectures import Arch
 

@@ -2,14 +2,12 @@
 
 import inspect
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mmdet.registry import MODELS, TASK_UTILS
 
-from ropevit_mmdet.compat.config import type_name
-
-KeyPath = tuple[Any, ...]  # keys and list indices from the top of a config
+from ropevit_mmdet.compat.config import type_name, walk
 
 
 class StrideMap:
@@ -138,26 +136,9 @@ def scale_images(config: Mapping[str, Any], img_size: int) -> None:
             settings.update({key: _scaled(settings[key], factor) for key in keys})
 
 
-def walk(value: Any, path: KeyPath = ()) -> Iterator[tuple[KeyPath, dict[str, Any]]]:
-    """All dicts in a value with their paths, outermost first."""
-    items: Any = ()
-    if isinstance(value, dict):
-        yield path, value
-        items = list(value.items())
-    elif isinstance(value, (list, tuple)):
-        items = enumerate(value)
-    for key, part in items:
-        yield from walk(part, (*path, key))
-
-
 def plain(number: float) -> int | float:
     """An int if the value is whole."""
     return int(number) if number == int(number) else round(number, 6)
-
-
-def as_list(value: Any) -> list[Any]:
-    """A list of what is one, several or None."""
-    return list(value) if isinstance(value, (list, tuple)) else [] if value is None else [value]
 
 
 def _with_defaults(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,8 +9,8 @@ from mmdet.registry import DATASETS
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
-from ropevit_mmdet.apis.adaptation.rules import test_side, walk
-from ropevit_mmdet.compat.config import type_name
+from ropevit_mmdet.apis.adaptation.rules import test_side
+from ropevit_mmdet.compat.config import type_name, walk
 from ropevit_mmdet.errors import UserError
 
 _MARGIN = 0.95  # of the free memory

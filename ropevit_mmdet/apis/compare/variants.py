@@ -11,8 +11,7 @@ import torch
 from mmdet.registry import MODELS
 from mmengine.config import Config, ConfigDict
 
-from ropevit_mmdet.apis.adaptation.rules import as_list
-from ropevit_mmdet.compat.config import type_name
+from ropevit_mmdet.compat.config import as_list, type_name
 from ropevit_mmdet.engine.config import build_detector, load_config
 from ropevit_mmdet.errors import UserError
 from ropevit_mmdet.weights.architectures import Arch, names_of, resolve_arch

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ropevit_mmdet.compat.checkpoint import literal_config
+from ropevit_mmdet.compat.checkpoint import embedded_config
 from ropevit_mmdet.compat.config import type_name
 from ropevit_mmdet.errors import UserError
 from ropevit_mmdet.weights.architectures import resolve_arch
@@ -23,7 +23,7 @@ def read(weights: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> dict[str
     meta = metadata.get("meta")
     fields = dict(origin="mmengine", state=dict(weights), head={}, meta=meta)
     try:
-        model = literal_config((meta or {})["cfg"], "").get("model") or {}
+        model = embedded_config(metadata, "").get("model") or {}
         model = model.get("detector", model)  # of semi-supervised training
         return fields | _backbone(model["backbone"]) | dict(rgb_stats=_rgb_stats(model))
     except (UserError, LookupError, TypeError, AttributeError):  # none, or one that is no literals
