@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from functools import partial
-from math import ceil
 
 from mmengine.config import Config, ConfigDict
 
@@ -95,8 +94,8 @@ def fewer_operations(config: Config, photos: Photos, name: str) -> None:
     """A row of `benchmarks.light`, with the anchors of the photos."""
     mild(config, photos)
     smallest, largest = config.model.rpn_head.anchor_generator.scales
-    side = ceil(photos.size / 28) * 28
-    pad = dict(type="BatchFixedSizePad", size=(side, side), pad_mask=photos.has_masks)
+    size = (photos.square, photos.square)
+    pad = dict(type="BatchFixedSizePad", size=size, pad_mask=photos.has_masks)
     settings = light.PUBLISHED | {"model.data_preprocessor.batch_augments": [pad]}
     settings |= light.VARIANTS[name][0]
     kept = {k: v for k, v in settings.items() if photos.has_masks or ".mask_" not in k}

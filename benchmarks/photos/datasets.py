@@ -1,6 +1,7 @@
 """Photos with annotations in COCO's format, and the parts of a config that follow from them."""
 
 import json
+from math import ceil
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +23,11 @@ class Photos(NamedTuple):
     size: int  # pixels: the longer side of an image in the network
     center: float  # pixels there: the middle of the objects' sizes, on a logarithmic scale
     ratio: float  # height / width of the objects, the median
+
+    @property
+    def square(self) -> int:
+        """Pixels: the side of a square that holds an image, of complete cells of stride 28."""
+        return ceil(self.size / 28) * 28
 
     @property
     def metrics(self) -> list[str]:

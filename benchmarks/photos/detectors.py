@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from functools import partial
-from math import ceil
 from pathlib import Path
 
 import torch
@@ -60,15 +59,14 @@ def resnet(photos: Photos, name: str, depth: int) -> Config:
 def peer(photos: Photos, library: str, name: str) -> Config:
     """A detector of another library, on the same batches and with the same optimizer."""
     config = load_config("configs/shapes_maskrcnn.py")
-    size = ceil(photos.size / 28) * 28  # birder's position embedding has one size
-    divisor = size if library == "birder" else 32
+    divisor = photos.square if library == "birder" else 32  # its position embedding has one size
     preprocessor = dict(config.model.data_preprocessor, pad_size_divisor=divisor)
     config.model = ConfigDict(
         type="PeerDetector",
         library=library,
         name=name,
         num_classes=len(photos.classes),
-        size=size,
+        size=photos.square,
         anchor=dict(center=photos.center, ratio=photos.ratio),
         has_masks=photos.has_masks,
         data_preprocessor=preprocessor,
