@@ -140,6 +140,7 @@ def _box_without_size(content: Document) -> None:
 ANNOTATION_CASES = {
     "valid": Case(lambda content: None, ""),
     "no height": Case(_set("images", height=None), "fields", r"1\.png.*no 'height'"),
+    "half a pixel": Case(_set("images", height=83.5), "fields", r"1\.png.*height 83\.5"),
     "number as image": Case(lambda c: c["images"].append(3), "fields", "index 3.*: 3"),
     "duplicate image id": Case(_set("images", id=2), "duplicate ids", "image id 2, 2 times"),
     "text as image id": Case(
@@ -151,6 +152,7 @@ ANNOTATION_CASES = {
     "category gaps": Case(_renumbered("categories", "category_id", lambda i: 10 * i), ""),
     "additional category": Case(_more_categories, "other classes"),
     "no bbox": Case(_set(bbox=None), "fields", "annotation 1 of image 1: no 'bbox'"),
+    "three numbers": Case(_set(bbox=[1, 2, 3]), "fields", r"bbox \[1, 2, 3\]"),
     "NaN in a box": Case(_set(bbox=[NAN, 2, 30, 40]), "fields", "annotation 1 of image 1: bbox"),
     "duplicate id": Case(_set(id=2), "duplicate ids", "annotation id 2, 2 times"),
     "text as id": Case(_set(id="first"), "", None, "text ids"),

@@ -1,5 +1,8 @@
 """The recipes benchmark: which runs it starts, in which order, and its report."""
 
+import zipfile
+from types import SimpleNamespace
+
 import pytest
 
 from benchmarks import recipes
@@ -63,3 +66,26 @@ def test_single_section_starts_what_it_needs(runs, tmp_path, capsys, title):
     names = {run.name for run in runs}
     assert others <= names and len(names) == rows + len(others)
     assert not (tmp_path / "report.md").exists()
+
+
+def test_pretraining_resumes_from_the_last_intact_checkpoint(monkeypatch, tmp_path):
+    models = tmp_path / "models"
+    models.mkdir()
+    for epoch in (1, 2, 3, recipes.EPOCHS):
+        for part in ("", "_states"):
+            path = models / f"{recipes.NETWORK}_shapes_{epoch}{part}.pt"
+            with zipfile.ZipFile(path, "w") as archive:
+                archive.writestr("data", b"1" * 100)
+            if (epoch, part) in ((3, "_states"), (recipes.EPOCHS, "")):
+                path.write_bytes(path.read_bytes()[:-50])
+    commands = []
+
+    def run(command, **_):
+        commands.append(command)
+        return SimpleNamespace(returncode=1)
+
+    monkeypatch.setattr(recipes.subprocess, "run", run)
+    with pytest.raises(SystemExit, match="birder's training failed"):
+        recipes.Recipes(tmp_path, seeds=1, jobs=1).pretrain()
+    (command,) = commands
+    assert command[command.index("--resume-epoch") + 1] == "2"

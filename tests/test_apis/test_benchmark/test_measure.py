@@ -1,12 +1,15 @@
 """Rows of the benchmark, its table and plot, and the command."""
 
+import ctypes
 import json
+import os
 from importlib import import_module
 
 import pytest
+import torch
 
 from benchmarks import peers
-from ropevit_mmdet.apis.benchmark.measure import Bench, measure
+from ropevit_mmdet.apis.benchmark.measure import Bench, in_new_process, measure
 from ropevit_mmdet.apis.benchmark.report import plot, table
 from ropevit_mmdet.errors import UserError
 from tests.commands import fails, ropevit
@@ -18,7 +21,12 @@ ARGV = ["--sizes", "112", "--runs", "1", "--device", "cpu", "--threads", "1"]
 @pytest.fixture
 def quick(monkeypatch):
     """Memory in this process: another one imports everything again. Small matrix products."""
-    monkeypatch.setattr(measuring, "in_new_process", lambda function, *args: function(*args))
+
+    def in_this_process(function, *args):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)  # else memory that other tests freed is used again
+        return function(*args)
+
+    monkeypatch.setattr(measuring, "in_new_process", in_this_process)
     monkeypatch.setattr(measuring, "_MATRIX", {"cpu": 64})
 
 
@@ -112,3 +120,14 @@ def test_peers_have_the_command(monkeypatch, capsys):
     assert "--data only configs" in capsys.readouterr().err
     with pytest.raises(UserError, match="multiples of 56, not 57"):
         assert Bench(peers.PEERS["windows"], 57).work
+
+
+def test_the_matrix_rate_counts_multiplications_and_additions(monkeypatch):
+    monkeypatch.setattr(measuring, "_MATRIX", {"cpu": 100})
+    clock = iter([10.0, 12.0])
+    monkeypatch.setattr(measuring, "_clock", lambda device: next(clock))
+    assert measuring.matrix_rate(torch.device("cpu"), torch.float32) == 1e6
+
+
+def test_memory_is_measured_in_a_new_process():
+    assert in_new_process(os.getpid) != os.getpid()

@@ -94,3 +94,15 @@ def test_networks_are_compiled_and_what_they_contain_is_not(monkeypatch):
     work = Bench(PEERS["torchvision::retinanet_resnet50_fpn_v2"], 64, compiled=True).work
     assert [call.__self__ for call in compiled] == [work.model.backbone, work.model.head]
     assert work.model.backbone.fpn._compiled_call_impl is None
+
+
+def test_operations_of_a_dense_head_by_hand():
+    """Two convolutions for classes and for boxes, then 2 anchors of 5 classes or 4 distances."""
+    cells = 16**2 + 8**2 + 4**2  # of strides 7, 14 and 28 at 112 pixels
+    expected = 2 * 9 * 64 * cells * (4 * 64 + 2 * 5 + 2 * 4)
+    forward = Bench("shapes_retinanet", 112).flops()
+    assert forward["dense head"] == expected
+    training = Bench("shapes_retinanet", 112, "training", batch=2).flops()
+    assert training["dense head"] == 2 * expected
+    networks = 2 * sum(forward.values())
+    assert 2 * networks < training["backward"] < 2.5 * networks  # attention recomputes its weights

@@ -9,12 +9,15 @@ import torch
 from mmdet.registry import MODELS
 from mmengine.logging import MMLogger
 from mmengine.model import BaseModule
+from mmengine.runner import Runner
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_model_state_dict
 
 from ropevit_mmdet import FrozenBackbone
 from ropevit_mmdet.engine.config import load_config
 from ropevit_mmdet.models.backbones.frozen_backbone import FeatureCache
+from ropevit_mmdet.visualization import read_run
+from tests.tiny_coco import write_tiny
 
 PLAIN = dict(type="RoPEViT", arch="rope_vit_t14", window_size=4, out_indices=(5, 11))
 FILES = "*.safetensors"
@@ -233,3 +236,34 @@ def test_reading_takes_less_than_a_tenth_of_the_time_of_computing(tmp_path):
             model(images)
         seconds.append(time.perf_counter() - start)
     assert min(seconds[1:]) < 0.1 * seconds[0]
+
+
+def test_a_run_with_cache_has_the_losses_of_one_without(tmp_path):
+    config = write_tiny(tmp_path)
+    losses = []
+    for name, directory in (("plain", None), ("cached", str(tmp_path / "maps"))):
+        backbone = dict(PLAIN, out_indices=1, window_size=None)
+        changes = {
+            "model.backbone": dict(
+                _delete_=True, type="FrozenBackbone", backbone=backbone, cache_dir=directory
+            ),
+            "model.neck": dict(
+                _delete_=True,
+                type="SimpleFeaturePyramid",
+                in_channels=192,
+                out_channels=16,
+                scale_factors=(1, 0.5),
+                num_outs=2,
+            ),
+            "model.bbox_head.anchor_generator.strides": [14, 28],
+            "train_cfg.max_iters": 6,  # three times through the four images
+            "default_hooks.logger": dict(type="LoggerHook", interval=1),
+        }
+        loaded = load_config(config, changes, work_dir=str(tmp_path / name))
+        runner = Runner.from_cfg(loaded)
+        calls = spy(runner.model.backbone)
+        runner.train()
+        assert calls.count(2) == (6 if directory is None else 2)  # single ones are validation
+        losses.append([entry["loss"] for entry in read_run(tmp_path / name).train])
+    assert len(losses[0]) == 6 and losses[0][0] != losses[0][4]
+    torch.testing.assert_close(losses[1], losses[0], rtol=1e-6, atol=1e-6)

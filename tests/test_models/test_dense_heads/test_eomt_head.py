@@ -248,3 +248,16 @@ def build_head(patch_size):
 def test_head_that_does_not_fit_the_backbone(head, message):
     with pytest.raises(UserError, match=message):
         build(head=head)
+
+
+def test_checkpointing_changes_no_gradient():
+    images, gradients = torch.randn(2, 3, 56, 56), []
+    for with_cp in (False, True):
+        torch.manual_seed(3)
+        model = build(with_cp=with_cp).train()
+        torch.manual_seed(4)
+        model.panoptic_head.attn_mask_probs.fill_(0.5)
+        losses = model.loss(images, samples(images, [(56, 56)] * 2))
+        sum(losses.values()).backward()
+        gradients.append([p.grad for p in model.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*gradients))
