@@ -23,6 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
+import ropevit_mmdet
 from ropevit_mmdet.models.layers._tracing import is_traced
 from ropevit_mmdet.weights.architectures import check_values
 
@@ -36,8 +37,9 @@ class FrozenBackbone(BaseModule):
 
     Args:
         backbone: config of any registered backbone; its `init_cfg` names the weights.
-        cache_dir: directory for feature maps, keyed by weights and images; None: no cache. An
-            augmented image is another image, so only data that stays the same in every epoch gains.
+        cache_dir: directory for feature maps, keyed by package version, weights and images; None:
+            no cache. An augmented image is another image, so only data that stays the same in every
+            epoch gains.
         max_gb: GB (10^9 bytes), limit of the directory; a full cache is read, but not written.
 
     Raises:
@@ -105,7 +107,7 @@ class FrozenBackbone(BaseModule):
         known = self._cache  # read once: threads share the model
         if known is None or known[1] != weights:
             assert self._directory is not None  # of `forward`
-            key = content_key(self._settings, tensors)
+            key = content_key(f"{ropevit_mmdet.__version__} {self._settings}", tensors)
             known = FeatureCache(Path(self._directory), key, self._max_bytes), weights
             self._cache = known
         return known[0]

@@ -140,7 +140,7 @@ def test_an_image_is_computed_once(images, tmp_path):
     assert calls == []
 
 
-def test_other_weights_settings_or_pixels_are_computed(images, tmp_path):
+def test_other_weights_settings_versions_or_pixels_are_computed(images, tmp_path, monkeypatch):
     frozen(tmp_path)(images)
     model = frozen(tmp_path)
     calls = spy(model)
@@ -156,6 +156,10 @@ def test_other_weights_settings_or_pixels_are_computed(images, tmp_path):
         calls = spy(other)
         other(images)
         assert calls == [3]
+    monkeypatch.setattr("ropevit_mmdet.__version__", "another")
+    calls = spy(updated := frozen(tmp_path))
+    updated(images)
+    assert calls == [3]
 
 
 def test_weights_that_are_loaded_later_are_noticed(images, tmp_path):
