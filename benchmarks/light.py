@@ -1,6 +1,6 @@
-"""Measure what the operations of a detector buy: AP next to GFLOP on the synthetic shapes.
+"""Measure what the operations of a detector buy: AP next to its cost on the synthetic shapes.
 
-    python -m benchmarks.light
+    python -m benchmarks.light --plot light.png
 
 Mask R-CNN of `configs/shapes_transfer.py` with the backbone of `benchmarks.recipes`, and what is
 published for COCO: windows of the pretraining grid, two RPN convolutions, square batches. One
@@ -9,7 +9,8 @@ command resumes.
 """
 
 import argparse
-import json
+from collections.abc import Iterable
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -18,10 +19,12 @@ import torch
 from mmengine.config import Config
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.recipes import SMALL, Recipes, ap_cell
-from ropevit_mmdet.apis.compare.experiment import mean_and_spread
+from benchmarks.recipes import SMALL, Recipes, log
+from ropevit_mmdet.apis.compare.cost import measure_costs
+from ropevit_mmdet.apis.compare.report import markdown, plot_cost, rows_of
 from ropevit_mmdet.engine.config import build_detector, load_config
 from ropevit_mmdet.errors import one_line_errors
+from ropevit_mmdet.visualization._figure_file import save_figure
 
 SIDE, DETECTIONS = 224, 5  # pixels, and masks per image, of the shapes
 PROPOSALS = "model.test_cfg.rpn.max_per_img"  # 100 are published, as 1,000 of COCO
@@ -72,32 +75,36 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--jobs", type=int, default=1, help="parallel runs (default: 1)")
     parser.add_argument("--only", nargs="+", choices=VARIANTS, metavar="ROW", default=[*VARIANTS])
     parser.add_argument("--iterations", type=int, help="of a trial (default: the config's)")
+    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="box AP over the latency")
     args = parser.parse_args(argv)
     with one_line_errors():
         recipes = Recipes(args.root.resolve(), args.seeds, args.jobs)
         recipes.start_from(args.weights)
-        rows = [row(name, futures) for name, futures in started(recipes, args).items()]
-    (recipes.root / "light.json").write_text(json.dumps(rows, indent=1) + "\n")
-    print(table(rows))
+        futures = started(recipes, args)
+        results = {name: [result_of(one) for one in several] for name, several in futures.items()}
+        costs = costs_at_test(recipes, results)
+        rows = rows_of(results, dict(zip(results, costs, strict=True)))
+        if args.plot:
+            save_figure(plot_cost(rows), args.plot)
+    print(markdown(rows))
 
 
-def started(recipes: Recipes, args: argparse.Namespace) -> dict[str, list]:
+def started(recipes: Recipes, args: argparse.Namespace) -> dict[str, list[Future]]:
     """The runs of each row; those that only test wait for the training that they start from."""
     iterations = args.iterations or recipes.config.train_cfg.max_iters
     length = {f"train_cfg.{key}": iterations for key in ("max_iters", "val_interval")}
     common = recipes.pretrained() | PUBLISHED | length
 
-    def runs(name: str) -> list:
+    def runs(name: str) -> list[Future]:
         settings, trains = VARIANTS[name]
-        directory = f"light {name}".replace("light light", "light all")
-        options = [common | settings for _ in recipes.seeds]
-        if not trains:
-            first = recipes.root / "runs" / "light-published-seed{}" / f"iter_{iterations}.pth"
-            options = [o | {"load_from": str(first).format(i)} for i, o in enumerate(options)]
-        return [
-            recipes.run(None, directory, SMALL, one, seed, trains=trains)
-            for seed, one in zip(recipes.seeds, options, strict=True)
-        ]
+        futures = []
+        for seed in recipes.seeds:
+            options = common | settings
+            if not trains:
+                first = recipes.directory(run_name("published"), seed)
+                options |= {"load_from": str(first / f"iter_{iterations}.pth")}
+            futures.append(recipes.run(None, run_name(name), SMALL, options, seed, trains=trains))
+        return futures
 
     names = dict.fromkeys(["published", *args.only])
     trained = {name: runs(name) for name in names if VARIANTS[name][1]}
@@ -106,25 +113,31 @@ def started(recipes: Recipes, args: argparse.Namespace) -> dict[str, list]:
     return {name: trained.get(name) or runs(name) for name in names}
 
 
-def row(name: str, futures: list) -> dict[str, Any]:
-    results = [future.result() for future in futures]
-    metrics = {
-        key: [100 * result["metrics"][f"coco/{key}_mAP"] for result in results]
-        for key in ("bbox", "segm")
-    }
-    config = load_config(SMALL, PUBLISHED | VARIANTS[name][0])
-    seconds = [result["train_seconds"] for result in results if result["train_seconds"]]
-    return dict(name=name, gflop=sum(gflop(config).values()), seconds=seconds, **metrics)
+def run_name(variant: str) -> str:
+    return f"light {variant}".replace("light light", "light all")
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    lines = ["| | GFLOP | of published | box AP | mask AP | training, s |", "|---" * 6 + "|"]
-    for one in rows:
-        cells = [one["name"], f"{one['gflop']:.2f}", f"{one['gflop'] / rows[0]['gflop']:.0%}"]
-        cells += [ap_cell(one[key]) for key in ("bbox", "segm")]
-        cells.append(f"{mean_and_spread(one['seconds'])[0]:.0f}" if one["seconds"] else "")
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+def result_of(run: Future) -> dict[str, Any]:
+    result = run.result()
+    aps = {key: result["metrics"][key] for key in ("coco/bbox_mAP", "coco/segm_mAP")}
+    return result | {"metrics": aps}
+
+
+def costs_at_test(recipes: Recipes, names: Iterable[str]) -> list[dict[str, float]]:
+    """Parameters, operations of the whole detector, and images per second, interleaved."""
+    configs = [load_config(SMALL, PUBLISHED | VARIANTS[name][0]) for name in names]
+    directories = [recipes.directory(run_name(name), 0) for name in names]
+    counts = [sum(gflop(config).values()) for config in configs]
+    measured = measure_costs(directories, log)
+    return [
+        {
+            "parameters, M": one["parameters, M"],
+            "GFLOP": count,
+            "% of published": 100 * count / counts[0],
+            "images/s": one["images/s"],
+        }
+        for one, count in zip(measured, counts, strict=True)
+    ]
 
 
 def gflop(

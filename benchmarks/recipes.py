@@ -212,8 +212,7 @@ class Recipes:
         }
         if trains:
             data["train_dataloader.dataset.data_root"] = str(self.data)
-        directory = name.replace(", ", "-").replace(" ", "-")
-        run = Run(directory, config, data | options, seed, trains)
+        run = Run(dashed(name), config, data | options, seed, trains)
         if run.directory not in self.started:
             self.started[run.directory] = self.pool.submit(result_of, run, self.root / "runs", log)
         if title is not None:
@@ -235,9 +234,12 @@ class Recipes:
     def frozen(self) -> dict:
         return self.pretrained() | FROZEN | {DECAY: 1.0}
 
+    def directory(self, name: str, seed: int) -> Path:
+        return self.root / "runs" / Run(dashed(name), "", seed=seed).directory
+
     def detector(self, name: str, seed: int) -> str:
         iterations = self.config.train_cfg.max_iters
-        return str(self.root / "runs" / f"{name}-seed{seed}" / f"iter_{iterations}.pth")
+        return str(self.directory(name, seed) / f"iter_{iterations}.pth")
 
     def report(self) -> str:
         lines = []
@@ -256,6 +258,11 @@ class Recipes:
                 lines.append(f"| {' | '.join(cells)} |")
             lines.append("")
         return "\n".join(lines)
+
+
+def dashed(name: str) -> str:
+    """The name of a run as one of a directory."""
+    return name.replace(", ", "-").replace(" ", "-")
 
 
 def ap_cell(values: list[float]) -> str:

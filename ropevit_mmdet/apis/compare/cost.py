@@ -52,7 +52,7 @@ def measure_costs(
 def finished(directory: Path, bench: Bench) -> Work:
     """The detector of a finished run, and its test images one by one, from the first again."""
     config = Config.fromfile(directory / CONFIG_FILE)
-    checkpoint = str(latest_checkpoint(directory))
+    checkpoint = str(latest_checkpoint(directory) or config.load_from)  # the latter of a test
     model = Detector(checkpoint, config=config, device=bench.device).model
     data, meter = DATASETS.build(config.test_dataloader.dataset), PartMeter()
     meter.attach_detector(model, training=False, compiled=False)
