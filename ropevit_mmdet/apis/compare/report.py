@@ -63,7 +63,7 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def plot_cost(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """Plots box AP, or else mask AP, over milliseconds per image; see `rows_of`."""
-    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    figure = Figure(figsize=(9.0, 4.2), layout="constrained")
     axis = figure.subplots()
     heading = next(iter(rows[0]["AP"]))
     for i, row in enumerate(rows):
@@ -73,10 +73,9 @@ def plot_cost(rows: Sequence[Mapping[str, Any]]) -> Figure:
         style = line_style(i) | {"marker": "os^D"[i % 4]}
         axis.errorbar(latency, mean, yerr=spread, capsize=4, label=label, **style)
     axis.set(xlabel="milliseconds per image", ylabel=f"{heading}, percent, test images")
-    axis.set_xlim(left=0, right=1.15 * axis.get_xlim()[1])
-    axis.set_ylim(bottom=0, top=1.1 * axis.get_ylim()[1])
+    axis.margins(0.1)
     axis.grid(alpha=0.3)
-    axis.legend(fontsize=8)
+    figure.legend(loc="outside right upper", fontsize=8)
     return figure
 
 
