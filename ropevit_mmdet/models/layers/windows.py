@@ -57,7 +57,7 @@ def window_groups(grid: tuple[int, int], window: int | None) -> tuple[WindowGrou
         return (WindowGroup(0, 0, 1, 1, *grid),)
 
     def runs(length: int) -> list[tuple[int, int, int]]:  # (start, windows, patches of a window)
-        count, rest = divmod(length, window)
+        count, rest = length // window, length % window  # torch.compile traces no divmod
         full = [(0, count, window)] if count else []
         return full + ([(count * window, 1, rest)] if rest else [])
 
@@ -91,11 +91,12 @@ def to_grid(tokens: Tensor, groups: tuple[WindowGroup, ...]) -> Tensor:
         part = part.permute(0, 1, 3, 2, 4, 5)  # [B, rows, height, columns, width, C]
         parts.append(part.reshape(batch, g.rows * g.height, g.columns * g.width, channels))
         start += size
-    bands = []  # groups with the same top are neighbors in a row
-    for top in sorted({g.top for g in groups}):
-        band = [part for g, part in zip(groups, parts, strict=True) if g.top == top]
-        bands.append(_join(band, dim=2))
-    return _join(bands, dim=1)
+    bands: list[list[Tensor]] = []  # of groups next to each other; no set of tops: for that,
+    for g, part in zip(groups, parts, strict=True):  # torch.compile would fix the size of the grid
+        if g.left == 0:
+            bands.append([])
+        bands[-1].append(part)
+    return _join([_join(band, dim=2) for band in bands], dim=1)
 
 
 def split_windows(x: Tensor, groups: tuple[WindowGroup, ...], num_special: int) -> Tensor:

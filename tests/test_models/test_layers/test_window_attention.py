@@ -4,8 +4,9 @@ import shutil
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
 
-from ropevit_mmdet import RoPEViT
+from ropevit_mmdet import RoPEViT, SimpleFeaturePyramid
 from tests.oracle import (
     SMALL,
     birder_map,
@@ -134,22 +135,32 @@ def rotate(x, cos, sin, rotation):
     return out
 
 
-@pytest.mark.parametrize("windows", [{}, dict(window_size=4, global_attn_indices=(1,))], ids=bool)
-def test_compiled_equals_eager(windows):
-    """Windows at fixed sizes: with dynamic ones compiling takes half a minute."""
-    model = small(SMALL | dict(num_layers=2), **windows)
-    compiled = torch.compile(model, dynamic=not windows, backend="eager")
-    for size in ((112, 168), (70, 98)):
-        images = seeded_images((1, 3, *size))  # tables are float32
+@pytest.mark.parametrize(
+    ("windows", "graphs"), [({}, 3), (dict(window_size=4, global_attn_indices=(1,)), 6)], ids=bool
+)
+def test_few_graphs_are_compiled_for_all_sizes(windows, graphs):
+    """Two of a fixed height or width, then one, or one per kind of ragged windows."""
+    torch._dynamo.reset()
+    counters.clear()
+    backbone = small(SMALL | dict(num_layers=2), **windows)
+    neck = fill(SimpleFeaturePyramid(backbone.arch.hidden_dim, out_channels=8)).double().eval()
+    model = torch.nn.Sequential(backbone, neck)
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    sizes = ((8, 8), (8, 10), (12, 8), (16, 14), (10, 14), (14, 16), (22, 10), (24, 28))
+    for rows, columns in sizes:  # patches
+        images = seeded_images((1, 3, 14 * rows, 14 * columns))  # tables are float32
         assert relative_error(run(compiled, images), run(model, images)) <= 1e-6
+    assert counters["stats"]["unique_graphs"] == graphs
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
-@pytest.mark.parametrize("window_size", [None, 16])
-def test_inductor_equals_eager_up_to_rounding(window_size):
-    model = small(window_size=window_size, global_attn_indices=(1, 3)).float()
-    compiled = torch.compile(model, dynamic=True)
+@pytest.mark.parametrize(
+    "windows", [{}, dict(window_size=16, global_attn_indices=(1, 3))], ids=bool
+)
+def test_inductor_equals_eager_up_to_rounding(windows):
+    model = small(**windows).float()
+    compiled = torch.compile(model, dynamic=True, fullgraph=True)
     for size in ((224, 224), (448, 672), (280, 364)):
         images = seeded_images((1, 3, *size)).float()
         assert relative_error(run(compiled, images), run(model, images)) <= 1e-4
