@@ -28,6 +28,8 @@ _WRONG_SETTING = re.compile(
     r"\S+ is not in the [\w: -]+ registry|`cfg` .+ must contain the key \"type\".*"
     r"|.*__init__\(\) (got an unexpected keyword|missing \d+ required).+"
 )
+# The config in a checkpoint runs no code, and so imports nothing.
+_NOT_IMPORTED = ": is its name right, and its module in custom_imports of a CONFIG that you pass?"
 
 
 class UserError(ValueError):
@@ -82,7 +84,9 @@ def _wrong_setting(error: BaseException) -> str | None:
     functions = [frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)]
     builds = [os.path.basename(one.co_filename) == "build_functions.py" for one in functions]
     match = _WRONG_SETTING.match(str(error.args[0])) if any(builds) and error.args else None
-    return match[0] if match and (builds[-1] or functions[-1].co_name == "__init__") else None
+    if not match or not (builds[-1] or functions[-1].co_name == "__init__"):
+        return None
+    return match[0] + _NOT_IMPORTED * match[0].endswith(" registry")
 
 
 def _cause(error: Exception) -> Exception:

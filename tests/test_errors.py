@@ -89,7 +89,7 @@ class Passing(Sized):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (dict(type="Gone"), "Gone is not in the mmdet::hook registry"),
+        (dict(type="Gone"), "Gone is not in the mmdet::hook registry: is its name right, and its "),
         (dict(type=Sized, x=1), "Sized.__init__() got an unexpected keyword argument 'x'"),
         (dict(type=Passing, x=1), "Sized.__init__() got an unexpected keyword argument 'x'"),
         (dict(type=Passing, size=1), ""),
