@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     help = "working directories or scalars.json of runs, as PATH or NAME=PATH; or one result file"
     parser.add_argument("paths", nargs="+", metavar="PATH", help=help)
     runs = parser.add_argument_group("runs")
-    runs.add_argument("--out", default="run.png", metavar="FILE.png", help="default: run.png")
+    runs.add_argument("--out", metavar="FILE.png", help="default: run.png")
     help = "of validation (default: coco/bbox_mAP)"
     runs.add_argument("--metric", default="coco/bbox_mAP", help=help)
     results = parser.add_argument_group("results")
@@ -42,13 +42,13 @@ def plot_curves(args: argparse.Namespace) -> None:
 
     from ropevit_mmdet.visualization import check_png, plot_runs, read_run, save_figure
 
-    check_png(args.out)
-    runs = []
+    out, runs = args.out or "run.png", []
+    check_png(out)
     for text in args.paths:
         name, equals, path = text.partition("=")
         named = equals and not Path(text).exists()
         runs.append(read_run(path, name) if named else read_run(text))
-    save_figure(plot_runs(runs, metric=args.metric), args.out)
+    save_figure(plot_runs(runs, metric=args.metric), out)
     for one in runs:
         parts = [f"loss {e['loss']:.4g} at iteration {e['step']}" for e in one.train[-1:]]
         measured = [entry for entry in one.val if not math.isnan(entry.get(args.metric, math.nan))]
@@ -56,7 +56,7 @@ def plot_curves(args: argparse.Namespace) -> None:
             best = max(measured, key=lambda entry: entry[args.metric])
             parts.append(f"best {args.metric} {best[args.metric]:.3f} at iteration {best['step']}")
         print(f"{one.name}: {', '.join(parts)}")
-    print(f"figure: {args.out}")
+    print(f"figure: {out}")
 
 
 def plot_results(args: argparse.Namespace) -> None:
@@ -75,6 +75,8 @@ def plot_results(args: argparse.Namespace) -> None:
         save_figure,
     )
 
+    if args.out:
+        raise UserError(f"--out {args.out}: with --config, name a directory: --out-dir DIRECTORY")
     file, *others = args.paths
     thresholds = dict(score_thr=args.score_thr, tp_iou_thr=args.tp_iou_thr)
     check_output_directory(args.out_dir)

@@ -59,6 +59,7 @@ def test_the_command_plots_results_and_writes_their_numbers(tmp_path, capsys):
     for name in ("gone.json", tmp_path / "result.pkl"):
         assert "ropevit test --out" in fails(capsys, "plot", name, *argv)
     assert "one result file at a time" in fails(capsys, "plot", file, "other.json", *argv)
+    assert "--out-dir DIRECTORY" in fails(capsys, "plot", file, *argv, "--out", "figure.png")
     annotations = tmp_path / "data" / "annotations.json"
     content = json.loads(annotations.read_text())
     content["annotations"][0]["id"] = 0  # COCO's evaluation would miss the object
