@@ -91,8 +91,10 @@ def to_grid(tokens: Tensor, groups: tuple[WindowGroup, ...]) -> Tensor:
         part = part.permute(0, 1, 3, 2, 4, 5)  # [B, rows, height, columns, width, C]
         parts.append(part.reshape(batch, g.rows * g.height, g.columns * g.width, channels))
         start += size
-    bands: list[list[Tensor]] = []  # of groups next to each other; no set of tops: for that,
-    for g, part in zip(groups, parts, strict=True):  # torch.compile would fix the size of the grid
+    # Groups from one left edge to the next are neighbors in a row. A set of their tops would do, but
+    # torch.compile fixes values that are hashed: a graph for every height.
+    bands: list[list[Tensor]] = []
+    for g, part in zip(groups, parts, strict=True):
         if g.left == 0:
             bands.append([])
         bands[-1].append(part)
