@@ -91,7 +91,7 @@ def to_grid(tokens: Tensor, groups: tuple[WindowGroup, ...]) -> Tensor:
         part = part.permute(0, 1, 3, 2, 4, 5)  # [B, rows, height, columns, width, C]
         parts.append(part.reshape(batch, g.rows * g.height, g.columns * g.width, channels))
         start += size
-    # Groups from one left edge to the next are neighbors in a row. A set of their tops would do, but
+    # Groups up to the next left edge are neighbors in a row. A set of their tops would do, but
     # torch.compile fixes values that are hashed: a graph for every height.
     bands: list[list[Tensor]] = []
     for g, part in zip(groups, parts, strict=True):
