@@ -127,6 +127,8 @@ class SimpleFeaturePyramid(BaseModule):
             levels.append(layer(levels[-1]))
         if torch.is_autocast_enabled(inputs.device.type):  # RoIs take the dtype of the levels
             levels = [level.float() for level in levels]
+        if len(levels) == 1:  # CenterNet views a whole map as a row; channels are last until here
+            levels = [levels[0].contiguous()]
         pairs = zip(self.own_strides, self.strides, strict=True)
         return tuple(_resample(level, *pair) for level, pair in zip(levels, pairs))
 

@@ -202,3 +202,10 @@ def test_levels_can_be_viewed(arguments, grid, kind):
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, kind == "autocast"):
         for level in neck(torch.randn(2, 16, *grid, dtype=dtype)):
             assert torch.equal(level.view(2, 8, -1), level.flatten(2))
+
+
+def test_a_single_level_can_be_viewed_as_a_row():
+    """CenterNet does so with the output of its convolutions, which keeps the order in memory."""
+    (level,) = pyramid(scale_factors=(2,), num_outs=1)(torch.randn(2, 16, 5, 7))
+    output = torch.nn.Conv2d(8, 3, 3)(level)
+    assert torch.equal(output.view(2, -1), output.flatten(1))
