@@ -139,7 +139,10 @@ def rotate(x, cos, sin, rotation):
     ("windows", "graphs"), [({}, 3), (dict(window_size=4, global_attn_indices=(1,)), 6)], ids=bool
 )
 def test_few_graphs_are_compiled_for_all_sizes(windows, graphs):
-    """Two of a fixed height or width, then one, or one per kind of ragged windows."""
+    """Two of a fixed height or width, then one, or one per kind of ragged windows.
+
+    With windows it takes 10 to 30 s, of six compilations; a graph that breaks is a silent loss.
+    """
     torch._dynamo.reset()
     counters.clear()
     backbone = small(SMALL | dict(num_layers=2), **windows)
